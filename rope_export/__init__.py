@@ -1,0 +1,49 @@
+"""Rotary attention from PyTorch to ONNX, proven to compute what eager PyTorch computes.
+
+The public names are loaded when first used: importing this package, or running an exported
+artifact with `open_session`, needs neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rope_export.artifact import Artifact
+    from rope_export.attention import RotaryAttention
+    from rope_export.errors import RopeExportError
+    from rope_export.exporter import export
+    from rope_export.parity import verify
+    from rope_export.runtimes import open_session
+    from rope_export.spec import AttentionSpec
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Artifact": "rope_export.artifact",
+    "AttentionSpec": "rope_export.spec",
+    "RopeExportError": "rope_export.errors",
+    "RotaryAttention": "rope_export.attention",
+    "export": "rope_export.exporter",
+    "open_session": "rope_export.runtimes",
+    "verify": "rope_export.parity",
+}
+
+__all__ = [
+    "Artifact",
+    "AttentionSpec",
+    "RopeExportError",
+    "RotaryAttention",
+    "export",
+    "open_session",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

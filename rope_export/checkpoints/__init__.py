@@ -1,0 +1,115 @@
+"""Where a layer comes from: a checkpoint folder, a config whose weights are drawn, or a hub id."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rope_export.checkpoints.config import read_config, read_spec
+from rope_export.checkpoints.drawn import drawn_weights
+from rope_export.checkpoints.hub import Hub
+from rope_export.checkpoints.tensors import (
+    Folder,
+    Locator,
+    files_by_tensor,
+    layer_tensors,
+    read_layer,
+)
+from rope_export.errors import CheckpointError
+from rope_export.spec import AttentionSpec, DType
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One layer's facts, and a way to its weights, which are read only when asked for.
+
+    facts: what a manifest says of the source: its kind, layer, seed and the config's hash.
+    path: where it was found, to find it again when the artifact is verified.
+    names: full name of each tensor in the checkpoint.
+    """
+
+    spec: AttentionSpec
+    facts: dict[str, Any]
+    path: str
+    names: dict[str, str]
+    weights: Callable[[], dict[str, Tensor]]
+
+
+def open_source(
+    source: str | Path, *, layer: int = 0, dtype: DType = "float32", seed: int = 0
+) -> Source:
+    """Find SOURCE and read its config; see `Source`.
+
+    source: a checkpoint folder (config.json and safetensors), a config file, or a hub id.
+    layer: index of the layer. dtype: what weights are rounded to. seed: for drawn weights.
+    Raises: CheckpointError or SpecError for what is not there, damaged or not supported.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _checkpoint(Folder(path), str(path.resolve()), layer, dtype)
+    if path.is_file():
+        return _drawn(path, layer, dtype, seed)
+    if HUB_ID.fullmatch(str(source)) and not path.parent.is_dir():
+        return _checkpoint(Hub(str(source)), str(source), layer, dtype)
+    raise CheckpointError(
+        f"{source}: no such folder or file; SOURCE is a checkpoint folder, a config file or a hub "
+        f"id like 'owner/name'."
+    )
+
+
+def _spec(config: dict[str, Any], layer: int, dtype: DType) -> AttentionSpec:
+    return dataclasses.replace(read_spec(config, layer=layer), dtype=dtype)
+
+
+def _config_hash(config: dict[str, Any]) -> str:
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _checkpoint(locator: Locator, path: str, layer: int, dtype: DType) -> Source:
+    file = locator.find("config.json")
+    if file is None:
+        raise CheckpointError(f"{locator}: there is no config.json.")
+    config = read_config(file)
+    spec = _spec(config, layer, dtype)
+    files = files_by_tensor(locator)
+    names = layer_tensors(files, layer, spec)
+    return Source(
+        spec=spec,
+        facts={"kind": "checkpoint", "layer": layer, "config_sha256": _config_hash(config)},
+        path=path,
+        names=names,
+        weights=lambda: read_layer(locator, files, names, spec),
+    )
+
+
+def _drawn(file: Path, layer: int, dtype: DType, seed: int) -> Source:
+    if file.suffix != ".json":
+        raise CheckpointError(
+            f"{file}: SOURCE is a folder with config.json and safetensors, or a config file "
+            f"ending in .json."
+        )
+    if seed < 0:
+        raise CheckpointError(f"seed={seed}: it must be 0 or more.")
+    config = read_config(file)
+    spec = _spec(config, layer, dtype)
+    return Source(
+        spec=spec,
+        facts={
+            "kind": "drawn",
+            "layer": layer,
+            "seed": seed,
+            "config_sha256": _config_hash(config),
+        },
+        path=str(file.resolve()),
+        names={name: name for name in spec.weight_shapes},
+        weights=lambda: drawn_weights(spec, seed, layer),
+    )

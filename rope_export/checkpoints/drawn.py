@@ -1,0 +1,27 @@
+"""Weights drawn from a seed, for a config without a checkpoint."""
+
+import math
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rope_export.spec import AttentionSpec
+
+
+def drawn_weights(spec: AttentionSpec, seed: int, layer: int = 0) -> dict[str, Tensor]:
+    """Normal weights of variance 1 / in_features, biases of variance 1 / 4, in the spec's dtype.
+
+    With them q, k and v of a unit normal input are unit normal, and the scores spread by about 1,
+    so that no part of the layer hides behind another. Each tensor has a stream of its own, the
+    same on every machine.
+    """
+    weights = {}
+    for name, shape in spec.weight_shapes.items():
+        stream = np.random.Generator(np.random.PCG64([seed, layer, crc32(name.encode())]))
+        spread = 1 / math.sqrt(shape[1]) if len(shape) == 2 else 0.5
+        values = stream.standard_normal(shape, dtype=np.float32)
+        values *= np.float32(spread)
+        weights[name] = torch.from_numpy(values).to(getattr(torch, spec.dtype))
+    return weights

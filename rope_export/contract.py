@@ -1,0 +1,99 @@
+"""The tensors of an artifact: their names, dtypes and symbolic shapes, and checks against them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rope_export.errors import TensorError
+
+TOTAL = "past + sequence"
+"""Cache slots after a call; the axis called "total" has as many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorType:
+    """A tensor's name, dtype and shape; an axis is a size, the name of a dynamic one, or a sum."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> "TensorType":
+        return cls(name=facts["name"], dtype=facts["dtype"], shape=tuple(facts["shape"]))
+
+    def sized(self, axes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with its dynamic axes filled in."""
+        return tuple(
+            axis if isinstance(axis, int) else sum(axes[term] for term in axis.split(" + "))
+            for axis in self.shape
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}({', '.join(map(str, self.shape))})"
+
+
+def attention_tensors(
+    *, hidden_size: int, kv_heads: int, head_dim: int, dtype: str, cache: str, padding: bool
+) -> tuple[tuple[TensorType, ...], tuple[TensorType, ...]]:
+    """Inputs and outputs of an attention artifact, in order."""
+    hidden = ("batch", "sequence", hidden_size)
+    past, present = (("batch", kv_heads, axis, head_dim) for axis in ("past", TOTAL))
+    inputs = [
+        TensorType(name="hidden_states", dtype=dtype, shape=hidden),
+        TensorType(name="position_ids", dtype="int64", shape=("batch", "sequence")),
+    ]
+    outputs = [TensorType(name="attention_output", dtype=dtype, shape=hidden)]
+    if cache == "growing":
+        inputs += [TensorType(name=f"past_{x}", dtype=dtype, shape=past) for x in ("key", "value")]
+        outputs += [
+            TensorType(name=f"present_{x}", dtype=dtype, shape=present) for x in ("key", "value")
+        ]
+    if padding:
+        mask = TensorType(name="attention_mask", dtype="int64", shape=("batch", "total"))
+        inputs.append(mask)
+    return tuple(inputs), tuple(outputs)
+
+
+def bind_axes(
+    types: Sequence[TensorType], given: Mapping[str, tuple[str, Sequence[int]]]
+) -> dict[str, int]:
+    """The sizes of the dynamic axes of a call, after checking names, dtypes and shapes.
+
+    given: dtype and shape of each tensor by name.
+    Raises: TensorError naming the tensor, what it is and what it should be.
+    """
+    names = [t.name for t in types]
+    for name in names:
+        if name not in given:
+            raise TensorError(f"input {name!r} is missing; the artifact takes {', '.join(names)}.")
+    for name in given:
+        if name not in names:
+            raise TensorError(f"input {name!r} is unknown; the artifact takes {', '.join(names)}.")
+    axes: dict[str, int] = {}
+    for expected in types:
+        dtype, shape = given[expected.name]
+        if dtype != expected.dtype:
+            raise TensorError(f"input {expected.name!r} is {dtype}; it must be {expected.dtype}.")
+        if len(shape) != len(expected.shape):
+            raise TensorError(f"input {expected.name!r} has shape {tuple(shape)}; want {expected}.")
+        for axis, size in zip(expected.shape, shape, strict=True):
+            wanted = axis if isinstance(axis, int) else axes.setdefault(axis, size)
+            if size != wanted:
+                raise TensorError(
+                    f"input {expected.name!r} has shape {tuple(shape)}; want {expected}"
+                    + ("." if isinstance(axis, int) else f" with {axis} = {wanted}.")
+                )
+    for axis in ("batch", "sequence"):
+        if axes[axis] < 1:
+            raise TensorError(f"{axis} = {axes[axis]}: there must be at least one.")
+    axes.setdefault("past", 0)
+    total = axes["past"] + axes["sequence"]
+    if axes.setdefault("total", total) != total:
+        raise TensorError(
+            f"input 'attention_mask' covers {axes['total']} slots; past + sequence is {total}."
+        )
+    return axes

@@ -1,0 +1,242 @@
+"""The pipeline from a source to an artifact, read in order."""
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rope_export.errors import InputError, RopeExportError, extra
+
+with extra("export", "exporting"):
+    import onnx
+    import onnx_ir as ir
+    import torch
+    from torch import Tensor
+
+from rope_export import __version__
+from rope_export import artifact as artifacts
+from rope_export.artifact import Artifact, Manifest
+from rope_export.attention import RotaryAttention
+from rope_export.checkpoints import Source, open_source
+from rope_export.contract import TensorType, attention_tensors
+from rope_export.lowerings import LoweredAttention, Lowering, lowering_for
+from rope_export.spec import DType
+
+if TYPE_CHECKING:
+    from onnx_ir import Model
+
+EXTERNAL_ABOVE = 100_000_000
+"""Bytes of weights above which they lie in a file of their own."""
+
+NEWEST_OPSET = 23
+"""The newest opset whose operators torch.onnx.export writes."""
+
+Cache = Literal["none", "growing"]
+Progress = Callable[[str], None]
+
+
+def export(
+    source: str | Path,
+    *,
+    out: str | Path,
+    layer: int = 0,
+    lowering: str = "auto",
+    cache: Cache = "growing",
+    dtype: DType = "float32",
+    padding: bool = False,
+    opset: int | None = None,
+    seed: int = 0,
+    progress: Progress = lambda step: None,
+) -> Artifact:
+    """Export one attention layer as an artifact, replacing the one that is at `out`.
+
+    source: a checkpoint folder (config.json and safetensors), a config file, whose weights are
+    drawn from `seed`, or a hub id. out: the artifact's folder. layer: index of the layer.
+    lowering: "portable", "standard", or "auto" for the newest that can express the layer.
+    cache: "none", or "growing" for past in and present out. dtype: "float32", "float16" or
+    "bfloat16", of weights and activations. padding: take an attention_mask. opset: a newer opset
+    than the lowering's own. progress: called with the name of each step.
+
+    The artifact is not compared with eager PyTorch here: `verify` does that.
+    Returns: the artifact, its structure checked by onnx.
+    Raises: InputError for what is wrong or not supported; nothing is written then.
+    """
+    out = Path(out)
+    artifacts.check_target(out)
+    progress("reading the source")
+    found = open_source(source, layer=layer, dtype=dtype, seed=seed)
+    chosen = lowering_for(lowering, found.spec, cache)
+    wanted_opset = _opset(opset, chosen)
+    inputs, outputs = attention_tensors(
+        hidden_size=found.spec.hidden_size,
+        kv_heads=found.spec.kv_heads,
+        head_dim=found.spec.head_dim,
+        dtype=dtype,
+        cache=cache,
+        padding=padding,
+    )
+    weights = found.weights()
+    manifest = Manifest(
+        spec=found.spec.to_json(),
+        lowering=chosen.name,
+        opset=wanted_opset,
+        cache=cache,
+        padding=padding,
+        inputs=inputs,
+        outputs=outputs,
+        source=found.facts,
+        weights=_weight_facts(found, weights),
+        versions={"rope_export": __version__}
+        | {name: version(name) for name in ("torch", "onnx", "onnxscript")},
+        runtimes=chosen.runtimes,
+    )
+    progress("tracing and translating")
+    module = LoweredAttention(RotaryAttention.from_weights(found.spec, weights), chosen, cache)
+    del weights
+    model = translate(module, inputs, outputs, wanted_opset)
+    _describe(model, manifest)
+
+    def write(folder: Path) -> None:
+        progress("writing")
+        _save_model(model, folder)
+        progress("checking the file")
+        check_model(folder / artifacts.MODEL, inputs, outputs)
+
+    return artifacts.save(out, manifest, write, {"source": found.path})
+
+
+def _opset(opset: int | None, lowering: Lowering) -> int:
+    if opset is None:
+        return lowering.opset
+    if not lowering.opset <= opset <= NEWEST_OPSET:
+        raise InputError(
+            f"opset={opset}: lowering {lowering.name!r} can be written in opset "
+            f"{lowering.opset} to {NEWEST_OPSET}."
+        )
+    return opset
+
+
+def _weight_facts(source: Source, weights: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "source_tensor": source.names[name],
+            "initializer": name,
+            "transposed": tensor.ndim == 2,
+            "sha256": tensor_hash(tensor),
+        }
+        for name, tensor in weights.items()
+    }
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """sha256 of a tensor's bytes in row-major order, in hexadecimal."""
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy()).hexdigest()
+
+
+def translate(
+    module: LoweredAttention,
+    inputs: tuple[TensorType, ...],
+    outputs: tuple[TensorType, ...],
+    opset: int,
+) -> "Model":
+    """The module as an ONNX model whose dynamic axes have the names of the contract."""
+    # Sizes of at least 2 and all different: torch.export fixes an axis of size 0 or 1, and takes
+    # two axes of one size for the same.
+    sizes = {"batch": 2, "sequence": 3, "past": 5 if module.cache == "growing" else 0}
+    sizes["total"] = sizes["past"] + sizes["sequence"]
+    examples = {t.name: torch.zeros(t.sized(sizes), dtype=_torch_dtype(t)) for t in inputs}
+    axes = {name: torch.export.Dim(name) for t in inputs for name in t.shape if _named(name)}
+    if module.cache == "none" and "total" in axes:
+        axes["total"] = axes["sequence"]  # without a past they are one size, and one symbol
+    shapes = {
+        t.name: {at: axes[name] for at, name in enumerate(t.shape) if _named(name)} for t in inputs
+    }
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            kwargs=examples,
+            dynamo=True,
+            opset_version=opset,
+            input_names=[t.name for t in inputs],
+            output_names=[t.name for t in outputs],
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    assert program is not None
+    for value, tensor in zip(program.model.graph.inputs, inputs, strict=True):
+        value.shape = ir.Shape(tensor.shape)
+    return program.model
+
+
+def _named(axis: int | str) -> bool:
+    return isinstance(axis, str)
+
+
+def _torch_dtype(tensor: TensorType) -> torch.dtype:
+    return getattr(torch, tensor.dtype)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporter says about itself; its errors still come through."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _describe(model: "Model", manifest: Manifest) -> None:
+    """Say in the file what it is, and drop what only tells how this machine made it."""
+    ir.passes.common.ClearMetadataAndDocStringPass()(model)
+    model.producer_name = "rope_export"
+    model.producer_version = manifest.versions["rope_export"]
+    model.graph.name = "rotary_attention"
+    spec = dict(manifest.spec)
+    model.metadata_props.update(
+        {
+            "rope_export.lowering": manifest.lowering,
+            "rope_export.cache": manifest.cache,
+            "rope_export.rope": ", ".join(f"{k}={v}" for k, v in spec.pop("rope").items()),
+            "rope_export.attention": ", ".join(f"{k}={v}" for k, v in spec.items()),
+            "rope_export.source": ", ".join(f"{k}={v}" for k, v in manifest.source.items()),
+        }
+    )
+
+
+def _save_model(model: "Model", folder: Path) -> None:
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    external = artifacts.DATA if size > EXTERNAL_ABOVE else None
+    ir.save(model, folder / artifacts.MODEL, external_data=external)
+
+
+def check_model(
+    path: Path, inputs: tuple[TensorType, ...], outputs: tuple[TensorType, ...]
+) -> None:
+    """Raises: RopeExportError if onnx finds the file invalid or its tensors break the contract."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise RopeExportError(f"the exported model is not valid: {error}") from error
+    graph = onnx.load(str(path), load_external_data=False).graph
+    for expected, found in ((inputs, graph.input), (outputs, graph.output)):
+        if tuple(map(_declared, found)) != expected:
+            raise RopeExportError(
+                f"the exported model has {[str(_declared(v)) for v in found]}, "
+                f"the contract is {[str(t) for t in expected]}."
+            )
+
+
+def _declared(value: onnx.ValueInfoProto) -> TensorType:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
+    return TensorType(name=value.name, dtype=dtype, shape=shape)

@@ -1,0 +1,43 @@
+"""Primitive operators of opset 18: runs in everything that reads ONNX."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rope_export import attention
+from rope_export.lowerings import Lowering
+from rope_export.spec import RopeSpec
+
+
+class Portable(Lowering):
+    """MatMul, Softmax, Where and arithmetic, nothing newer than opset 18."""
+
+    name = "portable"
+    opset = 18
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
+        return attention.rotate(x, cos, sin, rope)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        past_key: Tensor | None,
+        past_value: Tensor | None,
+        attention_mask: Tensor | None,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As eager does, but the heads of a group share one product with their key and value, so
+        that the cache is never repeated in memory, and the scale goes to q, the smaller side."""
+        k, v = attention.append(past_key, k), attention.append(past_value, v)
+        allowed = attention.allowed_slots(q.shape[2], k.shape[2], attention_mask, q.device)
+        kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
+        q = (q * scale).unflatten(1, (kv_heads, group)).flatten(2, 3)
+        scores = torch.matmul(q, k.transpose(2, 3)).unflatten(2, (group, -1))
+        scores = torch.where(allowed[:, :, None], scores, torch.finfo(scores.dtype).min)
+        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
+        if attention_mask is not None:
+            weights = torch.where(allowed[:, :, None], weights, 0.0)
+        heads = torch.matmul(weights.flatten(2, 3), v)
+        return heads.unflatten(2, (group, -1)).flatten(1, 2), k, v

@@ -1,0 +1,264 @@
+"""Proof that an artifact computes, on every runtime, what eager PyTorch computes.
+
+A row passes when the runtime's error is at most twice eager's own, both against a float64
+reference, and eager's is within an a-priori bound on rounding: see `bounds` for both figures.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from rope_export.artifact import Artifact
+from rope_export.errors import RopeExportError, UnavailableError, extra
+from rope_export.runtimes import Session, open_session, runtime, to_numpy, to_torch
+
+with extra("export", "comparing with eager PyTorch"):
+    import torch
+
+    from rope_export.attention import RotaryAttention
+    from rope_export.parity.bounds import ceiling, floor
+    from rope_export.parity.cases import Case, cases
+    from rope_export.parity.metrics import errors
+    from rope_export.parity.properties import Property, properties
+    from rope_export.parity.reference import ReferenceLayer, Trace
+    from rope_export.parity.rows import Report, Row, counted, judged
+    from rope_export.parity.weights import true_weights
+    from rope_export.spec import AttentionSpec
+
+__all__ = ["Report", "Row", "verify"]
+
+Arrays = dict[str, np.ndarray]
+Progress = Callable[[str, float], None]
+
+
+def verify(
+    artifact: str | Path | Artifact,
+    *,
+    source: str | Path | None = None,
+    runtimes: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: Progress = lambda step, done: None,
+) -> Report:
+    """Compare an artifact with eager PyTorch and a float64 reference, and record it in its evidence.
+
+    artifact: its folder, or an open Artifact. source: the checkpoint its weights come from, if it
+    is not where it was when it was exported. runtimes: names to compare; without, those the
+    artifact is made for that are available here. seed: of the drawn inputs. progress: called with
+    the name of each case and the share that is done.
+    Raises: ArtifactError and CheckpointError for what cannot be read; UnavailableError if a runtime
+        that was asked for does not exist.
+    """
+    opened = Artifact.open(artifact)
+    manifest = opened.manifest
+    spec = AttentionSpec.from_json(manifest.spec)
+    weights = true_weights(opened, spec, None if source is None else str(source), seed)
+    report = Report(weights=weights.verdict, rows=weights.rows)
+    with ExitStack() as stack, _exact_eager():
+        sessions = _open(opened, runtimes, report, stack)
+        judge = _Judge(
+            eager=RotaryAttention.from_weights(spec, weights.tensors),
+            layer=ReferenceLayer(
+                spec,
+                {name: to_numpy(w.double()) for name, w in weights.tensors.items()},
+                to_numpy(spec.rope.inv_freq()),
+            ),
+            sessions=sessions,
+            outputs=[tensor.name for tensor in manifest.outputs],
+            report=report,
+            seed=seed,
+        )
+        every = list(cases(manifest))
+        known = list(properties(judge.layer, manifest, seed))
+        for at, case in enumerate(every):
+            progress(case.name, at / (len(every) + len(known)))
+            judge.case(case, case.inputs(judge.layer, manifest, seed))
+        for at, known_property in enumerate(known, len(every)):
+            progress(known_property.name, at / (len(every) + len(known)))
+            judge.property(known_property)
+    opened.record(parity=_evidence(report, seed))
+    return report
+
+
+def _open(
+    artifact: Artifact, names: Sequence[str] | None, report: Report, stack: ExitStack
+) -> dict[str, Session]:
+    """A session on each runtime that can run the artifact; the others are reported as skipped.
+
+    Without names, the slow reference evaluator is used only where nothing else can run.
+    """
+    sessions: dict[str, Session] = {}
+    for name in names or artifact.manifest.runtimes:
+        if names is None and name == "reference" and sessions:
+            continue
+        reason = runtime(name).unavailable(artifact.manifest)
+        try:
+            if reason is None:
+                sessions[name] = stack.enter_context(open_session(artifact, name))
+                continue
+        except UnavailableError as error:
+            reason = str(error)
+        report.skipped.append({"runtime": name, "reason": reason})
+    return sessions
+
+
+@contextmanager
+def _exact_eager() -> Iterator[None]:
+    """Eager matrix products in full precision, whatever the process had set."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class _Judge:
+    """Runs eager, the reference and every session on the same inputs, and writes the rows."""
+
+    def __init__(
+        self,
+        *,
+        eager: RotaryAttention,
+        layer: ReferenceLayer,
+        sessions: Mapping[str, Session],
+        outputs: Sequence[str],
+        report: Report,
+        seed: int,
+    ) -> None:
+        self.eager, self.layer, self.sessions = eager, layer, sessions
+        self.outputs, self.report, self.seed = outputs, report, seed
+
+    def run_eager(self, inputs: Arrays) -> Arrays:
+        values = self.eager(**{name: to_torch(value) for name, value in inputs.items()})
+        return {n: to_numpy(v) for n, v in zip(self.outputs, values, strict=False)}
+
+    def case(self, case: Case, inputs: Arrays) -> None:
+        """Judge the attention output where a token attends to something, and the new part of the
+        cache by error and its past part bit for bit."""
+        trace = self.layer(inputs)
+        bound = ceiling(self.layer, trace)
+        eager = self.run_eager(inputs)
+        floor_ = floor(self.layer.spec, case.total)
+        differences = {name: _judged(trace, case, name, eager[name]) for name in self.outputs}
+        eager_errors = {name: errors(*pair) for name, pair in differences.items()}
+        ceilings = {
+            name: errors(
+                _judged(trace, case, name, trace.outputs[name] + getattr(bound, name))[0],
+                differences[name][1],
+            )
+            for name in self.outputs
+        }
+        for name, session in {"eager": None, **self.sessions}.items():
+            given = eager if session is None else self._run(session, case.name, name, inputs)
+            for output in self.outputs if given is not None else ():
+                assert given is not None
+                if not self._same_form(case.name, name, output, given[output], eager[output]):
+                    continue
+                self.report.rows += judged(
+                    case=case.name,
+                    seed=self.seed,
+                    runtime=name,
+                    output=output,
+                    errors=errors(*_judged(trace, case, output, given[output])),
+                    eager_errors=eager_errors[output],
+                    ceilings=ceilings[output],
+                    floor=floor_,
+                )
+                if output.startswith("present_") and case.past:
+                    past = inputs[output.replace("present", "past")]
+                    kept = given[output][:, :, : case.past]
+                    self._count(
+                        case.name, name, output, "past values changed", _differing(kept, past)
+                    )
+
+    def property(self, known: Property) -> None:
+        """Judge how far the two sides are apart, in eager and on every runtime."""
+        here, there = known.sides(self.run_eager)
+        eager_errors = errors(here - there, there)
+        ceilings = errors(known.bound(), there)
+        for name, session in {"eager": None, **self.sessions}.items():
+            try:
+                sides = (here, there) if session is None else known.sides(_runner(session))
+            except RopeExportError as error:
+                self._failed(known.name, name, error)
+                continue
+            self.report.rows += judged(
+                case=known.name,
+                seed=self.seed,
+                runtime=name,
+                output=known.output,
+                errors=errors(sides[0] - sides[1], sides[1]),
+                eager_errors=eager_errors,
+                ceilings=ceilings,
+                floor=floor(self.layer.spec, known.total),
+            )
+
+    def _run(self, session: Session, case: str, name: str, inputs: Arrays) -> Arrays | None:
+        try:
+            return _runner(session)(inputs)
+        except RopeExportError as error:
+            self._failed(case, name, error)
+            return None
+
+    def _same_form(
+        self, case: str, name: str, output: str, value: np.ndarray, eager: np.ndarray
+    ) -> bool:
+        if (value.shape, value.dtype) == (eager.shape, eager.dtype):
+            return True
+        self._count(case, name, output, "shape or dtype", 1.0)
+        self.report.problems.append(
+            f"{case} on {name}: {output} is {value.dtype}{value.shape}, "
+            f"eager has {eager.dtype}{eager.shape}"
+        )
+        return False
+
+    def _failed(self, case: str, name: str, error: RopeExportError) -> None:
+        self._count(case, name, "every output", "calls that failed", 1.0)
+        self.report.problems.append(f"{case} on {name}: {error}")
+
+    def _count(self, case: str, name: str, output: str, metric: str, error: float) -> None:
+        row = counted(
+            case=case, seed=self.seed, runtime=name, output=output, metric=metric, error=error
+        )
+        self.report.rows.append(row)
+
+
+def _runner(session: Session) -> Callable[[Arrays], Arrays]:
+    return lambda inputs: {name: to_numpy(x) for name, x in session.run(inputs).items()}
+
+
+def _judged(
+    trace: Trace, case: Case, output: str, value: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Difference from the reference, and the reference, in the part that is judged by error."""
+    expected = trace.outputs[output]
+    if output == "attention_output":
+        return value[trace.attended] - expected[trace.attended], expected[trace.attended]
+    return value[:, :, case.past :] - expected[:, :, case.past :], expected[:, :, case.past :]
+
+
+def _differing(here: np.ndarray, there: np.ndarray) -> float:
+    if here.shape != there.shape:
+        return float(there.size)
+    bits = np.dtype(f"u{there.dtype.itemsize}")
+    return float(np.sum(np.ascontiguousarray(here).view(bits) != there.view(bits)))
+
+
+def _evidence(report: Report, seed: int) -> dict[str, object]:
+    worst = {}
+    for row in report.rows:
+        if row.runtime not in worst or row.used > worst[row.runtime].used:
+            worst[row.runtime] = row
+    return {
+        "status": report.status,
+        "weights": report.weights,
+        "seed": seed,
+        "rows": len(report.rows),
+        "failed": sum(row.status == "failed" for row in report.rows),
+        "worst": [row.to_json() for row in worst.values()],
+        "skipped": report.skipped,
+        "eager": {"torch": torch.__version__, "device": "cpu", "tf32": False},
+    }

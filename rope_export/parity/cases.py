@@ -1,0 +1,129 @@
+"""The calls an artifact is judged on: corners of batch, sequence, past, position and padding."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+from zlib import crc32
+
+import numpy as np
+
+from rope_export.artifact import Manifest
+from rope_export.parity.reference import ReferenceLayer
+from rope_export.runtimes import numpy_dtype
+
+Padding = Literal["left", "right", "holes", "unequal"]
+
+FAR = 131_072
+"""One more than the last position that is tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One call. `start`: position of the first cached or new token; None draws every position
+    anew, up to FAR. padding: where attention_mask has zeros."""
+
+    batch: int
+    sequence: int
+    past: int = 0
+    start: int | None = 0
+    padding: Padding | None = None
+
+    @property
+    def name(self) -> str:
+        words = [f"{self.batch}x{self.sequence}", f"past {self.past}"]
+        if self.start is None:
+            words.append("positions drawn")
+        elif self.start:
+            words.append(f"positions from {self.start}")
+        if self.padding:
+            words.append(f"{self.padding} padding")
+        return ", ".join(words)
+
+    @property
+    def total(self) -> int:
+        return self.past + self.sequence
+
+    def inputs(self, layer: ReferenceLayer, manifest: Manifest, seed: int) -> dict[str, np.ndarray]:
+        """Inputs by the contract: unit normal hidden states, and a past that the layer itself
+        made of unit normal hidden states."""
+        stream = np.random.Generator(np.random.PCG64([seed, crc32(self.name.encode())]))
+        dtype = numpy_dtype(manifest.dtype)
+        shape = (self.batch, self.total, layer.spec.hidden_size)
+        hidden = stream.standard_normal(shape, dtype=np.float32).astype(dtype)
+        positions = self._positions(stream)
+        inputs = {
+            "hidden_states": np.ascontiguousarray(hidden[:, self.past :]),
+            "position_ids": np.ascontiguousarray(positions[:, self.past :]),
+        }
+        if manifest.cache == "growing":
+            keys, values = layer.cache(hidden[:, : self.past], positions[:, : self.past])
+            inputs |= {"past_key": keys.astype(dtype), "past_value": values.astype(dtype)}
+        if manifest.padding:
+            inputs["attention_mask"] = self._mask(stream)
+        return inputs
+
+    def _positions(self, stream: np.random.Generator) -> np.ndarray:
+        shape = (self.batch, self.total)
+        if self.start is None:
+            return stream.integers(0, FAR, shape)
+        return np.broadcast_to(self.start + np.arange(self.total), shape).copy()
+
+    def _mask(self, stream: np.random.Generator) -> np.ndarray:
+        """1 = attend. Left padding leaves whole rows of the first tokens with nothing to see."""
+        mask = np.ones((self.batch, self.total), np.int64)
+        if self.padding == "left":
+            for row in range(self.batch):
+                mask[row, : (row + 1) * self.total // (self.batch + 1)] = 0
+        elif self.padding == "right":
+            mask[:, self.total - self.total // 3 :] = 0
+        elif self.padding == "holes":
+            mask = (stream.random(mask.shape) < 0.6).astype(np.int64)
+        elif self.padding == "unequal":
+            mask[0] = 0  # an empty row beside full ones
+        return mask
+
+
+def cases(manifest: Manifest) -> Iterator[Case]:
+    """Every case that fits the artifact's cache and padding; at least 24 for any of them."""
+    prefill = [(1, 1), (1, 2), (1, 7), (2, 1), (3, 5), (1, 33), (2, 64), (4, 17), (1, 128), (1, 512)]
+    for batch, sequence in prefill:
+        yield Case(batch=batch, sequence=sequence)
+    for batch, sequence, start in (
+        (1, 1, FAR - 1),
+        (1, 7, FAR - 7),
+        (2, 3, 2_047),
+        (1, 16, 4_095),
+        (3, 1, 8_192),
+        (2, 2, 32_768),
+        (1, 64, 65_504),
+        (2, 9, 100_000),
+    ):
+        yield Case(batch=batch, sequence=sequence, start=start)
+    for batch, sequence in ((1, 4), (2, 2), (3, 13), (2, 31), (5, 1), (1, 100)):
+        yield Case(batch=batch, sequence=sequence, start=None)
+    if manifest.cache == "growing":
+        yield from _cached()
+    if manifest.padding:
+        yield from _padded(manifest)
+
+
+def _cached() -> Iterator[Case]:
+    decode = [(1, 1), (3, 1), (1, 7), (2, 31), (4, 128), (1, 511), (1, 2_000), (3, 2_000)]
+    for batch, past in decode:
+        yield Case(batch=batch, sequence=1, past=past)
+    chunks = [(1, 2, 1), (1, 7, 1), (3, 5, 8), (2, 33, 100), (1, 128, 384), (1, 3, 2_000)]
+    for batch, sequence, past in chunks:
+        yield Case(batch=batch, sequence=sequence, past=past)
+    yield Case(batch=1, sequence=1, past=31, start=FAR - 32)
+    yield Case(batch=2, sequence=4, past=60, start=65_500)
+    yield Case(batch=3, sequence=2, past=9, start=None)
+    yield Case(batch=1, sequence=1, past=64, start=None)
+
+
+def _padded(manifest: Manifest) -> Iterator[Case]:
+    past = 9 if manifest.cache == "growing" else 0
+    for padding in ("left", "right", "holes", "unequal"):
+        yield Case(batch=3, sequence=7, padding=padding)
+        yield Case(batch=2, sequence=4, past=past, start=1_000, padding=padding)
+    yield Case(batch=4, sequence=1, past=4 * past, padding="left")
+    yield Case(batch=2, sequence=64, past=past, start=None, padding="holes")

@@ -1,0 +1,21 @@
+"""How far an output is from what it should be, in the two ways that are judged."""
+
+import numpy as np
+
+METRICS = ("relative L2", "scaled max")
+
+
+def errors(difference: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """Norm of `difference` over that of `expected`: Euclidean, and the largest element.
+
+    A difference of zero is no error, whatever was expected; anything not finite stays not finite.
+    """
+    found = {}
+    for metric, norm in zip(METRICS, (np.linalg.norm, _largest), strict=True):
+        size, scale = float(norm(difference.ravel())), float(norm(expected.ravel()))
+        found[metric] = 0.0 if size == 0 else size / scale if scale else float("inf")
+    return found
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(np.max(np.abs(values), initial=0.0))

@@ -1,0 +1,70 @@
+"""The weights an artifact should hold: from its source, or read back where the source is gone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from rope_export.artifact import Artifact
+from rope_export.checkpoints import open_source
+from rope_export.checkpoints.drawn import drawn_weights
+from rope_export.deployed import file_weights
+from rope_export.errors import ArtifactError
+from rope_export.parity.rows import Row, counted
+from rope_export.spec import AttentionSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """tensors: the layer's weights as they should be deployed. rows: the file compared with them,
+    bit for bit; none where the source is gone and the file itself had to be believed."""
+
+    tensors: dict[str, Tensor]
+    verdict: Literal["proven", "unproven"]
+    rows: list[Row]
+
+
+def true_weights(artifact: Artifact, spec: AttentionSpec, source: str | None, seed: int) -> Weights:
+    """The weights from `source`, or from where the artifact was made if it is still there.
+
+    Raises: CheckpointError if `source` cannot be read; ArtifactError if it describes another layer.
+    """
+    in_file = file_weights(artifact)
+    expected = _from_source(artifact, spec, source)
+    if expected is None:
+        return Weights(tensors=in_file, verdict="unproven", rows=[])
+    rows = [
+        counted(
+            case="weights in the file",
+            seed=seed,
+            runtime="file",
+            output=name,
+            metric="differing values",
+            error=float((in_file[name] != tensor).sum())
+            if in_file[name].shape == tensor.shape and in_file[name].dtype == tensor.dtype
+            else float(tensor.numel()),
+        )
+        for name, tensor in expected.items()
+    ]
+    return Weights(tensors=expected, verdict="proven", rows=rows)
+
+
+def _from_source(
+    artifact: Artifact, spec: AttentionSpec, source: str | None
+) -> dict[str, Tensor] | None:
+    facts = artifact.manifest.source
+    if source is None and facts["kind"] == "drawn":
+        return drawn_weights(spec, facts["seed"], facts["layer"])
+    given = source or artifact.evidence.get("source")
+    if source is None and (given is None or not Path(given).is_dir()):
+        return None
+    found = open_source(
+        given, layer=facts["layer"], dtype=spec.dtype, seed=facts.get("seed", 0)
+    )
+    if found.spec != spec or found.facts["kind"] != facts["kind"]:
+        raise ArtifactError(
+            f"{given}: its layer {facts['layer']} is not what {artifact.path} was made from; "
+            f"the specs differ. Give the right --source, or export again."
+        )
+    return found.weights()

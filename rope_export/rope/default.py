@@ -1,0 +1,33 @@
+"""Plain RoPE."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rope_export.spec import RopeSpec
+
+
+def plain_inv_freq(rotary_dim: int, theta: float) -> Tensor:
+    """theta ** (-2i / rotary_dim) for the pairs i = 0 … rotary_dim / 2 - 1.
+
+    rotary_dim is that of one head, not of the embedding. The order of operations is that of the
+    trained models: a float32 power of torch, then its reciprocal. exp(-x ln theta), or numpy's
+    power, differ in the last bits.
+
+    Returns: float32[rotary_dim / 2] on the CPU.
+    Source: RoFormer, arXiv:2104.09864, section 3.2.2; LlamaRotaryEmbedding in transformers.
+    """
+    with torch.device("cpu"):
+        exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
+        return 1.0 / theta**exponent
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefaultRope(RopeSpec):
+    """The frequencies of RoFormer, unscaled."""
+
+    rope_type = "default"
+
+    def inv_freq(self) -> Tensor:
+        return plain_inv_freq(self.rotary_dim, self.theta)

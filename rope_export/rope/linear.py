@@ -1,0 +1,35 @@
+"""Linear position scaling."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rope_export.errors import SpecError
+from rope_export.rope.default import plain_inv_freq
+from rope_export.spec import RopeSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearRope(RopeSpec):
+    """Positions squeezed by `factor`, so that a longer context fits the trained angles.
+
+    The frequencies are divided, not the positions: the two differ in the last bits of the float32
+    angle unless the factor is a power of two, and trained models divide the frequencies.
+    Source: Position Interpolation, arXiv:2306.15595; transformers' rope_type "linear".
+    """
+
+    rope_type = "linear"
+    hf_keys = {"factor": "factor"}
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1.0 <= self.factor < float("inf"):
+            raise SpecError(
+                f"linear rope factor={self.factor}: it stretches the context, so it must be "
+                f"finite and at least 1."
+            )
+
+    def inv_freq(self) -> Tensor:
+        return plain_inv_freq(self.rotary_dim, self.theta) / self.factor

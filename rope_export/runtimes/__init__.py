@@ -1,0 +1,190 @@
+"""Runtimes: each says why it is not available, or opens an artifact. Found by looking here."""
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
+
+import numpy as np
+
+from rope_export.artifact import Artifact, Manifest
+from rope_export.contract import TensorType, bind_axes
+from rope_export.errors import TensorError, UnavailableError
+
+if TYPE_CHECKING:
+    import torch
+
+    Array: TypeAlias = np.ndarray | torch.Tensor
+
+
+class Session(ABC):
+    """An open artifact. `run` keeps no state and may be called from several threads at once."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.inputs: tuple[TensorType, ...] = manifest.inputs
+        self.outputs: tuple[TensorType, ...] = manifest.outputs
+
+    def run(self, inputs: Mapping[str, "Array"]) -> dict[str, "Array"]:
+        """One call.
+
+        inputs: every tensor the artifact takes, all numpy arrays or all torch tensors, with the
+            names, dtypes and shapes of the contract; bfloat16 in numpy is ml_dtypes' bfloat16.
+        Returns: every output by name, of the same kind and on the same device as the inputs.
+        Raises: TensorError, before anything is run, for what breaks the contract.
+        """
+        of_torch = {name: is_torch(value) for name, value in inputs.items()}
+        if len(set(of_torch.values())) > 1:
+            raise TensorError("inputs mix numpy arrays and torch tensors; give one kind.")
+        axes = bind_axes(self.inputs, {n: (dtype_name(x), x.shape) for n, x in inputs.items()})
+        return self._run(inputs, axes)
+
+    @abstractmethod
+    def _run(self, inputs: Mapping[str, "Array"], axes: Mapping[str, int]) -> dict[str, "Array"]:
+        """Run checked inputs; `axes` has the size of every dynamic axis."""
+
+    def close(self) -> None:  # noqa: B027 - most runtimes have nothing to give back
+        """Give back what the session holds; it cannot run afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Runtime(Protocol):
+    """Something that can run an artifact."""
+
+    name: str
+
+    def unavailable(self, manifest: Manifest | None = None) -> str | None:
+        """Why it cannot run here, or cannot run an artifact like this; nothing if it can."""
+
+    def open(self, artifact: Artifact) -> Session:
+        """The artifact, ready to run on this runtime and on no other."""
+
+
+class Missing:
+    """Says which package a runtime needs and does not find."""
+
+    needs: ClassVar[Mapping[str, str]] = {}
+    """Import name to the extra that brings it."""
+
+    def missing(self) -> str | None:
+        for package, extra in self.needs.items():
+            if importlib.util.find_spec(package) is None:
+                return (
+                    f"the package {package!r} is not installed; "
+                    f"install it with: pip install 'rope_export[{extra}]'"
+                )
+        return None
+
+
+def is_torch(value: Any) -> bool:
+    """Whether `value` is a torch tensor, without importing torch."""
+    return type(value).__module__.partition(".")[0] == "torch"
+
+
+def dtype_name(value: "Array") -> str:
+    """The dtype as ONNX and the manifest spell it, such as "float16".
+
+    Raises: TensorError for what is neither a numpy array nor a torch tensor.
+    """
+    if is_torch(value):
+        return str(value.dtype).removeprefix("torch.")
+    if isinstance(value, np.ndarray):
+        return value.dtype.name
+    raise TensorError(f"{type(value).__name__} given; inputs are numpy arrays or torch tensors.")
+
+
+def to_numpy(value: "Array") -> np.ndarray:
+    """A numpy array of the same values, without a copy if `value` lies on the CPU."""
+    if isinstance(value, np.ndarray):
+        return value
+    value = value.detach().cpu()
+    if str(value.dtype) == "torch.bfloat16":
+        import ml_dtypes
+        import torch
+
+        return value.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return value.numpy()
+
+
+def to_torch(value: np.ndarray) -> "torch.Tensor":
+    """A torch tensor of the same values, without a copy."""
+    import torch
+
+    if value.dtype.name == "bfloat16":
+        return torch.from_numpy(value.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(value)
+
+
+def runtimes() -> dict[str, Runtime]:
+    """Every runtime by its name; a file of this folder lists its own in RUNTIMES."""
+    found: dict[str, Runtime] = {}
+    for module in sorted(m.name for m in iter_modules(__path__)):
+        for runtime in import_module(f"{__name__}.{module}").RUNTIMES:
+            found[runtime.name] = runtime
+    return found
+
+
+def runtime(name: str) -> Runtime:
+    """The runtime called `name`.
+
+    Raises: UnavailableError naming those there are.
+    """
+    known = runtimes()
+    if name not in known:
+        raise UnavailableError(f"runtime {name!r} does not exist; known: {', '.join(known)}.")
+    return known[name]
+
+
+def open_session(artifact: str | Path | Artifact, runtime: str = "onnxruntime") -> Session:
+    """Open an artifact on one runtime; it never falls back to another.
+
+    artifact: its folder, or an open Artifact. runtime: "onnxruntime" (CPU), "onnxruntime:cuda",
+    "reference" (onnx's evaluator) or "eager" (PyTorch, with the weights in the file).
+    Raises: ArtifactError if the folder is not what its manifest says; UnavailableError if the
+        runtime is not on this machine or cannot run this artifact.
+    """
+    opened = Artifact.open(artifact)
+    chosen = _chosen(runtime)
+    reason = chosen.unavailable(opened.manifest)
+    if reason:
+        raise UnavailableError(f"runtime {runtime!r}: {reason}")
+    return chosen.open(opened)
+
+
+_chosen = runtime
+
+
+def allocate(
+    types: Sequence[TensorType], axes: Mapping[str, int], like: "Array"
+) -> dict[str, "Array"]:
+    """Uninitialised outputs of the kind and on the device of `like`."""
+    if is_torch(like):
+        import torch
+
+        return {
+            t.name: torch.empty(t.sized(axes), dtype=getattr(torch, t.dtype), device=like.device)
+            for t in types
+        }
+    return {t.name: np.empty(t.sized(axes), dtype=numpy_dtype(t.dtype)) for t in types}
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """numpy's dtype of that name, or ml_dtypes' for bfloat16."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)

@@ -1,0 +1,50 @@
+"""Eager PyTorch on the CPU, with the weights that lie in the artifact's file."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rope_export.artifact import Artifact, Manifest
+from rope_export.runtimes import Missing, Session, is_torch, to_numpy, to_torch
+
+if TYPE_CHECKING:
+    from rope_export.attention import RotaryAttention
+    from rope_export.runtimes import Array
+
+
+class Eager(Missing):
+    name = "eager"
+    needs = {"torch": "export", "onnx": "export"}
+
+    def unavailable(self, manifest: Manifest | None = None) -> str | None:
+        return self.missing()
+
+    def open(self, artifact: Artifact) -> Session:
+        from rope_export.attention import RotaryAttention
+        from rope_export.deployed import file_weights
+        from rope_export.spec import AttentionSpec
+
+        spec = AttentionSpec.from_json(artifact.manifest.spec)
+        layer = RotaryAttention.from_weights(spec, file_weights(artifact))
+        return EagerSession(artifact.manifest, layer)
+
+
+class EagerSession(Session):
+    """A RotaryAttention behind the contract of an artifact."""
+
+    def __init__(self, manifest: Manifest, layer: "RotaryAttention") -> None:
+        super().__init__(manifest)
+        self._layer = layer
+
+    def _run(self, inputs: Mapping[str, "Array"], axes: Mapping[str, int]) -> dict[str, "Array"]:
+        import torch
+
+        of_torch = is_torch(inputs["hidden_states"])
+        feeds = inputs if of_torch else {n: to_torch(to_numpy(x)) for n, x in inputs.items()}
+        with torch.no_grad():
+            values = self._layer(**feeds)
+        names = [tensor.name for tensor in self.outputs]
+        outputs = dict(zip(names, values, strict=False))  # without a cache, the first only
+        return outputs if of_torch else {n: to_numpy(x) for n, x in outputs.items()}
+
+
+RUNTIMES = (Eager(),)

@@ -1,0 +1,147 @@
+"""onnxruntime, one runtime for each of its execution providers."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rope_export.artifact import Artifact, Manifest
+from rope_export.errors import ArtifactError, RopeExportError, TensorError, UnavailableError
+from rope_export.runtimes import Missing, Session, allocate, is_torch
+
+if TYPE_CHECKING:
+    from rope_export.runtimes import Array
+
+BFLOAT16 = 16
+"""TensorProto.BFLOAT16: numpy has no such type, so onnxruntime is told the number."""
+
+ERRORS_ONLY = 3
+"""onnxruntime's log severity."""
+
+HEAVY = {"Attention", "Gemm", "GroupQueryAttention", "MatMul", "RotaryEmbedding", "Softmax"}
+"""Operators that must run where the user asked; shape arithmetic may stay on the CPU."""
+
+
+class OnnxRuntime(Missing):
+    """One execution provider. `device`: where torch tensors have to lie."""
+
+    def __init__(self, name: str, provider: str, device: str, extra: str) -> None:
+        self.name, self.provider, self.device = name, provider, device
+        self.needs = {"onnxruntime": extra}
+
+    def unavailable(self, manifest: Manifest | None = None) -> str | None:
+        reason = self.missing()
+        if reason:
+            return reason
+        import onnxruntime
+
+        if self.provider not in onnxruntime.get_available_providers():
+            return (
+                f"this onnxruntime has no {self.provider}; in an environment without the package "
+                f"'onnxruntime': pip install 'rope_export[{self.needs['onnxruntime']}]'"
+            )
+        if manifest is not None and manifest.dtype == "bfloat16" and self.device == "cpu":
+            return "the CPU provider has no bfloat16 kernels; use runtime 'reference' or a GPU"
+        return None
+
+    def open(self, artifact: Artifact) -> Session:
+        """Raises: UnavailableError if the provider did not start or left operators to another."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        try:
+            inner = onnxruntime.InferenceSession(
+                str(artifact.model), options, providers=[self.provider]
+            )
+        except Exception as error:  # onnxruntime's own kinds derive from Exception alone
+            raise ArtifactError(f"{artifact.model}: onnxruntime refuses it: {_line(error)}") from (
+                error
+            )
+        return OnnxRuntimeSession(artifact.manifest, inner, self)
+
+
+class OnnxRuntimeSession(Session):
+    """Binds the caller's tensors and freshly allocated outputs by address: nothing is copied.
+
+    assigned: how many nodes of each operator the graph left to each provider.
+    """
+
+    def __init__(self, manifest: Manifest, inner: Any, runtime: OnnxRuntime) -> None:
+        super().__init__(manifest)
+        self._inner, self._runtime = inner, runtime
+        self.assigned: dict[str, Counter[str]] = defaultdict(Counter)
+        for subgraph in inner.get_provider_graph_assignment_info():
+            self.assigned[subgraph.ep_name].update(node.op_type for node in subgraph.get_nodes())
+        if inner.get_providers()[0] != runtime.provider:
+            raise UnavailableError(
+                f"runtime {runtime.name!r}: {runtime.provider} did not start; onnxruntime would "
+                f"run on {inner.get_providers()[0]} instead."
+            )
+        elsewhere = {
+            op: provider
+            for provider, ops in self.assigned.items()
+            for op in ops.keys() & HEAVY
+            if provider != runtime.provider
+        }
+        for op, provider in sorted(elsewhere.items()):
+            raise UnavailableError(
+                f"runtime {runtime.name!r}: {runtime.provider} has no kernel for {op} here and "
+                f"left it to {provider}; use another lowering or dtype."
+            )
+
+    def _run(self, inputs: Mapping[str, "Array"], axes: Mapping[str, int]) -> dict[str, "Array"]:
+        if self._inner is None:
+            raise RopeExportError("the session is closed.")
+        binding = self._inner.io_binding()
+        held = {}  # a contiguous copy must outlive the call
+        for tensor in self.inputs:
+            value = held[tensor.name] = _contiguous(inputs[tensor.name])
+            self._bind(binding.bind_input, tensor.name, tensor.dtype, value)
+        outputs = allocate(self.outputs, axes, inputs[self.inputs[0].name])
+        for tensor in self.outputs:
+            self._bind(binding.bind_output, tensor.name, tensor.dtype, outputs[tensor.name])
+        if any(is_torch(v) and v.device.type == "cuda" for v in held.values()):
+            import torch
+
+            torch.cuda.current_stream().synchronize()  # the inputs are written
+        try:
+            self._inner.run_with_iobinding(binding)
+        except Exception as error:
+            raise RopeExportError(f"onnxruntime failed: {_line(error)}") from error
+        binding.synchronize_outputs()
+        return outputs
+
+    def _bind(self, bind: Any, name: str, dtype: str, value: "Array") -> None:
+        if isinstance(value, np.ndarray):
+            device, index, address = "cpu", 0, value.ctypes.data
+        else:
+            device, index = value.device.type, value.device.index or 0
+            address = value.data_ptr()
+            if device not in ("cpu", self._runtime.device):
+                raise TensorError(
+                    f"tensor {name!r} lies on {value.device}; runtime {self._runtime.name!r} "
+                    f"takes tensors on cpu"
+                    + (f" or {self._runtime.device}." if self._runtime.device != "cpu" else ".")
+                )
+        element = BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype).type
+        bind(name, device, index, element, tuple(value.shape), address)
+
+    def close(self) -> None:
+        self._inner = None
+
+
+def _contiguous(value: "Array") -> "Array":
+    return np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value.contiguous()
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+RUNTIMES = (
+    OnnxRuntime("onnxruntime", "CPUExecutionProvider", "cpu", "cpu"),
+    OnnxRuntime("onnxruntime:cuda", "CUDAExecutionProvider", "cuda", "gpu"),
+)

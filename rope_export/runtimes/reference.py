@@ -1,0 +1,41 @@
+"""onnx's own reference evaluator: slow, and what the operators' definitions say."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rope_export.artifact import Artifact, Manifest
+from rope_export.runtimes import Missing, Session, is_torch, to_numpy, to_torch
+
+if TYPE_CHECKING:
+    from rope_export.runtimes import Array
+
+
+class Reference(Missing):
+    name = "reference"
+    needs = {"onnx": "export"}
+
+    def unavailable(self, manifest: Manifest | None = None) -> str | None:
+        return self.missing()
+
+    def open(self, artifact: Artifact) -> Session:
+        from onnx.reference import ReferenceEvaluator
+
+        return ReferenceSession(artifact.manifest, ReferenceEvaluator(str(artifact.model)))
+
+
+class ReferenceSession(Session):
+    def __init__(self, manifest: Manifest, evaluator: Any) -> None:
+        super().__init__(manifest)
+        self._evaluator = evaluator
+
+    def _run(self, inputs: Mapping[str, "Array"], axes: Mapping[str, int]) -> dict[str, "Array"]:
+        feeds = {name: to_numpy(value) for name, value in inputs.items()}
+        names = [tensor.name for tensor in self.outputs]
+        outputs = dict(zip(names, self._evaluator.run(names, feeds), strict=True))
+        if any(is_torch(value) for value in inputs.values()):
+            device = inputs["hidden_states"].device
+            return {name: to_torch(value).to(device) for name, value in outputs.items()}
+        return outputs
+
+
+RUNTIMES = (Reference(),)
