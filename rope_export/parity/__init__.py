@@ -18,7 +18,7 @@ with extra("export", "comparing with eager PyTorch"):
     import torch
 
     from rope_export.attention import RotaryAttention
-    from rope_export.parity.bounds import ceiling, floor
+    from rope_export.parity.bounds import ceiling, floors
     from rope_export.parity.cases import Case, cases
     from rope_export.parity.metrics import errors
     from rope_export.parity.properties import Property, properties
@@ -141,7 +141,6 @@ class _Judge:
         trace = self.layer(inputs)
         bound = ceiling(self.layer, trace)
         eager = self.run_eager(inputs)
-        floor_ = floor(self.layer.spec, case.total)
         differences = {name: _judged(trace, case, name, eager[name]) for name in self.outputs}
         eager_errors = {name: errors(*pair) for name, pair in differences.items()}
         ceilings = {
@@ -165,7 +164,7 @@ class _Judge:
                     errors=errors(*_judged(trace, case, output, given[output])),
                     eager_errors=eager_errors[output],
                     ceilings=ceilings[output],
-                    floor=floor_,
+                    floors=floors(self.layer.spec, case.total, ceilings[output]),
                 )
                 if output.startswith("present_") and case.past:
                     past = inputs[output.replace("present", "past")]
@@ -193,7 +192,7 @@ class _Judge:
                 errors=errors(sides[0] - sides[1], sides[1]),
                 eager_errors=eager_errors,
                 ceilings=ceilings,
-                floor=floor(self.layer.spec, known.total),
+                floors=floors(self.layer.spec, known.total, ceilings),
             )
 
     def _run(self, session: Session, case: str, name: str, inputs: Arrays) -> Arrays | None:

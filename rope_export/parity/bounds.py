@@ -13,11 +13,12 @@ Source: Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis
 Comput. 41 (2019), and Ipsen and Zhou, Probabilistic Error Analysis for Inner Products, SIAM J.
 Matrix Anal. Appl. 41 (2020).
 
-The *floor* is what one sound implementation may differ by where eager happens to be nearly exact:
-see `floor`.
+The *floor* is what a sound implementation may be off by where eager happens to be nearly exact:
+the root mean square of the same sum, see `floors`.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,12 @@ UNDERFLOW = {"float32": 0.0, "float16": 2.0**-25, "bfloat16": 0.0}
 ODDS = 1e-9
 """Probability that rounding alone takes a sound eager output beyond its ceiling."""
 
+ELEMENTS = 10**8
+"""More elements than an output has in any case."""
+
+TIMES = math.sqrt(2 * math.log(2 * ELEMENTS / ODDS))
+"""t: no element of an output is off by more than t u ||a||, but for ODDS; about 8.9."""
+
 
 STORED = 9
 """Values stored one after the other on the longest way through the layer: projection, cosine,
@@ -53,14 +60,18 @@ def longest_reduction(spec: AttentionSpec, total: int) -> int:
     return max(spec.hidden_size, spec.heads * spec.head_dim, total)
 
 
-def floor(spec: AttentionSpec, total: int) -> float:
-    """c u sqrt(K): the relative error that K roundings of at most u leave, with c = 1.
+def floors(spec: AttentionSpec, total: int, ceilings: Mapping[str, float]) -> dict[str, float]:
+    """c u sqrt(K) for each metric: what rounding is expected to do to one sound implementation.
 
-    It is u ||a|| of the ceiling's rule with K equal terms, not multiplied by any t. A kernel that
-    adds K terms one after the other is at u sqrt(K / 6) in the root mean square; the rest covers
-    how the errors of a few elements spread around that.
+    With c = 1 it is u ||a|| for a chain of K equal roundings: the K terms of a sum added one after
+    the other are at u sqrt(K / 6) in the root mean square, and the rest covers how the errors of a
+    few elements spread around that. Large scores amplify the rounding of what they are made of;
+    then c is what the call's own deviation asks for: `ceilings` / t is u ||a|| of this call, in
+    which u stands for every rounding's error, and the root mean square of that error over numbers
+    of any mantissa is u / sqrt(6).
     """
-    return UNIT_ROUNDOFF[spec.dtype] * math.sqrt(longest_reduction(spec, total))
+    plain = UNIT_ROUNDOFF[spec.dtype] * math.sqrt(longest_reduction(spec, total))
+    return {name: max(plain, x / TIMES / math.sqrt(6)) for name, x in ceilings.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +86,12 @@ class Ceiling:
 def ceiling(layer: ReferenceLayer, trace: Trace) -> Ceiling:
     """Bounds on eager's absolute errors for this call; those of the past entries are 0."""
     output, key, value = deviations(layer, trace)
-    times = math.sqrt(2 * math.log(2 * trace.output.size / ODDS))
     past = trace.keys.shape[2] - trace.turned_k.shape[2]
     grown = ((0, 0), (0, 0), (past, 0), (0, 0))
     return Ceiling(
-        attention_output=times * output,
-        present_key=times * np.pad(key, grown),
-        present_value=times * np.pad(value, grown),
+        attention_output=TIMES * output,
+        present_key=TIMES * np.pad(key, grown),
+        present_value=TIMES * np.pad(value, grown),
     )
 
 

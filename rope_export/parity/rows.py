@@ -49,7 +49,7 @@ def judged(
     errors: Mapping[str, float],
     eager_errors: Mapping[str, float],
     ceilings: Mapping[str, float],
-    floor: float,
+    floors: Mapping[str, float],
 ) -> list[Row]:
     """A row for each metric.
 
@@ -60,7 +60,7 @@ def judged(
     for metric, error in errors.items():
         eager_error, limit = eager_errors[metric], ceilings[metric]
         eager_sound = eager_error <= limit  # False for NaN
-        budget = limit if runtime == "eager" else 2 * max(eager_error, floor)
+        budget = limit if runtime == "eager" else 2 * max(eager_error, floors[metric])
         passed = eager_sound and error <= budget
         rows.append(
             Row(

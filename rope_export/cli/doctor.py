@@ -1,0 +1,60 @@
+"""rope-export doctor: what this machine can run, and what to install for the rest."""
+
+import importlib.metadata
+import platform
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from rope_export import __version__
+from rope_export.cli import output
+from rope_export.runtimes import runtimes
+
+PACKAGES = {
+    "torch": "export",
+    "onnx": "export",
+    "onnxscript": "export",
+    "safetensors": "export",
+    "onnxruntime": "cpu",
+    "onnxruntime-gpu": "gpu",
+    "huggingface_hub": "hf",
+    "transformers": "hf",
+}
+"""What each extra brings that a command may ask for."""
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> int:
+    """Show which runtimes work on this machine, and what to install for the others."""
+    available = {name: runtime.unavailable() for name, runtime in runtimes().items()}
+    packages = {name: _version(name) for name in PACKAGES}
+    if as_json:
+        python = platform.python_version()
+        runs = [{"runtime": n, "available": r is None, "reason": r} for n, r in available.items()]
+        output.print_json(
+            {"rope_export": __version__, "python": python, "packages": packages, "runtimes": runs}
+        )
+        return 0
+    grid = Table(title=f"rope_export {__version__}, Python {platform.python_version()}")
+    for name in ("what", "version or state", "to get it"):
+        grid.add_column(name, overflow="fold")
+    for name, version in packages.items():
+        way = "" if version else f"pip install 'rope_export[{PACKAGES[name]}]'"
+        grid.add_row(f"package {name}", version or "not installed", escape(way))
+    for name, reason in available.items():
+        grid.add_row(f"runtime {name}", "works" if reason is None else "not here", escape(reason or ""))
+    both = packages["onnxruntime"] and packages["onnxruntime-gpu"]
+    if both:
+        grid.add_row("conflict", "onnxruntime and onnxruntime-gpu", "uninstall one of the two")
+    output.out().print(grid)
+    return 0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

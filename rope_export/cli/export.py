@@ -1,0 +1,82 @@
+"""rope-export export: one layer of a model as an ONNX artifact."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rope_export.cli import output
+from rope_export.errors import InputError
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A checkpoint folder, a config file (weights drawn from --seed), or a hub id.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The artifact's folder.")],
+    layer: Annotated[int, typer.Option(help="Index of the layer.")] = 0,
+    lowering: Annotated[str, typer.Option(help="auto, portable or standard.")] = "auto",
+    cache: Annotated[str, typer.Option(help="none or growing.")] = "growing",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    opset: Annotated[int | None, typer.Option(help="Newer than the lowering's own.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights drawn for a config file.")] = 0,
+    padding: Annotated[bool, typer.Option("--padding", help="Take an attention_mask.")] = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not compare with eager PyTorch.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> int:
+    """Export one attention layer and prove that it computes what eager PyTorch computes."""
+    for name, value, known in (
+        ("cache", cache, ("none", "growing")),
+        ("dtype", dtype, ("float32", "float16", "bfloat16")),
+    ):
+        if value not in known:
+            raise InputError(f"--{name} {value}: use one of {', '.join(known)}.")
+    with output.progress() as step:
+        step("loading PyTorch", None)
+        from rope_export.exporter import export as run
+
+        artifact = run(
+            source,
+            out=out,
+            layer=layer,
+            lowering=lowering,
+            cache=cache,  # type: ignore[arg-type]
+            dtype=dtype,  # type: ignore[arg-type]
+            padding=padding,
+            opset=opset,
+            seed=seed,
+            progress=lambda name: step(name, None),
+        )
+        report = None
+        if not no_verify:
+            from rope_export.parity import verify
+
+            report = verify(artifact, source=source, progress=step)
+    parity: dict[str, Any] | None = report.to_json() if report else None
+    if as_json:
+        facts = {"artifact": str(artifact.path), "manifest": artifact.manifest.to_json()}
+        output.print_json({**facts, "parity": parity})
+    else:
+        output.out().print(f"{artifact.path}: {summary(artifact)}", soft_wrap=True)
+        if report:
+            from rope_export.parity.report import verdict
+
+            for line in verdict(report):
+                output.out().print(line, soft_wrap=True)
+    return output.PASSED[report.status] if report else 0
+
+
+def summary(artifact: Any) -> str:
+    """An artifact in one line."""
+    manifest = artifact.manifest
+    size = sum(file["bytes"] for file in manifest.files.values()) / 1e6
+    return (
+        f"lowering {manifest.lowering}, opset {manifest.opset}, {manifest.dtype}, cache "
+        f"{manifest.cache}{', padding' if manifest.padding else ''}, {size:.1f} MB"
+    )

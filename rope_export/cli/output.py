@@ -1,0 +1,36 @@
+"""What the commands print: results on stdout, progress on stderr."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+PASSED = {"passed": 0, "failed": 1, "nothing compared": 3}
+"""Exit status of each verdict."""
+
+
+def out() -> Console:
+    """stdout; as wide as a report needs when it is not a terminal."""
+    console = Console(highlight=False, markup=False)
+    wide = Console(highlight=False, markup=False, width=150)
+    return console if console.is_terminal else wide
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, float | None], None]]:
+    """A bar on stderr: called with what is done now and, where known, the share done so far."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def step(name: str, done: float | None = None) -> None:
+            bar.update(task, description=name, total=None if done is None else 1.0, completed=done)
+
+        yield step

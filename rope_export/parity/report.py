@@ -1,0 +1,61 @@
+"""A report as a table that a person can read: one line a case and runtime, its worst figure."""
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from rope_export.parity.rows import Report, Row
+
+
+def table(report: Report, title: str) -> RenderableType:
+    """Every case and runtime by its worst row, then the verdict.
+
+    "used" is the share of the budget: above 100 % the row has failed.
+    """
+    grid = Table(title=escape(title), title_justify="left", caption_justify="left")
+    for name in ("case", "runtime", "worst output", "metric"):
+        grid.add_column(name, overflow="fold")
+    for name in ("error", "eager's", "budget", "used"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column("", no_wrap=True)
+    for row, worst_passed in _worst(report.rows):
+        mark = Text("ok", "green") if worst_passed else Text("FAILED", "bold red")
+        grid.add_row(
+            *map(escape, (row.case, row.runtime, row.output, row.metric)),
+            _figure(row.error),
+            _figure(row.eager_error),
+            _figure(row.budget),
+            f"{100 * row.used:.0f} %" if row.used < 1e4 else "> 1e6 %",
+            mark,
+        )
+    return Group(grid, *(Text(line) for line in verdict(report)))
+
+
+def verdict(report: Report) -> Iterator[str]:
+    """What it comes to, in a few lines."""
+    failed = sum(row.status == "failed" for row in report.rows)
+    yield (
+        f"{report.status}: {len(report.rows)} comparisons, {failed} failed; weights "
+        f"{report.weights}"
+        + (" (the source is gone; give it with --source)." if report.weights == "unproven" else ".")
+    )
+    for skipped in report.skipped:
+        yield f"skipped {skipped['runtime']}: {skipped['reason']}"
+    yield from report.problems
+
+
+def _worst(rows: list[Row]) -> Iterator[tuple[Row, bool]]:
+    """The row of each case and runtime that used most of its budget, failed rows first."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.case, row.runtime), []).append(row)
+    for group in groups.values():
+        worst = max(group, key=lambda row: (row.status == "failed", row.used))
+        yield worst, worst.status == "passed"
+
+
+def _figure(value: float) -> str:
+    return "0" if value == 0 else f"{value:.1e}"

@@ -1,0 +1,57 @@
+"""What the tests share: real weights, and tiny artifacts made once."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rope_export import Artifact, export
+
+TINY = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_hidden_layers": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+}
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M's real weights, fetched into the ignored folder `checkpoints/` if not there."""
+    from scripts.fetch_smollm2 import DEFAULT_OUT, fetch
+
+    return fetch(DEFAULT_OUT)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.json"
+    path.write_text(json.dumps(TINY))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(
+    tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Artifact]:
+    """Artifacts of the tiny config, each made once; copy one before changing it."""
+    folder = tmp_path_factory.mktemp("tiny")
+
+    def make(
+        lowering: str = "standard",
+        dtype: str = "float32",
+        cache: str = "growing",
+        padding: bool = False,
+    ) -> Artifact:
+        out = folder / f"{lowering}-{dtype}-{cache}-{padding}"
+        if out.exists():
+            return Artifact.open(out)
+        return export(
+            tiny_config, out=out, lowering=lowering, dtype=dtype, cache=cache, padding=padding
+        )
+
+    return make
