@@ -26,6 +26,10 @@ class RotaryAttention(nn.Module):
     """
 
     inv_freq: Tensor
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
 
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()

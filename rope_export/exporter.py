@@ -134,7 +134,7 @@ def _weight_facts(source: Source, weights: dict[str, Tensor]) -> dict[str, dict[
 
 def tensor_hash(tensor: Tensor) -> str:
     """sha256 of a tensor's bytes in row-major order, in hexadecimal."""
-    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 def translate(
@@ -149,11 +149,14 @@ def translate(
     sizes = {"batch": 2, "sequence": 3, "past": 5 if module.cache == "growing" else 0}
     sizes["total"] = sizes["past"] + sizes["sequence"]
     examples = {t.name: torch.zeros(t.sized(sizes), dtype=_torch_dtype(t)) for t in inputs}
-    axes = {name: torch.export.Dim(name) for t in inputs for name in t.shape if _named(name)}
+    axes = {
+        name: torch.export.Dim(name) for t in inputs for name in t.shape if isinstance(name, str)
+    }
     if module.cache == "none" and "total" in axes:
         axes["total"] = axes["sequence"]  # without a past they are one size, and one symbol
     shapes = {
-        t.name: {at: axes[name] for at, name in enumerate(t.shape) if _named(name)} for t in inputs
+        t.name: {at: axes[name] for at, name in enumerate(t.shape) if isinstance(name, str)}
+        for t in inputs
     }
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -170,10 +173,6 @@ def translate(
     for value, tensor in zip(program.model.graph.inputs, inputs, strict=True):
         value.shape = ir.Shape(tensor.shape)
     return program.model
-
-
-def _named(axis: int | str) -> bool:
-    return isinstance(axis, str)
 
 
 def _torch_dtype(tensor: TensorType) -> torch.dtype:

@@ -56,7 +56,7 @@ def heal(target: Path) -> None:
 
 
 def replace(target: Path, fill: Callable[[Path], None]) -> None:
-    """Make the folder `target` anew: `fill` writes into an empty folder, which then takes its place.
+    """Make the folder `target` anew: `fill` writes into an empty one, which then takes its place.
 
     Raises: whatever `fill` raises, and OSError; `target` is then as it was and nothing is left.
     """

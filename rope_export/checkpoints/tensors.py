@@ -54,7 +54,9 @@ def files_by_tensor(locator: Locator) -> dict[str, str]:
         if not all(isinstance(x, str) for pair in files.items() for x in pair):
             raise TypeError("weight_map must map names to file names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: is not an index of safetensors files ({error}).") from error
+        raise CheckpointError(
+            f"{index}: is not an index of safetensors files ({error})."
+        ) from error
     for name in set(files.values()):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(

@@ -47,7 +47,9 @@ def run(arguments: Sequence[str]) -> int:
             return _fail(error.format_message(), 2, debug) if str(error) else 2
         if type(error).__name__ == "Abort":
             return _fail("interrupted", 130, debug)
-        return _fail(f"{type(error).__name__}: {error} (our own fault; --debug tells where)", 4, debug)
+        return _fail(
+            f"{type(error).__name__}: {error} (our own fault; --debug tells where)", 4, debug
+        )
 
 
 def _fail(message: str, status: int, debug: bool) -> int:

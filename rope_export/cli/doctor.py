@@ -45,7 +45,9 @@ def doctor(
         way = "" if version else f"pip install 'rope_export[{PACKAGES[name]}]'"
         grid.add_row(f"package {name}", version or "not installed", escape(way))
     for name, reason in available.items():
-        grid.add_row(f"runtime {name}", "works" if reason is None else "not here", escape(reason or ""))
+        grid.add_row(
+            f"runtime {name}", "works" if reason is None else "not here", escape(reason or "")
+        )
     both = packages["onnxruntime"] and packages["onnxruntime-gpu"]
     if both:
         grid.add_row("conflict", "onnxruntime and onnxruntime-gpu", "uninstall one of the two")

@@ -41,9 +41,7 @@ def _model(path: Path) -> dict[str, Any]:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's own kind of error is not public
         raise ArtifactError(f"{path}: is not an ONNX model ({error}).") from error
-    operators = Counter(
-        f"{node.domain or 'ai.onnx'}:{node.op_type}" for node in model.graph.node
-    )
+    operators = Counter(f"{node.domain or 'ai.onnx'}:{node.op_type}" for node in model.graph.node)
     return {
         "model": str(path),
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
@@ -87,8 +85,9 @@ def _text(name: str, value: Any) -> str:
         parity = value.get("parity")
         if not parity:
             return "not verified yet"
-        return f"{parity['status']}: {parity['rows']} rows, {parity['failed']} failed, weights " + (
-            parity["weights"]
+        return (
+            f"{parity['status']}: {parity['rows']} rows, {parity['failed']} failed, weights "
+            + (parity["weights"])
         )
     if isinstance(value, dict):
         return "\n".join(f"{key}: {part}" for key, part in value.items())

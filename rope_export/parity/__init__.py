@@ -247,7 +247,7 @@ def _differing(here: np.ndarray, there: np.ndarray) -> float:
 
 
 def _evidence(report: Report, seed: int) -> dict[str, object]:
-    worst = {}
+    worst: dict[str, Row] = {}
     for row in report.rows:
         if row.runtime not in worst or row.used > worst[row.runtime].used:
             worst[row.runtime] = row

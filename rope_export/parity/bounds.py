@@ -99,9 +99,7 @@ def deviations(layer: ReferenceLayer, trace: Trace) -> tuple[np.ndarray, np.ndar
     """u ||a|| for the attention output, the new keys and the new values. Squares are carried."""
     spec, u = layer.spec, UNIT_ROUNDOFF[layer.spec.dtype]
     none = np.zeros_like(trace.x)
-    q, k, v = (
-        layer.split(_projection(layer, name, trace.x, none, u)) for name in "qkv"
-    )
+    q, k, v = (layer.split(_projection(layer, name, trace.x, none, u)) for name in "qkv")
     q, k = _turned(spec, trace, trace.q, q, u), _turned(spec, trace, trace.k, k, u)
     past = trace.keys.shape[2] - k.shape[2]
     grown = ((0, 0), (0, 0), (past, 0), (0, 0))

@@ -11,10 +11,14 @@ def errors(difference: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     A difference of zero is no error, whatever was expected; anything not finite stays not finite.
     """
     found = {}
-    for metric, norm in zip(METRICS, (np.linalg.norm, _largest), strict=True):
-        size, scale = float(norm(difference.ravel())), float(norm(expected.ravel()))
+    for metric, norm in zip(METRICS, (_euclidean, _largest), strict=True):
+        size, scale = norm(difference), norm(expected)
         found[metric] = 0.0 if size == 0 else size / scale if scale else float("inf")
     return found
+
+
+def _euclidean(values: np.ndarray) -> float:
+    return float(np.linalg.norm(values.ravel()))
 
 
 def _largest(values: np.ndarray) -> float:

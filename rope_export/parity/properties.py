@@ -176,7 +176,10 @@ class _Maker:
         """A turn keeps the length of every pair, and the features that do not turn."""
         here = self.inputs(Case(batch=2, sequence=8))
         here["position_ids"][:] = 0
-        there = {**here, "position_ids": self.inputs(Case(batch=2, sequence=8, start=None))["position_ids"]}
+        there = {
+            **here,
+            "position_ids": self.inputs(Case(batch=2, sequence=8, start=None))["position_ids"],
+        }
 
         def lengths(keys: np.ndarray) -> np.ndarray:
             first, second = pairs(self.layer.spec)

@@ -118,7 +118,9 @@ class ReferenceLayer:
         angles = position_ids.astype(np.float32)[:, None, :, None] * self.inv_freq
         assert angles.dtype == np.float32
         factor = self.spec.rope.attention_factor
-        return factor * np.cos(angles.astype(np.float64)), factor * np.sin(angles.astype(np.float64))
+        return factor * np.cos(angles.astype(np.float64)), factor * np.sin(
+            angles.astype(np.float64)
+        )
 
     def _turn(self, x: Float64, cos: Float64, sin: Float64) -> Float64:
         """Each pair as a complex number, times e^(i angle)."""

@@ -78,9 +78,7 @@ def judged(
     return rows
 
 
-def counted(
-    *, case: str, seed: int, runtime: str, output: str, metric: str, error: float
-) -> Row:
+def counted(*, case: str, seed: int, runtime: str, output: str, metric: str, error: float) -> Row:
     """A row whose error must be 0: differing bits, a wrong shape, a call that did not run."""
     return Row(
         case=case,

@@ -57,11 +57,9 @@ def _from_source(
     if source is None and facts["kind"] == "drawn":
         return drawn_weights(spec, facts["seed"], facts["layer"])
     given = source or artifact.evidence.get("source")
-    if source is None and (given is None or not Path(given).is_dir()):
+    if given is None or (source is None and not Path(given).is_dir()):
         return None
-    found = open_source(
-        given, layer=facts["layer"], dtype=spec.dtype, seed=facts.get("seed", 0)
-    )
+    found = open_source(given, layer=facts["layer"], dtype=spec.dtype, seed=facts.get("seed", 0))
     if found.spec != spec or found.facts["kind"] != facts["kind"]:
         raise ArtifactError(
             f"{given}: its layer {facts['layer']} is not what {artifact.path} was made from; "

@@ -1,6 +1,7 @@
 """Linear position scaling."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ class LinearRope(RopeSpec):
     """
 
     rope_type = "linear"
-    hf_keys = {"factor": "factor"}
+    hf_keys: ClassVar[dict[str, str]] = {"factor": "factor"}
 
     factor: float
 

@@ -1,7 +1,7 @@
 """Eager PyTorch on the CPU, with the weights that lie in the artifact's file."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rope_export.artifact import Artifact, Manifest
 from rope_export.runtimes import Missing, Session, is_torch, to_numpy, to_torch
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 class Eager(Missing):
     name = "eager"
-    needs = {"torch": "export", "onnx": "export"}
+    needs: ClassVar[dict[str, str]] = {"torch": "export", "onnx": "export"}
 
     def unavailable(self, manifest: Manifest | None = None) -> str | None:
         return self.missing()

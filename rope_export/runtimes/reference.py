@@ -1,7 +1,7 @@
 """onnx's own reference evaluator: slow, and what the operators' definitions say."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rope_export.artifact import Artifact, Manifest
 from rope_export.runtimes import Missing, Session, is_torch, to_numpy, to_torch
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 class Reference(Missing):
     name = "reference"
-    needs = {"onnx": "export"}
+    needs: ClassVar[dict[str, str]] = {"onnx": "export"}
 
     def unavailable(self, manifest: Manifest | None = None) -> str | None:
         return self.missing()
@@ -20,7 +20,8 @@ class Reference(Missing):
     def open(self, artifact: Artifact) -> Session:
         from onnx.reference import ReferenceEvaluator
 
-        return ReferenceSession(artifact.manifest, ReferenceEvaluator(str(artifact.model)))
+        evaluator = ReferenceEvaluator(str(artifact.model), new_ops=[_wide_matmul()])
+        return ReferenceSession(artifact.manifest, evaluator)
 
 
 class ReferenceSession(Session):
@@ -36,6 +37,26 @@ class ReferenceSession(Session):
             device = inputs["hidden_states"].device
             return {name: to_torch(value).to(device) for name, value in outputs.items()}
         return outputs
+
+
+def _wide_matmul() -> Any:
+    """MatMul that sums narrow types in float32, as every runtime does.
+
+    numpy sums bfloat16 products in bfloat16 where there is a batch axis: with a past of 2,000 the
+    attention output would be off by half of itself.
+    """
+    import numpy as np
+    from onnx.reference.op_run import OpRun
+
+    class MatMul(OpRun):
+        op_domain = ""
+
+        def _run(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray]:
+            if a.dtype.itemsize >= 4:
+                return (np.matmul(a, b),)
+            return (np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(a.dtype),)
+
+    return MatMul
 
 
 RUNTIMES = (Reference(),)

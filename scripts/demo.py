@@ -1,0 +1,64 @@
+"""Export layer 0 of a checkpoint in both lowerings, float32 and float16, and show the proof."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rope_export import Artifact, export, verify
+from rope_export.cli.output import out, progress
+from rope_export.parity import Report
+from rope_export.parity.report import table
+
+LOWERINGS = ("portable", "standard")
+DTYPES = ("float32", "float16")
+
+
+def main(source: str, folder: str) -> int:
+    made: list[tuple[Artifact, Report]] = []
+    with progress() as step:
+        for lowering in LOWERINGS:
+            for dtype in DTYPES:
+                step(f"{lowering}, {dtype}", None)
+                path = Path(folder) / f"layer0-{lowering}-{dtype}"
+                artifact = export(
+                    source,
+                    out=path,
+                    lowering=lowering,
+                    dtype=dtype,  # type: ignore[arg-type]
+                    padding=True,
+                )
+                report = verify(artifact, source=source, progress=step)
+                made.append((artifact, report))
+    console = out()
+    for artifact, report in made:
+        console.print(table(report, f"{artifact.path}: layer 0 of {Path(source).name}"))
+    console.print(summary(made))
+    return 0 if all(report.passed for _, report in made) else 1
+
+
+def summary(made: list[tuple[Artifact, Report]]) -> Table:
+    """What lies where, and the largest share of its budget that each artifact used."""
+    grid = Table(title="artifacts", title_justify="left")
+    for name in ("lowering", "dtype", "verdict", "weights", "comparisons", "budget used", "in"):
+        grid.add_column(name)
+    for artifact, report in made:
+        ran = [row.used for row in report.rows if row.runtime not in ("eager", "file")]
+        grid.add_row(
+            artifact.manifest.lowering,
+            artifact.manifest.dtype,
+            report.status,
+            report.weights,
+            str(len(report.rows)),
+            f"{100 * max(ran, default=0):.0f} %",
+            str(artifact.path),
+        )
+    return grid
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        Console(stderr=True).print("usage: demo.py CHECKPOINT FOLDER", markup=False)
+        sys.exit(2)
+    sys.exit(main(*sys.argv[1:]))
