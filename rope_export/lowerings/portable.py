@@ -36,7 +36,8 @@ class Portable(Lowering):
         q = (q * scale).unflatten(1, (kv_heads, group)).flatten(2, 3)
         scores = torch.matmul(q, k.transpose(2, 3)).unflatten(2, (group, -1))
         scores = torch.where(allowed[:, :, None], scores, torch.finfo(scores.dtype).min)
-        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
+        # An explicit cast: torch's exporter drops the one that softmax(dtype=...) asks for.
+        weights = F.softmax(scores.float(), dim=-1).to(v.dtype)
         if attention_mask is not None:
             weights = torch.where(allowed[:, :, None], weights, 0.0)
         heads = torch.matmul(weights.flatten(2, 3), v)

@@ -41,7 +41,7 @@ def verify(
     seed: int = 0,
     progress: Progress = lambda step, done: None,
 ) -> Report:
-    """Compare an artifact with eager PyTorch and a float64 reference, and record it in its evidence.
+    """Compare an artifact with eager PyTorch and a float64 reference; its evidence records it.
 
     artifact: its folder, or an open Artifact. source: the checkpoint its weights come from, if it
     is not where it was when it was exported. runtimes: names to compare; without, those the

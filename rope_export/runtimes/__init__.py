@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 
 import numpy as np
 
@@ -76,7 +76,7 @@ class Runtime(Protocol):
 class Missing:
     """Says which package a runtime needs and does not find."""
 
-    needs: Mapping[str, str] = {}  # noqa: RUF012 - never changed, set anew by each runtime
+    needs: ClassVar[Mapping[str, str]] = {}
     """Import name to the extra that brings it."""
 
     def missing(self) -> str | None:

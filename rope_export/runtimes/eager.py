@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 class Eager(Missing):
     name = "eager"
-    needs: ClassVar[dict[str, str]] = {"torch": "export", "onnx": "export"}
+    needs: ClassVar[Mapping[str, str]] = {"torch": "export", "onnx": "export"}
 
     def unavailable(self, manifest: Manifest | None = None) -> str | None:
         return self.missing()

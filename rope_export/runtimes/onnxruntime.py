@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -24,11 +24,14 @@ HEAVY = {"Attention", "Gemm", "GroupQueryAttention", "MatMul", "RotaryEmbedding"
 
 
 class OnnxRuntime(Missing):
-    """One execution provider. `device`: where torch tensors have to lie."""
+    """One execution provider. device: where torch tensors may lie besides the CPU. extra: what
+    brings the provider."""
+
+    needs: ClassVar[Mapping[str, str]] = {"onnxruntime": "cpu"}
 
     def __init__(self, name: str, provider: str, device: str, extra: str) -> None:
         self.name, self.provider, self.device = name, provider, device
-        self.needs = {"onnxruntime": extra}
+        self.extra = extra
 
     def unavailable(self, manifest: Manifest | None = None) -> str | None:
         reason = self.missing()
@@ -39,7 +42,7 @@ class OnnxRuntime(Missing):
         if self.provider not in onnxruntime.get_available_providers():
             return (
                 f"this onnxruntime has no {self.provider}; in an environment without the package "
-                f"'onnxruntime': pip install 'rope_export[{self.needs['onnxruntime']}]'"
+                f"'onnxruntime': pip install 'rope_export[{self.extra}]'"
             )
         if manifest is not None and manifest.dtype == "bfloat16" and self.device == "cpu":
             return "the CPU provider has no bfloat16 kernels; use runtime 'reference' or a GPU"
@@ -96,7 +99,7 @@ class OnnxRuntimeSession(Session):
         if self._inner is None:
             raise RopeExportError("the session is closed.")
         binding = self._inner.io_binding()
-        held = {}  # a contiguous copy must outlive the call
+        held: dict[str, Any] = {}  # a contiguous copy must outlive the call
         for tensor in self.inputs:
             value = held[tensor.name] = _contiguous(inputs[tensor.name])
             self._bind(binding.bind_input, tensor.name, tensor.dtype, value)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 class Reference(Missing):
     name = "reference"
-    needs: ClassVar[dict[str, str]] = {"onnx": "export"}
+    needs: ClassVar[Mapping[str, str]] = {"onnx": "export"}
 
     def unavailable(self, manifest: Manifest | None = None) -> str | None:
         return self.missing()
