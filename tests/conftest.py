@@ -35,9 +35,7 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(
-    tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Artifact]:
+def tiny(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
     """Artifacts of the tiny config, each made once; copy one before changing it."""
     folder = tmp_path_factory.mktemp("tiny")
 

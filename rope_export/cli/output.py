@@ -27,7 +27,9 @@ def print_json(value: Any) -> None:
 def progress() -> Iterator[Callable[[str, float | None], None]]:
     """A bar on stderr: called with what is done now and, where known, the share done so far."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    shown = console.is_terminal  # in a log, errors alone
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task("", total=None)
 
         def step(name: str, done: float | None = None) -> None:

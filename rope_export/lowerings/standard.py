@@ -38,8 +38,7 @@ class Standard(Lowering):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Causality is the operator's own, which counts from the past inputs. With padding it is
         part of an explicit mask, and a token that may see nothing is given every slot and then
-        zeroed: what the operator makes of an empty row differs between runtimes. The scale goes
-        to q: the operator would round q and k once more, each by the square root of it."""
+        zeroed: what the operator makes of an empty row differs between runtimes."""
         mask = visible = None
         if attention_mask is not None:
             total = q.shape[2] + (0 if past_key is None else past_key.shape[2])
@@ -47,14 +46,14 @@ class Standard(Lowering):
             visible = mask.any(dim=-1, keepdim=True)
             mask = mask | ~visible
         heads, present_key, present_value, _ = torch.onnx.ops.attention(
-            q * scale,
+            q,
             k,
             v,
             mask,
             past_key,
             past_value,
             is_causal=mask is None,
-            scale=1.0,
+            scale=scale,
             softmax_precision=ONNX_FLOAT,
         )
         if visible is not None:

@@ -1,0 +1,71 @@
+"""The README's table of what is supported, made from the code: `python -m scripts.support_table`.
+
+With --check nothing is written, and the status is 1 if the README says something else.
+"""
+
+import sys
+from pathlib import Path
+from typing import get_args
+
+from rope_export.checkpoints.families import families
+from rope_export.errors import SpecError
+from rope_export.lowerings import lowerings
+from rope_export.rope import variants
+from rope_export.runtimes import runtimes
+from rope_export.spec import AttentionSpec, DType, Layout
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+BEGIN, END = "<!-- support table: begin -->\n", "<!-- support table: end -->\n"
+
+
+def support_table() -> str:
+    """Markdown: one line for each kind of thing."""
+    ways = (
+        f"`{x.name}` (opset {x.opset}+; caches {', '.join(x.caches)})" for x in lowerings().values()
+    )
+    ready, refused = models()
+    lines = {
+        "model families (`model_type`)": _listed(sorted(families())),
+        "RoPE variants (`rope_type`)": _listed(variants()),
+        "rotary layouts": _listed(get_args(Layout)) + ", full or partial `rotary_dim`",
+        "dtypes": _listed(get_args(DType)),
+        "lowerings": "; ".join(ways),
+        "runtimes": _listed(runtimes()),
+        "configurations in `models/`": f"{len(ready)} export now ({_listed(ready)}), "
+        f"{len(refused)} are refused by the name of what they need",
+    }
+    rows = "".join(f"| {name} | {value} |\n" for name, value in lines.items())
+    return f"| | supported |\n|---|---|\n{rows}"
+
+
+def models() -> tuple[list[str], list[str]]:
+    """Names of the configurations in models/ that give a spec, and of those that are refused."""
+    ready, refused = [], []
+    for path in sorted((ROOT / "models").glob("*.json")):
+        try:
+            AttentionSpec.from_hf(path)
+        except SpecError:
+            refused.append(path.stem)
+        else:
+            ready.append(path.stem)
+    return ready, refused
+
+
+def _listed(names: object) -> str:
+    return ", ".join(f"`{name}`" for name in names)  # type: ignore[attr-defined]
+
+
+def main() -> int:
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    made = before + BEGIN + support_table() + END + after
+    if "--check" in sys.argv[1:]:
+        return 0 if made == text else 1
+    README.write_text(made, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

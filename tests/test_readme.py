@@ -1,0 +1,24 @@
+"""What the README says holds."""
+
+import re
+from pathlib import Path
+
+from scripts import support_table
+
+README = Path(support_table.README)
+
+
+def test_the_table_of_what_is_supported_is_the_generated_one() -> None:
+    text = README.read_text(encoding="utf-8")
+    written = text.partition(support_table.BEGIN)[2].partition(support_table.END)[0]
+    assert written == support_table.support_table(), "run: python -m scripts.support_table"
+
+
+def test_the_example_runs(smollm2, tmp_path, monkeypatch, capsys) -> None:
+    code = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert code
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "smollm2-135m").symlink_to(smollm2)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code[1], "README.md", "exec"), {})
+    assert capsys.readouterr().out == "(1, 5, 576) (1, 3, 5, 64)\n"
