@@ -85,18 +85,8 @@ class Case:
 
 def cases(manifest: Manifest) -> Iterator[Case]:
     """Every case that fits the artifact's cache and padding; at least 24 for any of them."""
-    prefill = [
-        (1, 1),
-        (1, 2),
-        (1, 7),
-        (2, 1),
-        (3, 5),
-        (1, 33),
-        (2, 64),
-        (4, 17),
-        (1, 128),
-        (1, 512),
-    ]
+    prefill = [(1, 1), (1, 2), (1, 7), (2, 1), (1, 33), (2, 64), (4, 17), (1, 128), (1, 512)]
+    prefill += [(3, 1), (3, 7), (3, 512)]
     for batch, sequence in prefill:
         yield Case(batch=batch, sequence=sequence)
     for batch, sequence, start in (
