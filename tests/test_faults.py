@@ -1,0 +1,73 @@
+"""A fault in the shared block, wrong in eager and in the artifact alike, must not pass."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from rope_export import RotaryAttention, attention, export, verify
+from rope_export.lowerings.portable import Portable
+
+ROTATE = attention.rotate
+PROJECT = RotaryAttention.project
+ATTEND = attention.attend
+PORTABLE_ATTEND = Portable.attend
+
+
+def keys_without_sin(x, cos, sin, rope):
+    if x.shape[1] != 2:  # the tiny config has 2 key heads and 4 query heads
+        return ROTATE(x, cos, sin, rope)
+    cos_part = ROTATE(x, cos, torch.zeros_like(sin), rope)
+    return cos_part + ROTATE(x, torch.zeros_like(cos), torch.ones_like(sin), rope)
+
+
+def other_pairs(x, cos, sin, rope):
+    return ROTATE(x, cos, sin, dataclasses.replace(rope, layout="interleaved"))
+
+
+def negated_keys(self, hidden_states):
+    q, k, v = PROJECT(self, hidden_states)
+    return q, -k, v
+
+
+def mask_off_by_one(sequence, total, attention_mask, device):
+    slots, own = torch.arange(total), torch.arange(sequence) + (total - sequence)
+    return (slots <= own[:, None] - 1)[None, None]
+
+
+def half_angles(self, position_ids, dtype):
+    angles = (position_ids[..., None].half() * self.inv_freq.half()).float()
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def eager_unscaled(q, k, v, allowed, scale):
+    return ATTEND(q, k, v, allowed, 1.0)
+
+
+def portable_unscaled(self, q, k, v, past_key, past_value, attention_mask, scale):
+    return PORTABLE_ATTEND(self, q, k, v, past_key, past_value, attention_mask, 1.0)
+
+
+FAULTS = {
+    "* sin dropped on k": [(attention, "rotate", keys_without_sin)],
+    "pairing swapped": [(attention, "rotate", other_pairs)],
+    "k negated": [(RotaryAttention, "project", negated_keys)],
+    "causal mask off by one": [(attention, "allowed_slots", mask_off_by_one)],
+    "angles in float16": [(RotaryAttention, "cos_sin", half_angles)],
+    "1 / sqrt(d) forgotten": [
+        (attention, "attend", eager_unscaled),
+        (Portable, "attend", portable_unscaled),
+    ],
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_shared_fault_fails(fault, dtype, tiny_config, tmp_path, monkeypatch) -> None:
+    for place, name, broken in FAULTS[fault]:
+        monkeypatch.setattr(place, name, broken)
+    artifact = export(tiny_config, out=tmp_path / "x", lowering="portable", dtype=dtype)
+    report = verify(artifact)
+    assert report.status == "failed"
+    by = {row.runtime for row in report.rows if row.status == "failed"}
+    assert by == {"eager", "onnxruntime"}

@@ -1,0 +1,182 @@
+"""The harness itself: what it judges, what it passes, and that it raises no false alarm."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from rope_export import AttentionSpec, RotaryAttention, export, open_session, verify
+from rope_export.parity import Report, _Judge
+from rope_export.parity.cases import FAR, Case, cases
+from rope_export.parity.reference import ReferenceLayer
+from rope_export.parity.rows import judged
+from rope_export.parity.weights import true_weights
+from rope_export.runtimes import to_numpy
+from tests.conftest import TINY
+
+KINDS = [("growing", False), ("growing", True), ("none", False), ("none", True)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("cache", "padding"), KINDS)
+@pytest.mark.parametrize("lowering", ["portable", "standard"])
+def test_sound_artifacts_pass(tiny, lowering, cache, padding, dtype) -> None:
+    report = verify(tiny(lowering, dtype, cache, padding))
+    assert report.passed
+    assert report.weights == "proven"
+
+
+@pytest.mark.parametrize("lowering", ["portable", "standard"])
+def test_bfloat16_passes_in_the_reference_evaluator(tiny, lowering) -> None:
+    report = verify(tiny(lowering, "bfloat16", "growing", True))
+    assert report.passed
+    assert {row.runtime for row in report.rows} == {"file", "eager", "reference"}
+    assert report.skipped[0]["runtime"] == "onnxruntime"
+
+
+@pytest.mark.parametrize(("cache", "padding"), KINDS)
+def test_cases_cover_the_corners(tiny, cache, padding) -> None:
+    found = list(cases(tiny("standard", "float32", cache, padding).manifest))
+    assert len(found) >= 24
+    assert len({case.name for case in found}) == len(found)
+    assert any(case.past == 0 for case in found)
+    assert any((case.start or 0) + case.total == FAR for case in found)
+    assert any(case.past for case in found) == (cache == "growing")
+    assert any(case.padding for case in found) == padding
+
+
+def test_json_has_the_agreed_keys(tiny) -> None:
+    report = json.loads(json.dumps(verify(tiny()).to_json(), allow_nan=False))
+    assert report.keys() == {"status", "weights", "rows", "skipped", "problems"}
+    keys = "case seed runtime output metric error eager_error budget status".split()
+    assert list(report["rows"][0]) == keys
+
+
+def row(error: float, eager: float, ceiling: float, floor: float, runtime: str = "x") -> str:
+    (found,) = judged(
+        case="c",
+        seed=0,
+        runtime=runtime,
+        output="o",
+        errors={"m": error},
+        eager_errors={"m": eager},
+        ceilings={"m": ceiling},
+        floors={"m": floor},
+    )
+    return found.status
+
+
+def test_the_rule_of_a_row() -> None:
+    assert row(error=2.0, eager=1.0, ceiling=9.0, floor=0.1) == "passed"
+    assert row(error=2.1, eager=1.0, ceiling=9.0, floor=0.1) == "failed"
+    assert row(error=2.0, eager=0.0, ceiling=9.0, floor=1.0) == "passed"
+    assert row(error=0.0, eager=9.1, ceiling=9.0, floor=1.0) == "failed"
+    assert row(error=float("nan"), eager=1.0, ceiling=9.0, floor=1.0) == "failed"
+    assert row(error=0.0, eager=float("nan"), ceiling=9.0, floor=1.0) == "failed"
+    assert row(error=9.1, eager=9.1, ceiling=9.0, floor=1.0, runtime="eager") == "failed"
+
+
+def test_nothing_run_is_not_passed() -> None:
+    assert Report(weights="proven").status == "nothing compared"
+    assert not Report(weights="proven").passed
+
+
+def test_weights_are_unproven_where_the_source_is_gone(smollm2, tmp_path) -> None:
+    source = shutil.copytree(smollm2, tmp_path / "source", copy_function=os.link)
+    artifact = export(source, out=tmp_path / "layer")
+    shutil.rmtree(source)
+    report = verify(artifact)
+    assert (report.status, report.weights) == ("passed", "unproven")
+    assert verify(artifact, source=smollm2).weights == "proven"
+
+
+SHAPES = {
+    "tiny": {},
+    "SmolLM2": {
+        "hidden_size": 576,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+    },
+}
+CALLS = [
+    Case(batch=1, sequence=1),
+    Case(batch=2, sequence=5, past=9, start=None),
+    Case(batch=1, sequence=1, past=63),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "draws", [100, pytest.param(1_000, marks=pytest.mark.long)], ids=["100", "1000"]
+)
+def test_sound_draws_raise_no_alarm(draws, shape, dtype, tmp_path) -> None:
+    """Each draw has inputs of its own; both lowerings run them."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**TINY, **SHAPES[shape]}))
+    made = {
+        name: export(config, out=tmp_path / name, lowering=name, dtype=dtype)
+        for name in ("portable", "standard")
+    }
+    artifact = made["standard"]
+    spec = AttentionSpec.from_json(artifact.manifest.spec)
+    tensors = true_weights(artifact, spec, None, 0).tensors
+    report = Report(weights="proven")
+    with open_session(made["portable"]) as portable, open_session(artifact) as standard:
+        judge = _Judge(
+            eager=RotaryAttention.from_weights(spec, tensors),
+            layer=ReferenceLayer(
+                spec,
+                {name: to_numpy(w.double()) for name, w in tensors.items()},
+                to_numpy(spec.rope.inv_freq()),
+            ),
+            sessions={"portable": portable, "standard": standard},
+            outputs=[tensor.name for tensor in artifact.manifest.outputs],
+            report=report,
+            seed=0,
+        )
+        with torch.no_grad():
+            for seed in range(draws):
+                judge.seed = seed
+                for case in CALLS:
+                    judge.case(case, case.inputs(judge.layer, artifact.manifest, seed))
+    assert len(report.rows) >= draws * len(CALLS) * 18
+    assert not [r for r in report.rows if r.status == "failed"]
+
+
+def test_reference_agrees_with_transformers() -> None:
+    """The mathematics of the reference, on its own, against transformers with a float64 softmax."""
+    from transformers import LlamaConfig
+    from transformers.models.llama import modeling_llama as llama
+
+    config = LlamaConfig(**{k: v for k, v in TINY.items() if k != "model_type"})
+    config._attn_implementation = "eager"
+    theirs = llama.LlamaAttention(config, layer_idx=0).eval().double()
+    spec = AttentionSpec.from_hf(config)
+    layer = ReferenceLayer(
+        spec,
+        {name: to_numpy(w.detach()) for name, w in theirs.state_dict().items()},
+        to_numpy(spec.rope.inv_freq()),
+    )
+    hidden = torch.randn(2, 9, 64, dtype=torch.float64)
+    positions = torch.randint(0, FAR, (2, 9))
+    mask = torch.full((9, 9), -torch.inf, dtype=torch.float64).triu(1)[None, None]
+    turn = llama.LlamaRotaryEmbedding(config)(hidden, positions)
+    with torch.no_grad():
+        expected, _ = theirs(hidden, position_embeddings=turn, attention_mask=mask)
+    found = layer({"hidden_states": hidden.numpy(), "position_ids": positions.numpy()}).output
+    # transformers has cos, sin and softmax in float32: 2**-24 each, on terms of order 1.
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=8 * 2**-24)
+
+
+def test_a_spec_of_another_source_is_refused(tiny, tmp_path) -> None:
+    from rope_export.errors import ArtifactError
+
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**TINY, "num_key_value_heads": 4}))
+    with pytest.raises(ArtifactError, match="specs differ"):
+        verify(tiny(), source=other)
