@@ -151,7 +151,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
         turned = torch.cat((y1, y2), dim=-1)
     else:
         turned = torch.stack((y1, y2), dim=-1).flatten(-2)
-    return turned if rope.rotary_dim == x.shape[-1] else torch.cat((turned, still), dim=-1)
+    # jit.trace cannot compare sizes; adding nothing is the same.
+    if not torch.jit.is_tracing() and rope.rotary_dim == x.shape[-1]:
+        return turned
+    return torch.cat((turned, still), dim=-1)
 
 
 def append(past: Tensor | None, new: Tensor) -> Tensor:
@@ -175,7 +178,7 @@ def allowed_slots(
     if not torch.jit.is_tracing():
         torch._check(
             attention_mask.shape[1] == total,
-            lambda: f"attention_mask covers {attention_mask.shape[1]} slots, the cache has {total}",
+            lambda: "attention_mask must cover past + sequence slots",
         )
     return allowed & (attention_mask != 0)[:, None, None, :]
 
@@ -188,7 +191,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float) -> Te
     Returns: (B, H, S, D).
     """
     group = q.shape[1] // k.shape[1]
-    if group > 1:
+    if torch.jit.is_tracing() or group > 1:
         k, v = (x.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (k, v))
     scores = torch.matmul(q, k.transpose(2, 3)) * scale
     scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)

@@ -164,7 +164,9 @@ def test_one_wrong_weight_fails(artifact, capsys) -> None:
     rewrite(artifact, model)
     assert run(["verify", str(artifact), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
-    failed = {(row["runtime"], row["output"]) for row in report["rows"] if row["status"] == "failed"}
+    failed = {
+        (row["runtime"], row["output"]) for row in report["rows"] if row["status"] == "failed"
+    }
     assert ("file", "v_proj.weight") in failed
     assert ("onnxruntime", "present_value") in failed
     assert ("onnxruntime", "present_key") not in failed
@@ -187,7 +189,11 @@ def test_verify_prints_a_table_and_the_verdict(artifact, capsys) -> None:
 
 
 def test_inspect_and_doctor_print_one_json_object(artifact, capsys) -> None:
-    for command in (["inspect", str(artifact)], ["inspect", str(artifact / "model.onnx")], ["doctor"]):
+    for command in (
+        ["inspect", str(artifact)],
+        ["inspect", str(artifact / "model.onnx")],
+        ["doctor"],
+    ):
         assert run([*command, "--json"]) == 0
         assert isinstance(json.loads(capsys.readouterr().out), dict)
         assert run(command) == 0

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from rope_export import Artifact, RopeExportError, exporter, export, external_data, open_session
+from rope_export import Artifact, RopeExportError, export, exporter, external_data, open_session
 
 KINDS = [
     (lowering, cache, padding)
