@@ -5,6 +5,7 @@ between the two renames is finished by the next `heal`, which every open calls.
 """
 
 import contextlib
+import glob
 import os
 import shutil
 import tempfile
@@ -17,8 +18,11 @@ WORK = ".{}.partial-"
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One swap in `folder` at a time, between processes; the lock goes with the process."""
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold `folder` against other processes; the lock goes with the process.
+
+    Raises: BlockingIOError if another holds it and this is not to wait.
+    """
     try:
         import fcntl
     except ImportError:  # no such locks on Windows: two writers of one artifact are not kept apart
@@ -26,10 +30,17 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(handle)
+
+
+def _clear(target: Path) -> None:
+    """Remove what killed writers of `target` left: a living one holds a lock on its folder."""
+    for work in target.parent.glob(glob.escape(WORK.format(target.name)) + "*"):
+        with contextlib.suppress(OSError), _locked(work, wait=False):
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
@@ -63,24 +74,29 @@ def replace(target: Path, fill: Callable[[Path], None]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     heal(target)
     staged, aside = _names(target)
-    work = Path(tempfile.mkdtemp(prefix=WORK.format(target.name), dir=target.parent))
+    with _locked(target.parent):
+        _clear(target)
+        work = Path(tempfile.mkdtemp(prefix=WORK.format(target.name), dir=target.parent))
+        held = contextlib.ExitStack()
+        held.enter_context(_locked(work))
     try:
-        work.chmod(0o777 & ~_umask())
-        fill(work)
-        for path in sorted(work.iterdir()):
-            sync(path)
-        sync(work)
-        with _locked(target.parent):
-            shutil.rmtree(staged, ignore_errors=True)
-            shutil.rmtree(aside, ignore_errors=True)
-            if target.exists() and any(target.iterdir()):
-                os.rename(work, staged)
-                os.rename(target, aside)
-                os.rename(staged, target)
-            else:
-                os.rename(work, target)  # onto nothing, or onto an empty folder
-            sync(target.parent)
-            shutil.rmtree(aside, ignore_errors=True)
+        with held:
+            work.chmod(0o777 & ~_umask())
+            fill(work)
+            for path in sorted(work.iterdir()):
+                sync(path)
+            sync(work)
+            with _locked(target.parent):
+                shutil.rmtree(staged, ignore_errors=True)
+                shutil.rmtree(aside, ignore_errors=True)
+                if target.exists() and any(target.iterdir()):
+                    os.rename(work, staged)
+                    os.rename(target, aside)
+                    os.rename(staged, target)
+                else:
+                    os.rename(work, target)  # onto nothing, or onto an empty folder
+                sync(target.parent)
+                shutil.rmtree(aside, ignore_errors=True)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         heal(target)
