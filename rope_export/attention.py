@@ -1,45 +1,131 @@
 """RotaryAttention: the attention layer in plain torch, the truth that every artifact is held to.
 
 Shapes: B batch, S new tokens, P past tokens, T = P + S, H query heads, G key/value heads,
-D head_dim, R rotary_dim.
+D head_dim, V value_dim, R rotary_dim, A axes of a position.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rope_export.errors import CheckpointError
-from rope_export.spec import AttentionSpec, RopeSpec
+from rope_export.spec import AttentionSpec, NormSpec, RopeSpec
+
+
+class Expression(Protocol):
+    """How rotation and attention are said; eager's way is `Eager`, a lowering is another."""
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
+        """x (B, heads, S, D) turned by cos and sin (B, S, R / 2)."""
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        past_key: Tensor | None,
+        past_value: Tensor | None,
+        attention_mask: Tensor | None,
+        spec: AttentionSpec,
+        sinks: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Heads (B, H, S, V), present_key and present_value (B, G, T, D or V).
+
+        k and v may be longer than q: they then hold the past already.
+        """
+
+
+class Eager:
+    """In plain torch, as transformers' eager attention computes it."""
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
+        return rotate(x, cos, sin, rope)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        past_key: Tensor | None,
+        past_value: Tensor | None,
+        attention_mask: Tensor | None,
+        spec: AttentionSpec,
+        sinks: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        k, v = append(past_key, k), append(past_value, v)
+        allowed = allowed_slots(q.shape[2], k.shape[2], attention_mask, spec, q.device)
+        return attend(q, k, v, allowed, spec, sinks), k, v
+
+
+class Norm(nn.Module):
+    """An RMS or layer normalisation over the last axis, in float32 and cast last.
+
+    Source: RMSNorm, arXiv:1910.07467; Layer Normalization, arXiv:1607.06450.
+    """
+
+    def __init__(self, spec: NormSpec, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight: nn.Parameter | None
+        self.bias: nn.Parameter | None
+        for name in ("weight", "bias"):
+            values = torch.full(shape, float(name == "weight") - spec.offset, dtype=dtype)
+            self.register_parameter(name, nn.Parameter(values) if getattr(spec, name) else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        if self.spec.kind == "layer":
+            wide = wide - wide.mean(-1, keepdim=True)
+        # Not pow(2): from that, torch's exporter makes an RMSNormalization of mixed types, which is
+        # not valid.
+        mean_square = (wide * wide).mean(-1, keepdim=True)
+        wide = wide * torch.rsqrt(mean_square + self.spec.eps)
+        if self.weight is not None:
+            wide = wide * (self.spec.offset + self.weight.float())
+        if self.bias is not None:
+            wide = wide + self.bias.float()
+        return wide.to(x.dtype)
 
 
 class RotaryAttention(nn.Module):
-    """Causal attention whose queries and keys are turned by position, as transformers computes it.
+    """Attention whose queries and keys are turned by position, as transformers computes it.
 
-    Angles, cos, sin and the softmax are computed in float32 whatever the module's dtype is, and
-    cast last: a float16 or bfloat16 angle is wrong by whole turns beyond a few thousand positions.
-    Positions only rotate; causality counts cache slots.
+    Angles, cos, sin, norms and the softmax are computed in float32 whatever the module's dtype is,
+    and cast last: a float16 or bfloat16 angle is wrong by whole turns beyond a few thousand
+    positions. Positions only rotate; causality, windows and chunks count cache slots.
 
+    A spec with a latent makes a LatentAttention.
     Works under torch.export, torch.compile(fullgraph=True) and torch.jit.trace.
     """
 
-    inv_freq: Tensor
-    q_proj: nn.Module
-    k_proj: nn.Module
-    v_proj: nn.Module
-    o_proj: nn.Module
+    inv_freq: Tensor | None
+    expression: Expression = Eager()
+    keeps_cache = True
+    """Whether forward returns the cache beside the output."""
+
+    def __new__(cls, spec: AttentionSpec) -> Self:
+        if cls is RotaryAttention and spec.latent is not None:
+            from rope_export.latent import LatentAttention
+
+            return super().__new__(LatentAttention)  # type: ignore[return-value]
+        return super().__new__(cls)
 
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()
         self.spec = spec
-        for name in "qkvo":
-            out_features, in_features = spec.weight_shapes[f"{name}_proj.weight"]
-            bias = f"{name}_proj.bias" in spec.weight_shapes
-            dtype = getattr(torch, spec.dtype)
-            self.add_module(f"{name}_proj", nn.Linear(in_features, out_features, bias, dtype=dtype))
-        self.register_buffer("inv_freq", spec.rope.inv_freq(), persistent=False)
+        shapes, dtype = spec.weight_shapes, getattr(torch, spec.dtype)
+        for name in [n.removesuffix(".weight") for n in shapes if n.endswith("_proj.weight")]:
+            out_features, in_features = shapes[f"{name}.weight"]
+            bias = f"{name}.bias" in shapes
+            self.add_module(name, nn.Linear(in_features, out_features, bias, dtype=dtype))
+        for name, size in spec.norm_sizes.items():
+            norm = getattr(spec, name)
+            self.add_module(name, Norm(norm, norm.shape(*size), dtype))
+        self.sinks = nn.Parameter(torch.zeros(spec.heads, dtype=dtype)) if spec.sinks else None
+        self.register_buffer("inv_freq", _inv_freq(spec), persistent=False)
 
     @classmethod
     def from_weights(cls, spec: AttentionSpec, weights: Mapping[str, Tensor]) -> Self:
@@ -61,76 +147,143 @@ class RotaryAttention(nn.Module):
         with torch.device("meta"):
             layer = cls(spec)
         layer.load_state_dict(dict(weights), assign=True)
-        layer.inv_freq = spec.rope.inv_freq()
+        layer.inv_freq = _inv_freq(spec)
         return layer.eval().requires_grad_(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves with the module, but is never cast: inv_freq in float16 is off by whole turns."""
         super()._apply(fn, recurse)
-        self.inv_freq = self.spec.rope.inv_freq().to(self.inv_freq.device)
+        if self.inv_freq is not None:
+            fresh = _inv_freq(self.spec)
+            self.inv_freq = fresh if fresh is None else fresh.to(self.inv_freq.device)
         return self
 
     def forward(
         self,
         hidden_states: Tensor,
-        position_ids: Tensor,
+        position_ids: Tensor | None = None,
         past_key: Tensor | None = None,
         past_value: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """One pass over S new tokens after P cached ones.
 
-        hidden_states: (B, S, hidden_size). position_ids: int64 (B, S), any order and values.
-        past_key, past_value: (B, G, P, D), keys already turned; P may be 0; both or neither.
+        hidden_states: (B, S, hidden_size). position_ids: int64 (B, S), or (A, B, S) where
+        positions have several axes; any order and values; needed unless nothing depends on it.
+        past_key, past_value: (B, G, P, D or V), keys already turned; P may be 0; both or neither.
         attention_mask: int64 (B, T), 1 = attend, 0 = padding; none means attend to all.
         Returns: attention_output (B, S, hidden_size), zero before the output projection where a
-            token may attend to nothing; present_key and present_value (B, G, T, D).
+            token may attend to nothing; present_key and present_value (B, G, T, D or V).
         """
         q, k, v = self.project(hidden_states)
-        cos, sin = self.cos_sin(position_ids, dtype=q.dtype)
-        q, k = self.rotate(q, cos, sin), self.rotate(k, cos, sin)
-        heads, present_key, present_value = self.attend(
-            q, k, v, past_key, past_value, attention_mask
+        q, k = self.turn(q, k, position_ids)
+        heads, present_key, present_value = self.expression.attend(
+            q, k, v, past_key, past_value, attention_mask, self.spec, self.sinks
         )
-        return self.o_proj(heads.transpose(1, 2).flatten(2)), present_key, present_value
+        output = self.output(heads, hidden_states)
+        return (output, present_key, present_value) if self.keeps_cache else (output,)
 
     def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, H, S, D), k and v (B, G, S, D) of hidden_states (B, S, hidden_size)."""
-        shape = (-1, self.spec.head_dim)
-        q, k, v = (
-            project(hidden_states).unflatten(-1, shape).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return q, k, v
+        """q (B, H, S, D), k (B, G, S, D) and v (B, G, S, V) of hidden_states (B, S, hidden_size),
+        normalised where that comes before the rotation."""
+        return tuple(self._project(name, hidden_states) for name in "qkv")  # type: ignore[return-value]
+
+    def _project(self, name: str, hidden_states: Tensor) -> Tensor:
+        spec = self.spec
+        x = self.get_submodule(f"{name}_proj")(hidden_states)
+        width = spec.value_head_dim if name == "v" else spec.head_dim
+        norm: NormSpec | None = getattr(spec, f"{name}_norm")
+        if norm is not None and norm.over == "all":
+            x = self.get_submodule(f"{name}_norm")(x)
+        if spec.clip is not None:
+            x = x.clamp(-spec.clip, spec.clip)
+        if name == "v" and spec.value_scale != 1.0:
+            x = x * spec.value_scale
+        x = x.unflatten(-1, (-1, width))
+        if norm is not None and norm.over != "all" and not (spec.norm_after_rope and name != "v"):
+            x = self.get_submodule(f"{name}_norm")(x)
+        return x.transpose(1, 2)
+
+    def turn(self, q: Tensor, k: Tensor, position_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """q and k turned by position, then normalised where that comes after, then q scaled."""
+        if self.spec.uses_positions and position_ids is None:
+            raise TypeError("position_ids is missing: the layer depends on it")
+        if self.spec.rope is not None and position_ids is not None:
+            cos, sin = self.cos_sin(position_ids, dtype=q.dtype)
+            q, k = (self.expression.rotate(x, cos, sin, self.spec.rope) for x in (q, k))
+        if self.spec.norm_after_rope:
+            q, k = self._normed_after("q", q), self._normed_after("k", k)
+        return self.scaled(q, position_ids), k
+
+    def _normed_after(self, name: str, x: Tensor) -> Tensor:
+        norm: NormSpec | None = getattr(self.spec, f"{name}_norm")
+        if norm is None:
+            return x
+        module = self.get_submodule(f"{name}_norm")
+        if norm.over == "head":
+            return module(x)
+        return module(x.transpose(1, 2)).transpose(1, 2)
 
     def cos_sin(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin of every pair's angle at position_ids (B, S): two (B, S, R / 2) of `dtype`.
+        """cos and sin of every pair's angle: two (B, S, R / 2) of `dtype`.
 
+        position_ids: (B, S) or (A, B, S).
         Error: the float32 angle is off by at most |position| * 2**-24 rad, as in trained models.
         """
-        angles = position_ids[..., None].float() * self.inv_freq
+        rope = self.spec.rope
+        assert rope is not None
+        assert self.inv_freq is not None
+        inv_freq = self.inv_freq
+        if rope.depends_on_length:
+            inv_freq = rope.chosen(inv_freq, position_ids.max() + 1)
+        at = rope.coordinates(position_ids)
+        if rope.axes > 1:
+            axis = torch.tensor(rope.pair_axes, device=position_ids.device)
+            angles = at.index_select(0, axis).permute(1, 2, 0) * inv_freq
+        else:
+            angles = at[..., None] * inv_freq
         cos, sin = angles.cos(), angles.sin()
-        if self.spec.rope.attention_factor != 1.0:
-            cos, sin = (x * self.spec.rope.attention_factor for x in (cos, sin))
-        return cos.to(dtype), sin.to(dtype)
+        if rope.attention_factor != 1.0:
+            cos, sin = cos * rope.attention_factor, sin * rope.attention_factor
+        return cos.to(dtype), (-sin if rope.clockwise else sin).to(dtype)
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return rotate(x, cos, sin, self.spec.rope)
+    def scaled(self, q: Tensor, position_ids: Tensor | None) -> Tensor:
+        """q (B, heads, S, D) times the factor that its position gives it."""
+        scale = self.spec.position_scale
+        if scale is None or position_ids is None:
+            return q
+        lengths = (position_ids.float() + scale.offset) / scale.length
+        if scale.form == "log":
+            factor = 1 + scale.beta * torch.log1p(lengths.floor())
+        else:
+            factor = torch.exp(scale.beta * torch.log1p(lengths))
+        return (q.float() * factor[:, None, :, None]).to(q.dtype)
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        past_key: Tensor | None,
-        past_value: Tensor | None,
-        attention_mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Heads (B, H, S, D), present_key and present_value (B, G, T, D)."""
-        present_key, present_value = append(past_key, k), append(past_value, v)
-        allowed = allowed_slots(q.shape[2], present_key.shape[2], attention_mask, q.device)
-        heads = attend(q, present_key, present_value, allowed, self.spec.softmax_scale)
-        return heads, present_key, present_value
+    def output(self, heads: Tensor, hidden_states: Tensor) -> Tensor:
+        """Heads (B, H, S, V) normalised, gated and projected: (B, S, hidden_size)."""
+        heads = heads.transpose(1, 2)
+        norm = self.spec.o_norm
+        if norm is not None and norm.over != "all":
+            heads = self.get_submodule("o_norm")(heads)
+        if self.spec.gate == "head":
+            heads = heads * self.gate(hidden_states)[..., None]
+        heads = heads.flatten(2)
+        if norm is not None and norm.over == "all":
+            heads = self.get_submodule("o_norm")(heads)
+        if self.spec.gate == "feature":
+            heads = heads * self.gate(hidden_states)
+        return self.get_submodule("o_proj")(heads)
+
+    def gate(self, hidden_states: Tensor) -> Tensor:
+        """What heads (B, S, H) or features (B, S, H * V) are multiplied by."""
+        logits = self.get_submodule("gate_proj")(hidden_states)
+        if self.spec.gate_kind == "softplus":
+            return F.softplus(logits.float()).to(logits.dtype)
+        return logits.sigmoid()
+
+
+def _inv_freq(spec: AttentionSpec) -> Tensor | None:
+    return None if spec.rope is None else spec.rope.table()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
@@ -147,10 +300,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
     else:
         x1, x2 = turning[..., 0::2], turning[..., 1::2]
     y1, y2 = x1 * cos - x2 * sin, x2 * cos + x1 * sin
-    if rope.layout == "half_split":
-        turned = torch.cat((y1, y2), dim=-1)
-    else:
+    if rope.layout == "interleaved":
         turned = torch.stack((y1, y2), dim=-1).flatten(-2)
+    else:
+        turned = torch.cat((y1, y2), dim=-1)
     # jit.trace cannot compare sizes; adding nothing is the same.
     if not torch.jit.is_tracing() and rope.rotary_dim == x.shape[-1]:
         return turned
@@ -159,20 +312,35 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
 
 def append(past: Tensor | None, new: Tensor) -> Tensor:
     """The cache after this call: (B, G, P, D) and (B, G, S, D) give (B, G, T, D)."""
-    return new if past is None else torch.cat((past, new), dim=2)
+    return new if past is None else torch.cat((past, new), dim=-2)
 
 
 def allowed_slots(
-    sequence: int, total: int, attention_mask: Tensor | None, device: torch.device
+    sequence: int,
+    total: int,
+    attention_mask: Tensor | None,
+    spec: AttentionSpec,
+    device: torch.device,
 ) -> Tensor:
-    """Which cache slots each new token may see: slot j for token i iff j <= past + i, and not
-    masked.
+    """Which cache slots each new token may see, whose own slot is past + i. Chunks are counted from
+    the first slot that is not padding, row by row, as the model was trained.
 
     attention_mask: int64 (B, T) or none. Returns: bool (1, 1, S, T), or (B, 1, S, T) with a mask.
     """
     slots = torch.arange(total, device=device)
-    own = torch.arange(sequence, device=device) + (total - sequence)
-    allowed = (slots <= own[:, None])[None, None]
+    own = (torch.arange(sequence, device=device) + (total - sequence))[:, None]
+    allowed = slots <= own if spec.causal else slots == slots
+    if spec.window is not None:
+        allowed = allowed & (slots > own - spec.window)
+    if spec.window_after is not None:
+        allowed = allowed & (slots <= own + spec.window_after)
+    allowed = allowed.expand(sequence, total)[None, None]
+    if spec.chunk is not None:
+        first = torch.zeros((1, 1), dtype=torch.int64, device=device)
+        if attention_mask is not None:
+            first = (attention_mask != 0).long().argmax(dim=1, keepdim=True)
+        block = (slots - first) // spec.chunk
+        allowed = allowed & (block[:, None, None, :] == block[:, None, total - sequence :, None])
     if attention_mask is None:
         return allowed
     if not torch.jit.is_tracing():
@@ -183,18 +351,28 @@ def allowed_slots(
     return allowed & (attention_mask != 0)[:, None, None, :]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, spec: AttentionSpec, sinks: Tensor | None
+) -> Tensor:
     """Softmax attention over the allowed slots, heads in groups; zero where none is allowed.
 
-    q: (B, H, S, D). k, v: (B, G, T, D). allowed: bool, broadcast to (B, H, S, T). The softmax is
-    in float32 at every dtype, float64 included, as in transformers' eager attention.
-    Returns: (B, H, S, D).
+    q: (B, H, S, D). k: (B, G, T, D). v: (B, G, T, V). allowed: bool, broadcast to (B, H, S, T).
+    sinks: (H,), a score that takes part in the softmax and has no value. The softmax is in float32
+    at every dtype, float64 included, as in transformers' eager attention.
+    Returns: (B, H, S, V).
     """
     group = q.shape[1] // k.shape[1]
     if torch.jit.is_tracing() or group > 1:
         k, v = (x.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (k, v))
-    scores = torch.matmul(q, k.transpose(2, 3)) * scale
+    scores = torch.matmul(q, k.transpose(2, 3)) * spec.softmax_scale
+    if spec.softcap is not None:
+        scores = torch.tanh(scores / spec.softcap) * spec.softcap
     scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+    if sinks is not None:
+        sink = sinks[None, :, None, None].expand(scores.shape[0], -1, scores.shape[2], 1)
+        scores = torch.cat((scores, sink), dim=-1)
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    if sinks is not None:
+        weights = weights[..., :-1]
     # Changes nothing but the rows that may see nothing at all, which softmax made uniform.
     return torch.matmul(weights.masked_fill(~allowed, 0), v)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rope_export.errors import TensorError
+from rope_export.spec import AttentionSpec
 
 TOTAL = "past + sequence"
 """Cache slots after a call; the axis called "total" has as many."""
@@ -37,25 +38,43 @@ class TensorType:
 
 
 def attention_tensors(
-    *, hidden_size: int, kv_heads: int, head_dim: int, dtype: str, cache: str, padding: bool
+    spec: AttentionSpec, *, cache: str, padding: bool
 ) -> tuple[tuple[TensorType, ...], tuple[TensorType, ...]]:
-    """Inputs and outputs of an attention artifact, in order."""
-    hidden = ("batch", "sequence", hidden_size)
-    past, present = (("batch", kv_heads, axis, head_dim) for axis in ("past", TOTAL))
-    inputs = [
-        TensorType(name="hidden_states", dtype=dtype, shape=hidden),
-        TensorType(name="position_ids", dtype="int64", shape=("batch", "sequence")),
-    ]
-    outputs = [TensorType(name="attention_output", dtype=dtype, shape=hidden)]
+    """Inputs and outputs of an attention artifact, in order.
+
+    A layer on which positions have no effect takes none: an input is honoured or not there.
+    """
+    hidden = ("batch", "sequence", spec.hidden_size)
+    inputs = [TensorType(name="hidden_states", dtype=spec.dtype, shape=hidden)]
+    outputs = [TensorType(name="attention_output", dtype=spec.dtype, shape=hidden)]
+    if spec.uses_positions:
+        axes = () if spec.rope is None or spec.rope.axes == 1 else (spec.rope.axes,)
+        shape = (*axes, "batch", "sequence")
+        inputs.append(TensorType(name="position_ids", dtype="int64", shape=shape))
     if cache == "growing":
-        inputs += [TensorType(name=f"past_{x}", dtype=dtype, shape=past) for x in ("key", "value")]
-        outputs += [
-            TensorType(name=f"present_{x}", dtype=dtype, shape=present) for x in ("key", "value")
-        ]
+        for name, slots in cached(spec).items():
+            past, present = (
+                tuple(axis if x == "slots" else x for x in slots) for axis in ("past", TOTAL)
+            )
+            inputs.append(TensorType(name=f"past_{name}", dtype=spec.dtype, shape=past))
+            outputs.append(TensorType(name=f"present_{name}", dtype=spec.dtype, shape=present))
     if padding:
         mask = TensorType(name="attention_mask", dtype="int64", shape=("batch", "total"))
         inputs.append(mask)
     return tuple(inputs), tuple(outputs)
+
+
+def cached(spec: AttentionSpec) -> dict[str, tuple[int | str, ...]]:
+    """What the layer caches, by the names after past_ and present_, with shapes in "slots"."""
+    if spec.latent is None:
+        return {
+            "key": ("batch", spec.kv_heads, "slots", spec.head_dim),
+            "value": ("batch", spec.kv_heads, "slots", spec.value_head_dim),
+        }
+    return {
+        "latent": ("batch", "slots", spec.latent.kv_rank),
+        "key_rope": ("batch", "slots", spec.latent.rope_dim),
+    }
 
 
 def bind_axes(

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ with extra("export", "exporting"):
     import onnx
     import onnx_ir as ir
     import torch
+    from onnxscript import optimizer
     from torch import Tensor
 
 from rope_export import __version__
@@ -23,7 +24,7 @@ from rope_export.artifact import Artifact, Manifest
 from rope_export.attention import RotaryAttention
 from rope_export.checkpoints import Source, open_source
 from rope_export.contract import TensorType, attention_tensors
-from rope_export.lowerings import LoweredAttention, Lowering, lowering_for
+from rope_export.lowerings import Lowering, lowered, lowering_for
 from rope_export.spec import DType
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def export(
     *,
     out: str | Path,
     layer: int = 0,
+    part: str | None = None,
     lowering: str = "auto",
     cache: Cache = "growing",
     dtype: DType = "float32",
@@ -55,7 +57,9 @@ def export(
     """Export one attention layer as an artifact, replacing the one that is at `out`.
 
     source: a checkpoint folder (config.json and safetensors), a config file, whose weights are
-    drawn from `seed`, or a hub id. out: the artifact's folder. layer: index of the layer.
+    drawn from `seed`, or a hub id. out: the artifact's folder. layer: index of the layer. part:
+    key of the inner config of a model of several towers, such as "vision_config"; the text
+    decoder's unless given.
     lowering: "portable", "standard", or "auto" for the newest that can express the layer.
     cache: "none", or "growing" for past in and present out. dtype: "float32", "float16" or
     "bfloat16", of weights and activations. padding: take an attention_mask. opset: a newer opset
@@ -68,17 +72,10 @@ def export(
     out = Path(out)
     artifacts.check_target(out)
     progress("reading the source")
-    found = open_source(source, layer=layer, dtype=dtype, seed=seed)
+    found = open_source(source, layer=layer, part=part, dtype=dtype, seed=seed)
     chosen = lowering_for(lowering, found.spec, cache)
     wanted_opset = _opset(opset, chosen)
-    inputs, outputs = attention_tensors(
-        hidden_size=found.spec.hidden_size,
-        kv_heads=found.spec.kv_heads,
-        head_dim=found.spec.head_dim,
-        dtype=dtype,
-        cache=cache,
-        padding=padding,
-    )
+    inputs, outputs = attention_tensors(found.spec, cache=cache, padding=padding)
     weights = found.weights()
     manifest = Manifest(
         spec=found.spec.to_json(),
@@ -95,7 +92,7 @@ def export(
         runtimes=chosen.runtimes,
     )
     progress("tracing and translating")
-    module = LoweredAttention(RotaryAttention.from_weights(found.spec, weights), chosen, cache)
+    module = lowered(RotaryAttention.from_weights(found.spec, weights), chosen, cache)
     del weights
     model = translate(module, inputs, outputs, wanted_opset)
     _describe(model, manifest)
@@ -125,7 +122,7 @@ def _weight_facts(source: Source, weights: dict[str, Tensor]) -> dict[str, dict[
         name: {
             "source_tensor": source.names[name],
             "initializer": name,
-            "transposed": tensor.ndim == 2,
+            "transposed": name.endswith("_proj.weight"),
             "sha256": tensor_hash(tensor),
         }
         for name, tensor in weights.items()
@@ -138,7 +135,7 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def translate(
-    module: LoweredAttention,
+    module: RotaryAttention,
     inputs: tuple[TensorType, ...],
     outputs: tuple[TensorType, ...],
     opset: int,
@@ -146,13 +143,14 @@ def translate(
     """The module as an ONNX model whose dynamic axes have the names of the contract."""
     # Sizes of at least 2 and all different: torch.export fixes an axis of size 0 or 1, and takes
     # two axes of one size for the same.
-    sizes = {"batch": 2, "sequence": 3, "past": 5 if module.cache == "growing" else 0}
+    growing = any("past" in t.shape for t in inputs)
+    sizes = {"batch": 2, "sequence": 3, "past": 5 if growing else 0}
     sizes["total"] = sizes["past"] + sizes["sequence"]
     examples = {t.name: torch.zeros(t.sized(sizes), dtype=_torch_dtype(t)) for t in inputs}
     axes = {
         name: torch.export.Dim(name) for t in inputs for name in t.shape if isinstance(name, str)
     }
-    if module.cache == "none" and "total" in axes:
+    if not growing and "total" in axes:
         axes["total"] = axes["sequence"]  # without a past they are one size, and one symbol
     shapes = {
         t.name: {at: axes[name] for at, name in enumerate(t.shape) if isinstance(name, str)}
@@ -167,12 +165,25 @@ def translate(
             input_names=[t.name for t in inputs],
             output_names=[t.name for t in outputs],
             dynamic_shapes=shapes,
+            optimize=False,
             verbose=False,
         )
-    assert program is not None
+        assert program is not None
+        _optimize(program.model, set(module.state_dict()))
     for value, tensor in zip(program.model.graph.inputs, inputs, strict=True):
         value.shape = ir.Shape(tensor.shape)
     return program.model
+
+
+def _optimize(model: "Model", weights: set[str]) -> None:
+    """Folds what is constant, but no weight: each stays in the file as it was deployed, under its
+    own name, so that it can be proven."""
+
+    def keep(node: ir.Node) -> bool | None:
+        deployed = any(value is not None and value.name in weights for value in node.inputs)
+        return False if deployed else None
+
+    optimizer.optimize_ir(model, should_fold=keep)
 
 
 def _torch_dtype(tensor: TensorType) -> torch.dtype:
@@ -204,11 +215,15 @@ def _describe(model: "Model", manifest: Manifest) -> None:
         {
             "rope_export.lowering": manifest.lowering,
             "rope_export.cache": manifest.cache,
-            "rope_export.rope": ", ".join(f"{k}={v}" for k, v in spec.pop("rope").items()),
-            "rope_export.attention": ", ".join(f"{k}={v}" for k, v in spec.items()),
-            "rope_export.source": ", ".join(f"{k}={v}" for k, v in manifest.source.items()),
+            "rope_export.rope": _listed(spec.pop("rope") or {"rope_type": None}),
+            "rope_export.attention": _listed(spec),
+            "rope_export.source": _listed(manifest.source),
         }
     )
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in facts.items())
 
 
 def _save_model(model: "Model", folder: Path) -> None:

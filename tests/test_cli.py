@@ -59,7 +59,7 @@ BAD = {
     "NaN": (lambda f: edit_tensor(f, torch.full(K, torch.nan)), "NaN"),
     "infinite": (lambda f: edit_tensor(f, torch.full(K, torch.inf)), "infinite"),
     "odd rotary dimension": (
-        lambda f: edit_config(f, partial_rotary_factor=0.45),
+        lambda f: edit_config(f, model_type="glm", partial_rotary_factor=0.45),
         "rotary_dim=7",
     ),
     "heads and kv heads": (lambda f: edit_config(f, num_key_value_heads=3), "kv_heads=3"),

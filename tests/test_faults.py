@@ -30,7 +30,7 @@ def negated_keys(self, hidden_states):
     return q, -k, v
 
 
-def mask_off_by_one(sequence, total, attention_mask, device):
+def mask_off_by_one(sequence, total, attention_mask, spec, device):
     slots, own = torch.arange(total), torch.arange(sequence) + (total - sequence)
     return (slots <= own[:, None] - 1)[None, None]
 
@@ -40,12 +40,13 @@ def half_angles(self, position_ids, dtype):
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def eager_unscaled(q, k, v, allowed, scale):
-    return ATTEND(q, k, v, allowed, 1.0)
+def eager_unscaled(q, k, v, allowed, spec, sinks):
+    return ATTEND(q, k, v, allowed, dataclasses.replace(spec, scale=1.0), sinks)
 
 
-def portable_unscaled(self, q, k, v, past_key, past_value, attention_mask, scale):
-    return PORTABLE_ATTEND(self, q, k, v, past_key, past_value, attention_mask, 1.0)
+def portable_unscaled(self, q, k, v, past_key, past_value, attention_mask, spec, sinks):
+    spec = dataclasses.replace(spec, scale=1.0)
+    return PORTABLE_ATTEND(self, q, k, v, past_key, past_value, attention_mask, spec, sinks)
 
 
 FAULTS = {

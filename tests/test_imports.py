@@ -11,9 +11,10 @@ import rope_export
 PACKAGE = Path(rope_export.__file__).parent
 ORDER = [
     {"errors"},
-    {"spec", "contract", "swap", "external_data"},
+    {"spec", "swap", "external_data"},
+    {"contract"},
     {"rope", "artifact"},
-    {"attention", "runtimes"},
+    {"attention", "latent", "runtimes"},
     {"lowerings", "checkpoints", "deployed"},
     {"exporter"},
     {"parity"},
@@ -22,7 +23,7 @@ ORDER = [
 """Each part may import at module level from its own row and those above; runtimes open eager
 and read weights inside functions, as spec does for from_hf and from_json."""
 
-TORCH = {"attention", "rope", "lowerings", "checkpoints", "exporter", "parity"}
+TORCH = {"attention", "latent", "rope", "lowerings", "checkpoints", "exporter", "parity"}
 
 
 def module_level(path: Path) -> Iterator[str]:

@@ -52,6 +52,7 @@ FACTS = {
     "mistral-7b-v0.1": Facts(32, 8, 128, 1e4, window=4096, sliding=32),
     "mistral-7b-v0.3": Facts(32, 8, 128, 1e6),
     "olmo-2-1124-7b": Facts(32, 32, 128, 5e5),
+    "phi-3-mini-128k": Facts(32, 32, 96, 1e4, "longrope", window=131072, sliding=32),
     "phi-3-mini-4k": Facts(32, 32, 96, 1e4, window=2048, sliding=32),
     "phi-3.5-mini": Facts(32, 32, 96, 1e4, "longrope", window=262144, sliding=32),
     "phi-4": Facts(40, 10, 128, 2.5e5),
@@ -224,7 +225,11 @@ def test_scaled_rotation(scaled):
 
 @pytest.mark.parametrize(
     ("scaled", "short", "long"),
-    [("phi-3.5-mini", (1.0, 2.84), (1.08, 64.84)), ("phi-4-mini", (1.0, 1.0), (1.0, 47.77))],
+    [
+        ("phi-3-mini-128k", (1.05, 3.05), (1.03, 64.81)),
+        ("phi-3.5-mini", (1.0, 2.84), (1.08, 64.84)),
+        ("phi-4-mini", (1.0, 1.0), (1.0, 47.77)),
+    ],
 )
 def test_longrope_factors(scaled, short, long):
     config = AutoConfig.from_pretrained(MODELS[scaled])

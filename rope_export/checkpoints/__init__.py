@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rope_export.checkpoints.config import read_config, read_spec
+from rope_export.checkpoints.config import Read, read_config, select, spec_of
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.checkpoints.hub import Hub
 from rope_export.checkpoints.tensors import (
@@ -44,54 +44,66 @@ class Source:
 
 
 def open_source(
-    source: str | Path, *, layer: int = 0, dtype: DType = "float32", seed: int = 0
+    source: str | Path,
+    *,
+    layer: int = 0,
+    part: str | None = None,
+    dtype: DType = "float32",
+    seed: int = 0,
 ) -> Source:
     """Find SOURCE and read its config; see `Source`.
 
     source: a checkpoint folder (config.json and safetensors), a config file, or a hub id.
-    layer: index of the layer. dtype: what weights are rounded to. seed: for drawn weights.
+    layer: index of the layer. part: key of an inner config; see `AttentionSpec.from_hf`.
+    dtype: what weights are rounded to. seed: for drawn weights.
     Raises: CheckpointError or SpecError for what is not there, damaged or not supported.
     """
     path = Path(source)
     if path.is_dir():
-        return _checkpoint(Folder(path), str(path.resolve()), layer, dtype)
+        return _checkpoint(Folder(path), str(path.resolve()), layer, part, dtype)
     if path.is_file():
-        return _drawn(path, layer, dtype, seed)
+        return _drawn(path, layer, part, dtype, seed)
     if HUB_ID.fullmatch(str(source)) and not path.parent.is_dir():
-        return _checkpoint(Hub(str(source)), str(source), layer, dtype)
+        return _checkpoint(Hub(str(source)), str(source), layer, part, dtype)
     raise CheckpointError(
         f"{source}: no such folder or file; SOURCE is a checkpoint folder, a config file or a hub "
         f"id like 'owner/name'."
     )
 
 
-def _spec(config: dict[str, Any], layer: int, dtype: DType) -> AttentionSpec:
-    return dataclasses.replace(read_spec(config, layer=layer), dtype=dtype)
-
-
-def _config_hash(config: dict[str, Any]) -> str:
+def _facts(kind: str, config: dict[str, Any], layer: int, part: str | None) -> dict[str, Any]:
     text = json.dumps(config, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    found = {
+        "kind": kind,
+        "layer": layer,
+        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    return found if part is None else found | {"part": part}
 
 
-def _checkpoint(locator: Locator, path: str, layer: int, dtype: DType) -> Source:
+def _spec(read: Read, layer: int, dtype: DType) -> AttentionSpec:
+    return dataclasses.replace(spec_of(read, layer), dtype=dtype)
+
+
+def _checkpoint(locator: Locator, path: str, layer: int, part: str | None, dtype: DType) -> Source:
     file = locator.find("config.json")
     if file is None:
         raise CheckpointError(f"{locator}: there is no config.json.")
     config = read_config(file)
-    spec = _spec(config, layer, dtype)
+    read = select(config, part)
+    spec = _spec(read, layer, dtype)
     files = files_by_tensor(locator)
-    names = layer_tensors(files, layer, spec)
+    pieces = layer_tensors(files, layer, spec, read.layout(layer), read.part)
     return Source(
         spec=spec,
-        facts={"kind": "checkpoint", "layer": layer, "config_sha256": _config_hash(config)},
+        facts=_facts("checkpoint", config, layer, part),
         path=path,
-        names=names,
-        weights=lambda: read_layer(locator, files, names, spec),
+        names={name: piece.name for name, piece in pieces.items()},
+        weights=lambda: read_layer(locator, files, pieces, spec),
     )
 
 
-def _drawn(file: Path, layer: int, dtype: DType, seed: int) -> Source:
+def _drawn(file: Path, layer: int, part: str | None, dtype: DType, seed: int) -> Source:
     if file.suffix != ".json":
         raise CheckpointError(
             f"{file}: SOURCE is a folder with config.json and safetensors, or a config file "
@@ -100,15 +112,10 @@ def _drawn(file: Path, layer: int, dtype: DType, seed: int) -> Source:
     if seed < 0:
         raise CheckpointError(f"seed={seed}: it must be 0 or more.")
     config = read_config(file)
-    spec = _spec(config, layer, dtype)
+    spec = _spec(select(config, part), layer, dtype)
     return Source(
         spec=spec,
-        facts={
-            "kind": "drawn",
-            "layer": layer,
-            "seed": seed,
-            "config_sha256": _config_hash(config),
-        },
+        facts=_facts("drawn", config, layer, part) | {"seed": seed},
         path=str(file.resolve()),
         names={name: name for name in spec.weight_shapes},
         weights=lambda: drawn_weights(spec, seed, layer),

@@ -1,6 +1,7 @@
 """Reads single tensors from safetensors files, sharded or not, without loading the others."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -8,10 +9,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from rope_export.checkpoints.layout import Piece, TensorLayout
 from rope_export.errors import CheckpointError
 from rope_export.spec import AttentionSpec
 
 INDEX = "model.safetensors.index.json"
+TOWERS = {
+    "vision": ("visual", "vision", "image"),
+    "audio": ("audio", "speech"),
+}
+"""Words by which a tower's tensors are told from the text decoder's of the same layout."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -85,36 +92,66 @@ def _open(path: Path) -> safe_open:
         ) from error
 
 
-def layer_tensors(files: dict[str, str], layer: int, spec: AttentionSpec) -> dict[str, str]:
-    """The full names of one layer's attention tensors, by their names in the spec.
+def layer_tensors(
+    files: Mapping[str, str],
+    layer: int,
+    spec: AttentionSpec,
+    layout: TensorLayout,
+    part: str | None,
+) -> dict[str, Piece]:
+    """Where each of one layer's attention tensors is, by their names in the spec.
 
+    part: of a model of several towers, the key of its config, which tells the towers apart.
     Raises: CheckpointError for a tensor that is missing, or there without the config saying so.
     """
-    part = f"layers.{layer}.self_attn."
-    prefixes = {n[: n.index(part)] for n in files if n.startswith(part) or f".{part}" in n}
-    if len(prefixes) != 1:
-        found = f"{len(prefixes)} stacks {sorted(prefixes)}" if prefixes else "none"
-        raise CheckpointError(
-            f"tensors called '…{part}*': {found} found; the common layout has them once, "
-            f"as 'model.{part}q_proj.weight' and so on."
-        )
-    prefix = prefixes.pop() + part
-    names = {name: prefix + name for name in spec.weight_shapes}
-    for name in sorted(names.values()):
+    pieces = layout.pieces(spec)
+    path = layout.path(layer)
+    prefix = _prefix(files, path, next(iter(pieces.values())).name, part) + path
+    found = {
+        name: Piece(names=tuple(prefix + x for x in piece.names), take=piece.take)
+        for name, piece in pieces.items()
+    }
+    known = {name for piece in found.values() for name in piece.names}
+    for name in sorted(known):
         if name not in files:
             raise CheckpointError(f"tensor {name!r} is missing from the checkpoint.")
     for name in sorted(files):
-        known = name in names.values() or name.endswith("rotary_emb.inv_freq")
-        if name.startswith(prefix) and not known:
+        ignored = name.endswith(layout.ignored)
+        if name.startswith(prefix) and name not in known and not ignored:
             raise CheckpointError(
                 f"tensor {name!r} is in the checkpoint, but the config says nothing of it: "
                 f"refused, since leaving it out would change the output."
             )
-    return names
+    return found
+
+
+def _prefix(files: Mapping[str, str], path: str, example: str, part: str | None) -> str:
+    """What stands before the layers' path in the checkpoint."""
+    ends = path + example
+    prefixes = {n[: -len(ends)] for n in files if n == ends or n.endswith("." + ends)}
+    if len(prefixes) > 1 and part is not None:
+        prefixes = _of_tower(prefixes, part.rpartition(".")[2].removesuffix("_config"))
+    if len(prefixes) != 1:
+        found = f"{len(prefixes)} stacks {sorted(prefixes)}" if prefixes else "none"
+        raise CheckpointError(
+            f"tensors called '…{path}*': {found} found; the model's layout has them once, "
+            f"as 'model.{ends}' and so on."
+        )
+    return prefixes.pop()
+
+
+def _of_tower(prefixes: set[str], tower: str) -> set[str]:
+    """Those that have the tower's name; for the text decoder, those that have no tower's."""
+    words = TOWERS.get(tower, (tower,))
+    named = {p for p in prefixes if any(word in p for word in words)}
+    if named or tower in TOWERS:
+        return named or prefixes
+    every = [word for words in TOWERS.values() for word in words]
+    return {p for p in prefixes if not any(word in p for word in every)} or prefixes
 
 
 def read_layer(
-    locator: Locator, files: dict[str, str], names: dict[str, str], spec: AttentionSpec
+    locator: Locator, files: Mapping[str, str], pieces: Mapping[str, Piece], spec: AttentionSpec
 ) -> dict[str, Tensor]:
     """One layer's tensors, checked and rounded to the spec's dtype.
 
@@ -122,17 +159,38 @@ def read_layer(
         values that the dtype cannot hold.
     """
     weights: dict[str, Tensor] = {}
-    for name, full in names.items():
+    for name, piece in pieces.items():
+        shape = spec.weight_shapes[name]
+        tensor = _taken(locator, files, piece, spec, shape)
+        weights[name] = deployed(piece.name, tensor, shape, spec.dtype)
+    return weights
+
+
+def _taken(
+    locator: Locator,
+    files: Mapping[str, str],
+    piece: Piece,
+    spec: AttentionSpec,
+    shape: tuple[int, ...],
+) -> Tensor:
+    """The piece's tensor, in the checkpoint's dtype."""
+
+    def read(full: str) -> Tensor:
         path = locator.find(files[full])
         if path is None:
             raise CheckpointError(f"{locator}: the file {files[full]} with {full!r} is missing.")
         try:
             with _open(path) as tensors:
-                tensor = tensors.get_tensor(full)
+                return tensors.get_tensor(full)
         except SafetensorError as error:
             raise CheckpointError(f"{path}: tensor {full!r} cannot be read ({error}).") from error
-        weights[name] = deployed(full, tensor, spec.weight_shapes[name], spec.dtype)
-    return weights
+
+    try:
+        return piece.out_of(read, spec)
+    except RuntimeError as error:  # torch's: the rows do not divide as the layout says
+        raise CheckpointError(
+            f"tensor {piece.name!r}: {shape} cannot be taken from it as the config says ({error})."
+        ) from error
 
 
 def deployed(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: str) -> Tensor:

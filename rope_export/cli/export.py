@@ -19,6 +19,10 @@ def export(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The artifact's folder.")],
     layer: Annotated[int, typer.Option(help="Index of the layer.")] = 0,
+    part: Annotated[
+        str | None,
+        typer.Option(help="Inner config of a model of several towers, such as vision_config."),
+    ] = None,
     lowering: Annotated[str, typer.Option(help="auto, portable or standard.")] = "auto",
     cache: Annotated[str, typer.Option(help="none or growing.")] = "growing",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
@@ -45,6 +49,7 @@ def export(
             source,
             out=out,
             layer=layer,
+            part=part,
             lowering=lowering,
             cache=cache,  # type: ignore[arg-type]
             dtype=dtype,  # type: ignore[arg-type]

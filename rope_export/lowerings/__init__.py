@@ -33,7 +33,7 @@ class Lowering(ABC):
 
     @abstractmethod
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
-        """x (B, heads, S, D) turned by cos and sin (B, S, R / 2)."""
+        """As `attention.Expression.rotate`."""
 
     @abstractmethod
     def attend(
@@ -44,9 +44,10 @@ class Lowering(ABC):
         past_key: Tensor | None,
         past_value: Tensor | None,
         attention_mask: Tensor | None,
-        scale: float,
+        spec: AttentionSpec,
+        sinks: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Heads (B, H, S, D), present_key and present_value (B, G, T, D)."""
+        """As `attention.Expression.attend`."""
 
 
 class Projection(nn.Module):
@@ -65,44 +66,16 @@ class Projection(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class LoweredAttention(RotaryAttention):
-    """A RotaryAttention that rotates and attends the way a lowering says.
+def lowered(layer: RotaryAttention, lowering: Lowering, cache: str) -> RotaryAttention:
+    """The layer, saying rotation and attention as the lowering does.
 
     Takes the layer's weights over, one at a time, so that they are in memory about once.
     """
-
-    def __init__(self, layer: RotaryAttention, lowering: Lowering, cache: str) -> None:
-        nn.Module.__init__(self)
-        self.spec, self.lowering, self.cache = layer.spec, lowering, cache
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            self.add_module(name, Projection(layer.get_submodule(name)))  # type: ignore[arg-type]
-        self.register_buffer("inv_freq", layer.inv_freq, persistent=False)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_ids: Tensor,
-        past_key: Tensor | None = None,
-        past_value: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        outputs = super().forward(hidden_states, position_ids, past_key, past_value, attention_mask)
-        return outputs[:1] if self.cache == "none" else outputs
-
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return self.lowering.rotate(x, cos, sin, self.spec.rope)
-
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        past_key: Tensor | None,
-        past_value: Tensor | None,
-        attention_mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        scale = self.spec.softmax_scale
-        return self.lowering.attend(q, k, v, past_key, past_value, attention_mask, scale)
+    for name, module in list(layer.named_children()):
+        if isinstance(module, nn.Linear):
+            setattr(layer, name, Projection(module))
+    layer.expression, layer.keeps_cache = lowering, cache != "none"
+    return layer
 
 
 def lowerings() -> dict[str, Lowering]:
@@ -137,5 +110,10 @@ def _refusal(lowering: Lowering, spec: AttentionSpec, cache: str) -> str | None:
         return (
             f"lowering {lowering.name!r} has no cache {cache!r}; it has "
             f"{', '.join(lowering.caches)}"
+        )
+    if cache != "none" and not spec.causal:
+        return (
+            f"cache {cache!r} with causal=False: a layer that sees later tokens has no cache; "
+            f"use cache 'none'"
         )
     return lowering.refusal(spec)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from rope_export import attention
 from rope_export.lowerings import Lowering
-from rope_export.spec import RopeSpec
+from rope_export.spec import AttentionSpec, RopeSpec
 
 ONNX_FLOAT = 1
 """TensorProto.FLOAT, the precision of the softmax."""
@@ -17,7 +17,15 @@ class Standard(Lowering):
     name = "standard"
     opset = 23
 
+    def refusal(self, spec: AttentionSpec) -> str | None:
+        if spec.sinks:
+            return "lowering 'standard' cannot express sinks: Attention-23 has no such input"
+        return None
+
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
+        if rope.layout == "permuted":
+            pairs = x[..., : rope.rotary_dim].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+            x = torch.cat((pairs, x[..., rope.rotary_dim :]), dim=-1)
         return torch.onnx.ops.rotary_embedding(
             x,
             cos,
@@ -34,28 +42,64 @@ class Standard(Lowering):
         past_key: Tensor | None,
         past_value: Tensor | None,
         attention_mask: Tensor | None,
-        scale: float,
+        spec: AttentionSpec,
+        sinks: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Causality is the operator's own, which counts from the past inputs. With padding it is
-        part of an explicit mask, and a token that may see nothing is given every slot and then
-        zeroed: what the operator makes of an empty row differs between runtimes."""
+        """Plain causality is the operator's own, which counts from the past inputs. Windows,
+        chunks and padding make an explicit mask; where padding leaves a token nothing to see, it is
+        given every slot and then zeroed: what the operator makes of an empty row differs between
+        runtimes."""
         mask = visible = None
+        total = k.shape[2] + (0 if past_key is None else past_key.shape[2])
+        # Without past inputs the operator would count from the first key.
+        whole = past_key is None and spec.latent is not None
+        plain = spec.window is None and spec.window_after is None and spec.chunk is None
+        if attention_mask is not None or not plain or (whole and spec.causal):
+            mask = attention.allowed_slots(q.shape[2], total, attention_mask, spec, q.device)
         if attention_mask is not None:
-            total = q.shape[2] + (0 if past_key is None else past_key.shape[2])
-            mask = attention.allowed_slots(q.shape[2], total, attention_mask, q.device)
+            assert mask is not None
             visible = mask.any(dim=-1, keepdim=True)
             mask = mask | ~visible
-        heads, present_key, present_value, _ = torch.onnx.ops.attention(
-            q,
-            k,
-            v,
-            mask,
-            past_key,
-            past_value,
-            is_causal=mask is None,
-            scale=scale,
-            softmax_precision=ONNX_FLOAT,
-        )
+        given = (q, k, v, mask, past_key, past_value)
+        heads, present_key, present_value = _attention(given, spec, mask is None and spec.causal)
         if visible is not None:
             heads = torch.where(visible, heads, 0.0)
         return heads, present_key, present_value
+
+
+def _attention(
+    given: tuple[Tensor | None, ...], spec: AttentionSpec, is_causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention-23. torch's own form of it takes values to be as wide as keys; where they are not,
+    the operator is written by name."""
+    if spec.value_head_dim == spec.head_dim:
+        heads, present_key, present_value, _ = torch.onnx.ops.attention(
+            *given,  # type: ignore[arg-type]
+            is_causal=is_causal,
+            scale=spec.softmax_scale,
+            softcap=spec.softcap or 0.0,
+            softmax_precision=ONNX_FLOAT,
+        )
+        return heads, present_key, present_value
+    q, k, v, _, past_key, past_value = given
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    shapes = [(*q.shape[:3], v.shape[3])]
+    if past_key is not None and past_value is not None:
+        total = past_key.shape[2] + k.shape[2]
+        shapes += [(*x.shape[:2], total, x.shape[3]) for x in (k, v)]
+    outputs = torch.onnx.ops.symbolic_multi_out(
+        "::Attention",
+        given,
+        {
+            "is_causal": int(is_causal),
+            "scale": spec.softmax_scale,
+            "softcap": spec.softcap or 0.0,
+            "softmax_precision": ONNX_FLOAT,
+        },
+        dtypes=[q.dtype] * len(shapes),
+        shapes=shapes,
+        version=23,
+    )
+    return (outputs[0], k, v) if past_key is None else tuple(outputs)  # type: ignore[return-value]

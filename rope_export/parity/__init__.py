@@ -62,7 +62,7 @@ def verify(
             layer=ReferenceLayer(
                 spec,
                 {name: to_numpy(w.double()) for name, w in weights.tensors.items()},
-                to_numpy(spec.rope.inv_freq()),
+                frequencies(spec),
             ),
             sessions=sessions,
             outputs=[tensor.name for tensor in manifest.outputs],
@@ -101,6 +101,18 @@ def _open(
             reason = str(error)
         report.skipped.append({"runtime": name, "reason": reason})
     return sessions
+
+
+def frequencies(spec: AttentionSpec) -> Callable[[int], np.ndarray]:
+    """inv_freq of a call by its length: the variant's own, proven against transformers."""
+    rope = spec.rope
+
+    def at(length: int) -> np.ndarray:
+        assert rope is not None
+        given = torch.tensor(length) if rope.depends_on_length else None
+        return to_numpy(rope.inv_freq(given))
+
+    return at
 
 
 @contextmanager
@@ -145,7 +157,7 @@ class _Judge:
         eager_errors = {name: errors(*pair) for name, pair in differences.items()}
         ceilings = {
             name: errors(
-                _judged(trace, case, name, trace.outputs[name] + getattr(bound, name))[0],
+                _judged(trace, case, name, trace.outputs[name] + bound[name])[0],
                 differences[name][1],
             )
             for name in self.outputs
@@ -168,7 +180,7 @@ class _Judge:
                 )
                 if output.startswith("present_") and case.past:
                     past = inputs[output.replace("present", "past")]
-                    kept = given[output][:, :, : case.past]
+                    kept = given[output][..., : case.past, :]
                     self._count(
                         case.name, name, output, "past values changed", _differing(kept, past)
                     )
@@ -236,7 +248,8 @@ def _judged(
     expected = trace.outputs[output]
     if output == "attention_output":
         return value[trace.attended] - expected[trace.attended], expected[trace.attended]
-    return value[:, :, case.past :] - expected[:, :, case.past :], expected[:, :, case.past :]
+    new = expected[..., case.past :, :]
+    return value[..., case.past :, :] - new, new
 
 
 def _differing(here: np.ndarray, there: np.ndarray) -> float:

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rope_export.parity.reference import ReferenceLayer, Trace, pairs
-from rope_export.spec import AttentionSpec
+from rope_export.parity.reference import ReferenceLayer, Trace, pairs, places
+from rope_export.spec import AttentionSpec, NormSpec
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Half the distance from 1 to the next number: the largest relative error of one rounding."""
@@ -45,8 +45,18 @@ TIMES = math.sqrt(2 * math.log(2 * ELEMENTS / ODDS))
 
 
 STORED = 9
-"""Values stored one after the other on the longest way through the layer: projection, cosine,
+"""Values stored one after the other on the longest way through a plain layer: projection, cosine,
 product, turned query, score, scaled score, weight, head, output."""
+
+
+def stored(spec: AttentionSpec) -> int:
+    """As STORED, with what the layer has beyond a plain one."""
+    more = {
+        1: (spec.q_norm or spec.k_norm, spec.o_norm, spec.position_scale),
+        3: (spec.softcap, spec.gate),
+        4: (spec.latent,),
+    }
+    return STORED + sum(n * sum(bool(x) for x in there) for n, there in more.items())
 
 
 def longest_reduction(spec: AttentionSpec, total: int) -> int:
@@ -56,8 +66,8 @@ def longest_reduction(spec: AttentionSpec, total: int) -> int:
     dtypes are summed in float32, and only what is stored is rounded to them.
     """
     if UNIT_ROUNDOFF[spec.dtype] > ACCUMULATOR:
-        return STORED
-    return max(spec.hidden_size, spec.heads * spec.head_dim, total)
+        return stored(spec)
+    return max(spec.hidden_size, spec.heads * spec.value_head_dim, total)
 
 
 def floors(spec: AttentionSpec, total: int, ceilings: Mapping[str, float]) -> dict[str, float]:
@@ -74,38 +84,120 @@ def floors(spec: AttentionSpec, total: int, ceilings: Mapping[str, float]) -> di
     return {name: max(plain, x / TIMES / math.sqrt(6)) for name, x in ceilings.items()}
 
 
+def ceiling(layer: ReferenceLayer, trace: Trace) -> dict[str, np.ndarray]:
+    """Bounds on eager's absolute errors for this call, for each output; 0 for past entries."""
+    squares = deviations(layer, trace)
+    found = {"attention_output": TIMES * np.sqrt(squares.output)}
+    for name, new in squares.cache.items():
+        found[f"present_{name}"] = TIMES * np.sqrt(_after_past(new, trace))
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
-class Ceiling:
-    """An a-priori bound for each element of each output; same shapes as the outputs."""
+class Deviations:
+    """(u ||a||)^2 of the attention output, and of the new part of the cache by name."""
 
-    attention_output: np.ndarray
-    present_key: np.ndarray
-    present_value: np.ndarray
-
-
-def ceiling(layer: ReferenceLayer, trace: Trace) -> Ceiling:
-    """Bounds on eager's absolute errors for this call; those of the past entries are 0."""
-    output, key, value = deviations(layer, trace)
-    past = trace.keys.shape[2] - trace.turned_k.shape[2]
-    grown = ((0, 0), (0, 0), (past, 0), (0, 0))
-    return Ceiling(
-        attention_output=TIMES * output,
-        present_key=TIMES * np.pad(key, grown),
-        present_value=TIMES * np.pad(value, grown),
-    )
+    output: np.ndarray
+    cache: dict[str, np.ndarray]
 
 
-def deviations(layer: ReferenceLayer, trace: Trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """u ||a|| for the attention output, the new keys and the new values. Squares are carried."""
-    spec, u = layer.spec, UNIT_ROUNDOFF[layer.spec.dtype]
-    none = np.zeros_like(trace.x)
-    q, k, v = (layer.split(_projection(layer, name, trace.x, none, u)) for name in "qkv")
+def deviations(layer: ReferenceLayer, trace: Trace) -> Deviations:
+    """u ||a||, squared, carried through the layer from its input."""
+    u = UNIT_ROUNDOFF[layer.spec.dtype]
+    made = _latent if layer.spec.latent is not None else _plain
+    q, cache = made(layer, trace, u)
+    keys, values = _expanded(layer, trace, cache, u)
+    mixed = _attended(layer, trace, q, keys, values, u)
+    heads = _finished(layer, trace, mixed, u)
+    return Deviations(output=_projection(layer, "o", trace.heads, heads, u), cache=cache)
+
+
+Cached = dict[str, np.ndarray]
+
+
+def _plain(layer: ReferenceLayer, trace: Trace, u: float) -> tuple[np.ndarray, Cached]:
+    """Queries and the new cache of a layer without a latent."""
+    spec = layer.spec
+    q, k, v = (_made(layer, name, trace, u) for name in "qkv")
     q, k = _turned(spec, trace, trace.q, q, u), _turned(spec, trace, trace.k, k, u)
-    past = trace.keys.shape[2] - k.shape[2]
-    grown = ((0, 0), (0, 0), (past, 0), (0, 0))
-    heads = _attended(layer, trace, q, np.pad(k, grown), np.pad(v, grown), u)
-    output = _projection(layer, "o", trace.heads, heads, u)
-    return np.sqrt(output), np.sqrt(k), np.sqrt(v)
+    if spec.norm_after_rope:
+        q = _by_head(layer, "q", trace.turned_q, q, u)
+        k = _by_head(layer, "k", trace.turned_k, k, u)
+    return _factored(trace.q_factor, trace.ready_q, q, u), {"key": k, "value": v}
+
+
+def _made(layer: ReferenceLayer, name: str, trace: Trace, u: float) -> np.ndarray:
+    """A projection and the norm that comes before the rotation; clamping moves nothing apart."""
+    spec = layer.spec
+    norm: NormSpec | None = getattr(spec, f"{name}_norm")
+    x, width = trace.projected[name], spec.value_head_dim if name == "v" else spec.head_dim
+    error = _projection(layer, name, trace.x, np.zeros_like(trace.x), u)
+    if name == "v":
+        error = _factored(np.array(spec.value_scale), x * spec.value_scale, error, u)
+    if norm is not None and norm.over == "all":
+        return layer.split(_normed(layer, f"{name}_norm", norm, x, error, u), width)
+    error = layer.split(error, width)
+    if norm is None or (spec.norm_after_rope and name != "v"):
+        return error
+    clip = np.inf if spec.clip is None else spec.clip
+    return _by_head(layer, name, layer.split(np.clip(x, -clip, clip), width), error, u)
+
+
+def _by_head(
+    layer: ReferenceLayer, name: str, x: np.ndarray, error: np.ndarray, u: float
+) -> np.ndarray:
+    """The norm of x (B, heads, S, D), whose weights may differ from head to head."""
+    norm: NormSpec | None = getattr(layer.spec, f"{name}_norm")
+    if norm is None:
+        return error
+    x, error = x.swapaxes(1, 2), error.swapaxes(1, 2)
+    return _normed(layer, f"{name}_norm", norm, x, error, u).swapaxes(1, 2)
+
+
+def _latent(layer: ReferenceLayer, trace: Trace, u: float) -> tuple[np.ndarray, Cached]:
+    """Queries and the new cache of a layer with a latent."""
+    spec, latent = layer.spec, layer.spec.latent
+    assert latent is not None
+    norm, none = NormSpec(eps=latent.norm_eps), np.zeros_like(trace.x)
+    if latent.q_rank is None:
+        q = _projection(layer, "q", trace.x, none, u)
+    else:
+        first = trace.projected["q_a"]
+        narrow = layer.norm("q_a_norm", norm, first) * latent.q_factor
+        error = _projection(layer, "q_a", trace.x, none, u)
+        error = _normed(layer, "q_a_norm", norm, first, error, u)
+        error = _factored(np.array(latent.q_factor), narrow, error, u)
+        q = _projection(layer, "q_b", narrow, error, u)
+    q = layer.split(q, spec.head_dim)
+    kv = _projection(layer, "kv_a", trace.x, none, u)
+    first = trace.projected["kv_a"][..., : latent.kv_rank]
+    made = _normed(layer, "kv_a_norm", norm, first, kv[..., : latent.kv_rank], u)
+    new = trace.cache["latent"][:, trace.past :]
+    made = _factored(np.array(latent.kv_factor), new, made, u)
+    key = _turned(spec, trace, trace.k, kv[:, None, :, latent.kv_rank :], u)
+    turned = _turned(spec, trace, trace.q, q[..., latent.nope_dim :], u)
+    q = np.concatenate((q[..., : latent.nope_dim], turned), axis=-1)
+    q = _factored(trace.q_factor, trace.ready_q, q, u)
+    return q, {"latent": made, "key_rope": key[:, 0]}
+
+
+def _after_past(new: np.ndarray, trace: Trace) -> np.ndarray:
+    """With zeros for the past slots, which are given exactly."""
+    return np.pad(new, [(0, 0)] * (new.ndim - 2) + [(trace.past, 0), (0, 0)])
+
+
+def _expanded(
+    layer: ReferenceLayer, trace: Trace, cache: Cached, u: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of every slot for every query head."""
+    grown = {name: _after_past(error, trace) for name, error in cache.items()}
+    if layer.spec.latent is None:
+        return layer.expanded(grown)
+    nope = layer.spec.latent.nope_dim
+    both = _projection(layer, "kv_b", trace.cache["latent"], grown["latent"], u)
+    both = layer.split(both, nope + layer.spec.value_head_dim)
+    shared = np.repeat(grown["key_rope"][:, None], layer.spec.heads, axis=1)
+    return np.concatenate((both[..., :nope], shared), axis=-1), both[..., nope:]
 
 
 def _projection(
@@ -123,40 +215,67 @@ def _sum(squares: np.ndarray, terms: int) -> np.ndarray:
     return ACCUMULATOR**2 * terms * squares
 
 
+def _factored(factor: np.ndarray, y: np.ndarray, error: np.ndarray, u: float) -> np.ndarray:
+    """y = factor * x in float32, cast last; a factor of 1 is no rounding."""
+    rounded = np.where(factor == 1, 0.0, u**2 + 4 * ACCUMULATOR**2)
+    return error * factor**2 + rounded * y**2
+
+
+def _normed(
+    layer: ReferenceLayer, name: str, norm: NormSpec, x: np.ndarray, error: np.ndarray, u: float
+) -> np.ndarray:
+    """y = w x / r with r the root mean square of n numbers: dy is w dx / r, and for the change of
+    r, w x (sum of x dx) / (n r^3). The two are of opposite sign, so their squares add up to more.
+    """
+    y, n = layer.norm(name, norm, x), x.shape[-1]
+    if norm.kind == "layer":
+        x = x - x.mean(axis=-1, keepdims=True)
+        error = error + error.mean(axis=-1, keepdims=True) / n
+    inverse = 1 / (np.mean(x**2, axis=-1, keepdims=True) + norm.eps)
+    weights = norm.offset + layer.weights[f"{name}.weight"] if norm.weight else 1.0
+    together = np.sum(x**2 * error, axis=-1, keepdims=True) / n**2
+    carried = weights**2 * (inverse * error + x**2 * inverse**3 * together)
+    wide = (n + 8) * (weights**2 * x**2 * inverse + y**2)
+    return carried + ACCUMULATOR**2 * wide + (u * y) ** 2
+
+
 def _turned(
     spec: AttentionSpec, trace: Trace, x: np.ndarray, error: np.ndarray, u: float
 ) -> np.ndarray:
     """x1 cos - x2 sin and its twin: errors of x, of cos and sin, of two products and one sum."""
-    first, second = pairs(spec)
+    if spec.rope is None:
+        return error
     turned = error.copy()
     cos2, sin2 = trace.cos**2, trace.sin**2
     table = (u * spec.rope.attention_factor) ** 2  # cos and sin are stored with error u at most
-    for here, there in ((first, second), (second, first)):
+    first, second = pairs(spec)
+    for here, there, to in zip((first, second), (second, first), places(spec), strict=True):
         carried = error[..., here] * cos2 + error[..., there] * sin2
         tables = table * (x[..., here] ** 2 + x[..., there] ** 2)
         rounded = 2 * u**2 * (x[..., here] ** 2 * cos2 + x[..., there] ** 2 * sin2)
-        turned[..., here] = carried + tables + rounded
+        turned[..., to] = carried + tables + rounded
     return turned
 
 
 def _attended(
     layer: ReferenceLayer, trace: Trace, q: np.ndarray, k: np.ndarray, v: np.ndarray, u: float
 ) -> np.ndarray:
-    """Softmax attention, (B, S, H * D).
+    """Softmax attention, (B, S, H, V).
 
     An error e_j of the scores changes a head's output by the sum of w_j e_j (value_j - output).
     The e_j share the error of q, so they are not taken as independent but as conspiring:
     Cauchy and Schwarz bound the sum by sqrt(sum w_j e_j^2) sqrt(sum w_j (value_j - output)^2).
+    A sink is a slot of value 0 and no error; a softcap brings scores no further apart.
     """
-    spread = layer.shared
-    keys, values = spread(trace.keys), spread(trace.values)
-    k, v = spread(k), spread(v)
-    scale, total = layer.spec.softmax_scale, keys.shape[2]
-    carried = q @ (keys**2).swapaxes(2, 3) + trace.turned_q**2 @ k.swapaxes(2, 3)
-    dots = _sum(trace.turned_q**2 @ (keys**2).swapaxes(2, 3), layer.spec.head_dim)
+    keys, values, spec = trace.keys, trace.values, layer.spec
+    scale, total = spec.softmax_scale, keys.shape[2]
+    carried = q @ (keys**2).swapaxes(2, 3) + trace.ready_q**2 @ k.swapaxes(2, 3)
+    dots = _sum(trace.ready_q**2 @ (keys**2).swapaxes(2, 3), spec.head_dim)
     top = np.max(np.where(trace.weights > 0, trace.scores, -np.inf), axis=-1, keepdims=True)
     shift = np.where(np.isfinite(top), trace.scores - top, 0.0)
-    scores = scale**2 * (carried + dots) + 2 * (u * trace.scores) ** 2 + (ACCUMULATOR * shift) ** 2
+    roundings = 2 if spec.softcap is None else 5
+    scores = scale**2 * (carried + dots) + roundings * (u * trace.raw_scores) ** 2
+    scores = scores + (ACCUMULATOR * shift) ** 2
     # Beyond first order: a score off by e multiplies its weight by exp(e).
     scores = np.expm1(np.minimum(np.sqrt(scores), 50.0)) ** 2
     mean = trace.weights @ values
@@ -165,6 +284,26 @@ def _attended(
     squares = trace.weights**2
     weighted = squares @ (values**2)
     rounded = (u**2 + 8 * ACCUMULATOR**2) * weighted + _sum(weighted, total) + _sum(mean**2, total)
-    underflow = UNDERFLOW[layer.spec.dtype] ** 2 * np.sum(values**2, axis=2, keepdims=True)
+    underflow = UNDERFLOW[spec.dtype] ** 2 * np.sum(values**2, axis=2, keepdims=True)
     heads = conspiring + squares @ v + rounded + underflow + (u * mean) ** 2
-    return heads.swapaxes(1, 2).reshape(*trace.x.shape[:2], -1)
+    return heads.swapaxes(1, 2)
+
+
+def _finished(layer: ReferenceLayer, trace: Trace, error: np.ndarray, u: float) -> np.ndarray:
+    """The heads' norm and gate, (B, S, H * V)."""
+    norm, batch, sequence = layer.spec.o_norm, *trace.mixed.shape[:2]
+    heads = trace.mixed
+    if norm is not None:
+        shape = (batch, sequence, -1) if norm.over == "all" else heads.shape
+        flat = (trace.mixed.reshape(shape), error.reshape(shape))
+        error = _normed(layer, "o_norm", norm, *flat, u).reshape(heads.shape)
+        heads = layer.norm("o_norm", norm, flat[0]).reshape(heads.shape)
+    if trace.gate is not None:
+        logits = _projection(layer, "gate", trace.x, np.zeros_like(trace.x), u)
+        logits = logits.reshape(trace.gate.shape)
+        gate2 = trace.gate**2
+        # The derivative of either gate is at most 1; of a sigmoid it is gate (1 - gate).
+        steep = 1.0 if layer.spec.gate_kind == "softplus" else gate2 * (1 - trace.gate) ** 2
+        gates = steep * logits + (u**2 + 4 * ACCUMULATOR**2) * gate2
+        error = error * gate2 + heads**2 * gates + (u * heads) ** 2 * gate2
+    return error.reshape(batch, sequence, -1)

@@ -50,23 +50,30 @@ class Case:
         dtype = numpy_dtype(manifest.dtype)
         shape = (self.batch, self.total, layer.spec.hidden_size)
         hidden = stream.standard_normal(shape, dtype=np.float32).astype(dtype)
-        positions = self._positions(stream)
-        inputs = {
-            "hidden_states": np.ascontiguousarray(hidden[:, self.past :]),
-            "position_ids": np.ascontiguousarray(positions[:, self.past :]),
-        }
+        positions = self._positions(stream, layer)
+        inputs = {"hidden_states": np.ascontiguousarray(hidden[:, self.past :])}
+        if layer.spec.uses_positions:
+            inputs["position_ids"] = np.ascontiguousarray(positions[..., self.past :])
         if manifest.cache == "growing":
-            keys, values = layer.cache(hidden[:, : self.past], positions[:, : self.past])
-            inputs |= {"past_key": keys.astype(dtype), "past_value": values.astype(dtype)}
+            cache = layer.cache(hidden[:, : self.past], positions[..., : self.past])
+            inputs |= {f"past_{name}": value.astype(dtype) for name, value in cache.items()}
         if manifest.padding:
             inputs["attention_mask"] = self._mask(stream)
         return inputs
 
-    def _positions(self, stream: np.random.Generator) -> np.ndarray:
+    def _positions(self, stream: np.random.Generator, layer: ReferenceLayer) -> np.ndarray:
+        """(batch, total), or (axes, batch, total): then drawn anew on every axis but the first,
+        near the first, or a fault that mixes axes up would not show."""
         shape = (self.batch, self.total)
         if self.start is None:
-            return stream.integers(0, FAR, shape)
-        return np.broadcast_to(self.start + np.arange(self.total), shape).copy()
+            first = stream.integers(0, FAR, shape)
+        else:
+            first = np.broadcast_to(self.start + np.arange(self.total), shape).copy()
+        axes = 1 if layer.spec.rope is None else layer.spec.rope.axes
+        if axes == 1:
+            return first
+        others = first // 2 + stream.integers(0, 64, (axes - 1, *shape))
+        return np.concatenate((first[None], others))
 
     def _mask(self, stream: np.random.Generator) -> np.ndarray:
         """1 = attend. Left padding leaves whole rows of the first tokens with nothing to see."""

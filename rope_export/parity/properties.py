@@ -4,6 +4,7 @@ A property compares two sides that should be equal. How far eager PyTorch's own 
 the measure for a runtime's; how far eager's may be apart is bounded by the two sides' ceilings.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import numpy as np
 from rope_export.artifact import Manifest
 from rope_export.parity.bounds import ceiling
 from rope_export.parity.cases import FAR, Case
-from rope_export.parity.reference import ReferenceLayer, pairs
+from rope_export.parity.reference import ReferenceLayer, pairs, places
 
 Inputs = dict[str, np.ndarray]
 Outputs = dict[str, np.ndarray]
@@ -34,18 +35,26 @@ class Property:
 
 def properties(layer: ReferenceLayer, manifest: Manifest, seed: int) -> Iterator[Property]:
     """Every property that fits the artifact's cache and padding."""
-    make = _Maker(layer, manifest, seed)
-    yield make.shift(1)
-    yield make.shift(4_096)
-    yield make.shift(FAR - 16)
-    yield make.single_rows()
-    yield make.causality()
-    if manifest.padding:
+    make, spec = _Maker(layer, manifest, seed), layer.spec
+    rope = spec.rope
+    fixed = rope is not None and not rope.depends_on_length
+    if fixed and spec.position_scale is None:
+        yield make.shift(1)
+        yield make.shift(4_096)
+        yield make.shift(FAR - 16)
+    if rope is None or fixed:
+        yield make.single_rows()
+    if spec.causal:
+        yield make.causality()
+    if manifest.padding and (rope is None or fixed):
         yield make.padding()
     if manifest.cache == "growing":
-        yield make.split()
-        yield make.identity()
-        yield make.norms()
+        if rope is None or fixed:
+            yield make.split()
+        if rope is not None:
+            yield make.identity()
+        if rope is not None and not spec.norm_after_rope:
+            yield make.norms()
 
 
 OUTPUT = "attention_output"
@@ -59,7 +68,7 @@ class _Maker:
         return case.inputs(self.layer, self.manifest, self.seed)
 
     def ceiling(self, inputs: Inputs, output: str = OUTPUT) -> np.ndarray:
-        return getattr(ceiling(self.layer, self.layer(inputs)), output)
+        return ceiling(self.layer, self.layer(inputs))[output]
 
     def shift(self, by: int) -> Property:
         """Scores depend on distances only: RoFormer, arXiv:2104.09864, section 3.1.
@@ -88,7 +97,7 @@ class _Maker:
         batch = self.inputs(Case(batch=3, sequence=6, past=past, start=100))
 
         def sides(run: Run) -> tuple[np.ndarray, np.ndarray]:
-            rows = [run({n: x[i : i + 1] for n, x in batch.items()})[OUTPUT] for i in range(3)]
+            rows = [run(_row(batch, i))[OUTPUT] for i in range(3)]
             return _wide(run(batch)[OUTPUT]), _wide(np.concatenate(rows))
 
         return Property(
@@ -117,12 +126,12 @@ class _Maker:
         """Padded slots on the left change nothing for the tokens after them."""
         plain = self.inputs(Case(batch=2, sequence=8))
         extra = self.inputs(Case(batch=2, sequence=5, start=7))
+        past = {name: plain[name] for name in plain if name.startswith("past")}
         padded = {
-            name: np.concatenate((extra[name], plain[name]), axis=1)
-            for name in ("hidden_states", "position_ids", "attention_mask")
+            name: np.concatenate((extra[name], plain[name]), axis=_token_axis(name))
+            for name in plain.keys() - past.keys()
         }
         padded["attention_mask"][:, :5] = 0
-        past = {name: plain[name] for name in plain if name.startswith("past")}
         return Property(
             name="left padding of 5 slots",
             output=OUTPUT,
@@ -139,14 +148,17 @@ class _Maker:
         whole = self.inputs(Case(batch=2, sequence=13, start=50))
 
         def sides(run: Run) -> tuple[np.ndarray, np.ndarray]:
-            def part(at: slice, keys: np.ndarray, values: np.ndarray) -> Outputs:
-                step = {n: x[:, at] for n, x in whole.items() if not n.startswith("past")}
+            names = [name for name in whole if name.startswith("past_")]
+
+            def part(at: slice, cache: Outputs) -> Outputs:
+                step = {n: _tokens(n, x, at) for n, x in whole.items() if n not in names}
                 if "attention_mask" in step:
                     step["attention_mask"] = whole["attention_mask"][:, : at.stop]
-                return run({**step, "past_key": keys, "past_value": values})
+                return run({**step, **{n: cache[n] for n in names}})
 
-            first = part(slice(0, 9), whole["past_key"], whole["past_value"])
-            second = part(slice(9, 13), first["present_key"], first["present_value"])
+            first = part(slice(0, 9), whole)
+            past = {n: first[n.replace("past", "present")] for n in names}
+            second = part(slice(9, 13), past)
             parts = np.concatenate((first[OUTPUT], second[OUTPUT]), axis=1)
             return _wide(parts), _wide(run(whole)[OUTPUT])
 
@@ -158,19 +170,34 @@ class _Maker:
             bound=lambda: 2 * self.ceiling(whole),
         )
 
+    @property
+    def key(self) -> str:
+        """The output that holds what was turned."""
+        return "present_key" if self.layer.spec.latent is None else "present_key_rope"
+
     def identity(self) -> Property:
-        """At position 0 nothing turns: the cached key is the projection itself."""
+        """At position 0 nothing turns: the cached key is what the projection and the norms make."""
         inputs = self.inputs(Case(batch=2, sequence=8))
         inputs["position_ids"][:] = 0
-        keys = self.layer.split(self.layer.project("k", _wide(inputs["hidden_states"])))
-        factor = self._factors()
+        still = dataclasses.replace(self.layer.spec, rope=None)
+        layer = ReferenceLayer(still, self.layer.weights, self.layer.inv_freq)
+        keys = layer(inputs).outputs[self.key]
+        if not still.norm_after_rope:
+            keys = self._moved(keys) * self._factors(keys.shape[-1])
         return Property(
             name="position 0 turns nothing",
-            output="present_key",
+            output=self.key,
             total=8,
-            sides=lambda run: (_wide(run(inputs)["present_key"]), keys * factor),
-            bound=lambda: self.ceiling(inputs, "present_key"),
+            sides=lambda run: (_wide(run(inputs)[self.key]), keys),
+            bound=lambda: self.ceiling(inputs, self.key),
         )
+
+    def _moved(self, keys: np.ndarray) -> np.ndarray:
+        """Features where the layout leaves them."""
+        moved = keys.copy()
+        for at, to in zip(pairs(self.layer.spec), places(self.layer.spec), strict=True):
+            moved[..., to] = keys[..., at]
+        return moved
 
     def norms(self) -> Property:
         """A turn keeps the length of every pair, and the features that do not turn."""
@@ -182,23 +209,40 @@ class _Maker:
         }
 
         def lengths(keys: np.ndarray) -> np.ndarray:
-            first, second = pairs(self.layer.spec)
-            still = keys[..., self.layer.spec.rope.rotary_dim :]
+            first, second = places(self.layer.spec)
+            still = keys[..., 2 * len(first) :]
             return np.concatenate((np.hypot(keys[..., first], keys[..., second]), still), axis=-1)
 
         return Property(
             name="turning keeps lengths",
-            output="present_key",
+            output=self.key,
             total=8,
-            sides=lambda run: tuple(lengths(_wide(run(x)["present_key"])) for x in (there, here)),  # type: ignore[arg-type, return-value]
-            bound=lambda: sum(lengths(self.ceiling(x, "present_key")) for x in (there, here)),  # type: ignore[arg-type, return-value]
+            sides=lambda run: tuple(lengths(_wide(run(x)[self.key])) for x in (there, here)),  # type: ignore[arg-type, return-value]
+            bound=lambda: sum(lengths(self.ceiling(x, self.key)) for x in (there, here)),  # type: ignore[arg-type, return-value]
         )
 
-    def _factors(self) -> np.ndarray:
+    def _factors(self, width: int) -> np.ndarray:
         """What each feature of a key is multiplied by when nothing turns."""
-        spec = self.layer.spec
-        turning = np.arange(spec.head_dim) < spec.rope.rotary_dim
-        return np.where(turning, spec.rope.attention_factor, 1.0)
+        rope = self.layer.spec.rope
+        assert rope is not None
+        return np.where(np.arange(width) < rope.rotary_dim, rope.attention_factor, 1.0)
+
+
+def _token_axis(name: str) -> int:
+    """The axis of an input that counts tokens: position_ids may have an axis before batch."""
+    return -1 if name == "position_ids" else 1
+
+
+def _tokens(name: str, value: np.ndarray, at: slice) -> np.ndarray:
+    return value[..., at] if name == "position_ids" else value[:, at]
+
+
+def _row(batch: Inputs, at: int) -> Inputs:
+    """One row of a batch, as a batch of one."""
+    return {
+        name: x[..., at : at + 1, :] if name == "position_ids" else x[at : at + 1]
+        for name, x in batch.items()
+    }
 
 
 def _wide(values: np.ndarray) -> np.ndarray:

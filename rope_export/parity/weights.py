@@ -59,7 +59,13 @@ def _from_source(
     given = source or artifact.evidence.get("source")
     if given is None or (source is None and not Path(given).is_dir()):
         return None
-    found = open_source(given, layer=facts["layer"], dtype=spec.dtype, seed=facts.get("seed", 0))
+    found = open_source(
+        given,
+        layer=facts["layer"],
+        part=facts.get("part"),
+        dtype=spec.dtype,
+        seed=facts.get("seed", 0),
+    )
     if found.spec != spec or found.facts["kind"] != facts["kind"]:
         raise ArtifactError(
             f"{given}: its layer {facts['layer']} is not what {artifact.path} was made from; "

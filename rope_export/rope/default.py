@@ -8,19 +8,25 @@ from torch import Tensor
 from rope_export.spec import RopeSpec
 
 
-def plain_inv_freq(rotary_dim: int, theta: float) -> Tensor:
-    """theta ** (-2i / rotary_dim) for the pairs i = 0 … rotary_dim / 2 - 1.
+def powers(rotary_dim: int, theta: float) -> Tensor:
+    """theta ** (2i / rotary_dim) for the pairs i = 0 … rotary_dim / 2 - 1, on the CPU.
 
     rotary_dim is that of one head, not of the embedding. The order of operations is that of the
-    trained models: a float32 power of torch, then its reciprocal. exp(-x ln theta), or numpy's
-    power, differ in the last bits.
+    trained models: a float32 power of torch. exp(x ln theta), or numpy's power, differ in the last
+    bits.
+    """
+    with torch.device("cpu"):
+        exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
+        return theta**exponent
+
+
+def plain_inv_freq(rotary_dim: int, theta: float) -> Tensor:
+    """theta ** (-2i / rotary_dim) for every pair.
 
     Returns: float32[rotary_dim / 2] on the CPU.
     Source: RoFormer, arXiv:2104.09864, section 3.2.2; LlamaRotaryEmbedding in transformers.
     """
-    with torch.device("cpu"):
-        exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
-        return 1.0 / theta**exponent
+    return 1.0 / powers(rotary_dim, theta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,5 +35,5 @@ class DefaultRope(RopeSpec):
 
     rope_type = "default"
 
-    def inv_freq(self) -> Tensor:
+    def inv_freq(self, length: Tensor | None = None) -> Tensor:
         return plain_inv_freq(self.rotary_dim, self.theta)

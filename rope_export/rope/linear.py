@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rope_export.errors import SpecError
+from rope_export.rope import at_least_one
 from rope_export.rope.default import plain_inv_freq
 from rope_export.spec import RopeSpec
 
@@ -26,11 +26,7 @@ class LinearRope(RopeSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1.0 <= self.factor < float("inf"):
-            raise SpecError(
-                f"linear rope factor={self.factor}: it stretches the context, so it must be "
-                f"finite and at least 1."
-            )
+        at_least_one("linear", self.factor)
 
-    def inv_freq(self) -> Tensor:
+    def inv_freq(self, length: Tensor | None = None) -> Tensor:
         return plain_inv_freq(self.rotary_dim, self.theta) / self.factor

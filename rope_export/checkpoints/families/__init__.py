@@ -1,48 +1,125 @@
 """What each model family's code implies beyond its config: one file a family, or a few alike."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+from rope_export.checkpoints.layout import TensorLayout
 from rope_export.errors import SpecError
 from rope_export.spec import Layout
 
-Biases = tuple[bool, bool, bool, bool]
-"""Whether the q, k, v and o projections have a bias."""
+DEFAULTS = Path(__file__).with_name("defaults.json")
+"""What transformers' config classes fill in for keys that a config.json leaves out, by model_type;
+`python -m scripts.family_defaults` writes it."""
 
 
-def no_biases(config: Mapping[str, Any]) -> Biases:
-    return False, False, False, False
+class Config(Mapping[str, Any]):
+    """A config's keys under their common names; remembers which were looked at."""
+
+    def __init__(self, facts: Mapping[str, Any], names: Mapping[str, str]) -> None:
+        self.facts, self.names = dict(facts), dict(names)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        key = self.names.get(key, key)
+        self.read.add(key)
+        return self.facts[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.facts)
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def flag(self, key: str) -> bool:
+        """A switch; missing or null is off.
+
+        Raises: SpecError if it is neither true nor false.
+        """
+        value = self.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise SpecError(f"config key {key}={value!r}: it must be true or false.")
+        return bool(value)
+
+    def whole(self, key: str) -> int:
+        """A count or a width.
+
+        Raises: SpecError if it is missing or not a positive whole number.
+        """
+        value = self.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise SpecError(f"config key {key}={value!r}: it must be a positive whole number.")
+        return value
+
+    def number(self, key: str) -> float:
+        """A factor or a small number.
+
+        Raises: SpecError if it is missing or not a number.
+        """
+        value = self.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise SpecError(f"config key {key}={value!r}: it must be a number.")
+        return float(value)
 
 
-def attention_bias_everywhere(config: Mapping[str, Any]) -> Biases:
-    there = bool(config["attention_bias"])
-    return there, there, there, there
+Facts = dict[str, Any]
+"""Fields of an AttentionSpec."""
 
 
-def head_dim_scale(config: Mapping[str, Any]) -> float | None:
-    """The usual head_dim ** -0.5, which the spec computes."""
-    return None
+def nothing_more(config: Config, layer: int) -> Facts:
+    return {}
+
+
+def given_kinds(config: Config) -> list[str] | None:
+    """layer_types as the config has them."""
+    return config.get("layer_types")
+
+
+def given_rope(config: Config, layer: int) -> Mapping[str, Any]:
+    """The rope parameters as the config has them."""
+    return {}
+
+
+COMMON = TensorLayout()
+"""model.layers.N.self_attn.q_proj.weight, and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How one model_type reads its config; tensor names are those of the common layout.
+    """How one model_type reads its config and names its tensors.
 
-    defaults: what the family's config class fills in for keys that a config.json leaves out.
-    layout: how rotary features pair up. keys: config keys it reads beyond the common ones.
-    source: the transformers file the facts were read in.
+    attention: fields of the spec that differ from the common reading, for one layer. kinds: the
+    kind of every layer where the config does not say. rope: rope parameters that differ; None for
+    a layer without rotation. layout: how rotary features pair up. tensors: names in a checkpoint.
+    defaults: beside those of `defaults.json`, for keys that a config.json leaves out. depth: how
+    many attention layers, where num_hidden_layers does not say it. ignored: keys that have no
+    part in the attention's output. missing: what the family's attention has that is not
+    implemented, for which every layer is refused. source: where the facts were read.
     """
 
     model_type: str
-    source: str
+    source: str = "transformers 5.23"
+    attention: Callable[[Config, int], Facts] = nothing_more
+    kinds: Callable[[Config], list[str] | None] = given_kinds
+    rope: Callable[[Config, int], Mapping[str, Any] | None] = given_rope
+    layout: Layout | Callable[[Config], Layout] = "half_split"
+    tensors: TensorLayout | Callable[[Config, int], TensorLayout] = COMMON
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    layout: Layout = "half_split"
-    biases: Callable[[Mapping[str, Any]], Biases] = no_biases
-    scale: Callable[[Mapping[str, Any]], float | None] = head_dim_scale
-    keys: frozenset[str] = frozenset()
+    depth: Callable[[Config], int] | None = None
+    ignored: frozenset[str] = frozenset()
+    missing: str | None = None
+
+
+@cache
+def class_defaults() -> dict[str, dict[str, Any]]:
+    """The contents of `defaults.json`."""
+    return json.loads(DEFAULTS.read_text(encoding="utf-8"))
 
 
 def families() -> dict[str, Family]:
@@ -50,19 +127,23 @@ def families() -> dict[str, Family]:
     found: dict[str, Family] = {}
     for module in sorted(m.name for m in iter_modules(__path__)):
         for value in vars(import_module(f"{__name__}.{module}")).values():
-            if isinstance(value, Family):
-                found[value.model_type] = value
+            for family in value if isinstance(value, tuple) else (value,):
+                if isinstance(family, Family):
+                    found[family.model_type] = family
     return found
 
 
 def family(model_type: object) -> Family:
     """The family called `model_type`.
 
-    Raises: SpecError naming the families there are.
+    Raises: SpecError naming the families that it may have meant.
     """
     known = families()
     if not isinstance(model_type, str) or model_type not in known:
+        near = get_close_matches(str(model_type), known, n=4, cutoff=0.5)
         raise SpecError(
-            f"model_type={model_type!r} is not supported; supported: {', '.join(sorted(known))}."
+            f"model_type={model_type!r} is not supported"
+            + (f"; near to it: {', '.join(sorted(near))}" if near else "")
+            + f"; docs/families.md lists the {len(known)} that are known."
         )
     return known[model_type]

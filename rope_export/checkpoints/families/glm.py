@@ -1,17 +1,36 @@
 """GLM: interleaved pairs over half of each head, no bias on the output projection."""
 
-from rope_export.checkpoints.families import Family
+from rope_export.checkpoints.families import Config, Facts, Family
+from rope_export.checkpoints.reading import always, bias_flag, biases, eps, qk_norms, sections
 
-GLM = Family(
-    model_type="glm",
-    source="transformers 5.23, models/glm",
-    defaults={
-        "attention_bias": True,
-        "head_dim": 128,
-        "num_key_value_heads": 2,
-        "partial_rotary_factor": 0.5,
-    },
+
+def _moe(config: Config, layer: int) -> Facts:
+    facts = biases("qkv", config.flag("attention_bias"))
+    return facts | (qk_norms(eps(config)) if config.flag("use_qk_norm") else {})
+
+
+GLM = tuple(
+    Family(model_type=name, attention=bias_flag(parts="qkv"), layout="interleaved")
+    for name in ("glm", "glm4", "helium")
+)
+
+GLM4_MOE = Family(model_type="glm4_moe", attention=_moe)
+
+GLM4V = Family(
+    model_type="glm4v_text",
+    attention=lambda config, layer: biases("qkv"),
+    rope=sections((8, 12, 12)),
     layout="interleaved",
-    biases=lambda config: (*(bool(config["attention_bias"]),) * 3, False),
-    keys=frozenset({"attention_bias"}),
+)
+
+GLM4V_MOE = tuple(
+    Family(model_type=name, attention=bias_flag(parts="qkv"), rope=sections((8, 12, 12)))
+    for name in ("glm4v_moe_text", "glm_image_text")
+)
+
+GLM_OCR = Family(
+    model_type="glm_ocr_text",
+    attention=always(),
+    rope=sections((8, 12, 12)),
+    layout="interleaved",
 )

@@ -1,0 +1,105 @@
+"""Text decoders that see images: positions of time, height and width."""
+
+from rope_export.checkpoints.families import Config, Facts, Family
+from rope_export.checkpoints.reading import (
+    all_full,
+    always,
+    bias_flag,
+    biases,
+    eps,
+    head_norms,
+    no_cache_window,
+    qk_norms,
+    sections,
+    switched_window,
+    together,
+)
+from rope_export.errors import SpecError
+
+QWEN2 = tuple(
+    Family(
+        model_type=name,
+        attention=always(**biases("qkv")),
+        kinds=switched_window,
+        rope=sections((16, 24, 24)),
+        ignored=frozenset({"position_id_per_seconds", "seconds_per_chunk"}),
+    )
+    for name in ("qwen2_vl_text", "qwen2_5_omni_talker", "qwen2_5_omni_text", "qwen2_5_vl_text")
+)
+QWEN3 = tuple(
+    Family(
+        model_type=name,
+        attention=together(bias_flag(), head_norms(), no_cache_window),
+        kinds=all_full,
+        rope=sections((24, 20, 20), mixed=True),
+    )
+    for name in (
+        "qwen3_omni_moe_talker_text",
+        "qwen3_omni_moe_text",
+        "qwen3_vl_moe_text",
+        "qwen3_vl_text",
+    )
+)
+
+
+def _code_kinds(config: Config) -> list[str] | None:
+    """Without layer_types, layers from max_window_layers on slide where there is a window."""
+    first = config.get("max_window_layers") or 0
+    if config.get("layer_types") is not None or config.get("sliding_window") is None:
+        return config.get("layer_types")
+    return [
+        "sliding_attention" if at >= first else "full_attention"
+        for at in range(config["num_hidden_layers"])
+    ]
+
+
+CODE_PREDICTOR = Family(
+    model_type="qwen3_omni_moe_talker_code_predictor",
+    attention=together(bias_flag(), head_norms()),
+    kinds=_code_kinds,
+    rope=lambda config, layer: {"mrope_section": None},
+)
+PADDLE = Family(
+    model_type="paddleocr_vl_text",
+    attention=bias_flag("use_bias"),
+    kinds=all_full,
+    rope=sections((16, 24, 24)),
+)
+MINIMAX = Family(
+    model_type="minimax_m3_vl_text",
+    attention=head_norms(offset=1.0),
+    ignored=frozenset({"index_block_size", "index_head_dim", "index_n_heads", "rotary_dim"}),
+)
+"""Layers of the kind "minimax_m3_sparse" attend to blocks that an indexer picks, and are refused;
+the rotation's width is that of partial_rotary_factor alone."""
+
+COSMOS = Family(
+    model_type="cosmos3_edge_text",
+    attention=bias_flag(),
+    rope=sections((24, 20, 20), mixed=True),
+)
+
+
+def _molmo(config: Config, layer: int) -> Facts:
+    """Norms over each head, or over all of them, by qk_norm_type."""
+    facts = biases("qkv", config.flag("attention_bias"))
+    named = config.get("qk_norm_type")
+    if named not in ("qwen3", "olmo"):
+        raise SpecError(f"config key qk_norm_type={named!r}: supported are 'qwen3' and 'olmo'.")
+    return facts | qk_norms(eps(config), over="head" if named == "qwen3" else "all")
+
+
+def _scaled_layers(config: Config, layer: int) -> dict[str, object]:
+    """rope_scaling_layers names the layers whose rotation is scaled, all of them where missing."""
+    named = config.get("rope_scaling_layers")
+    if named is None or layer in named:
+        return {}
+    return {"rope_type": "default", "type": None, "factor": None, "attention_factor": None}
+
+
+MOLMO2 = Family(
+    model_type="molmo2_text",
+    attention=_molmo,
+    rope=_scaled_layers,
+    ignored=frozenset({"use_qk_norm"}),
+)

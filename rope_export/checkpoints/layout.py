@@ -1,0 +1,146 @@
+"""Where a checkpoint keeps the tensors of a layer: their names, and which rows of fused ones."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rope_export.spec import AttentionSpec
+
+Take = Callable[[Tensor, AttentionSpec], Tensor]
+Fused = Mapping[str, tuple[str, Take]]
+"""Projection to the fused module that holds it, and how its rows are taken out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One tensor of the layer: the full names of what holds it, stacked where they are several, and
+    how to take it out."""
+
+    names: tuple[str, ...]
+    take: Take
+
+    @property
+    def name(self) -> str:
+        """The first of the names."""
+        return self.names[0]
+
+    def out_of(self, tensors: Callable[[str], Tensor], spec: AttentionSpec) -> Tensor:
+        """The tensor, from what finds the others by name."""
+        found = [tensors(name) for name in self.names]
+        return self.take(found[0] if len(found) == 1 else torch.stack(found), spec)
+
+
+def whole(tensor: Tensor, spec: AttentionSpec) -> Tensor:
+    """The tensor as it is."""
+    return tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorLayout:
+    """Names as a family has them.
+
+    layers: path of a layer's attention, with {layer}. own: what of its names belongs to the module
+    that attends, where the output projection is another's. modules: a module's name here to its
+    name there, where they differ, with {head} for one module a head. tensors: single tensors that
+    go by another name, and how they are taken. fused: projections that lie together in one module.
+    takes: modules whose tensors need a change, such as another shape. ignored: tensors that say
+    nothing about the layer's output.
+    """
+
+    layers: str = "layers.{layer}.self_attn."
+    own: str = ""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[str, Take]] = field(default_factory=dict)
+    fused: Fused = field(default_factory=dict)
+    takes: Mapping[str, Take] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ("rotary_emb.inv_freq", "masked_bias", ".bias_mask")
+
+    def path(self, layer: int) -> str:
+        """Where the layer's attention is; blocks of two attentions have {block} and {side}."""
+        return self.layers.format(layer=layer, block=layer // 2, side=layer % 2)
+
+    def pieces(self, spec: AttentionSpec) -> dict[str, Piece]:
+        """Each tensor of the spec, by its name there, relative to the layer."""
+        found = {}
+        for name in spec.weight_shapes:
+            module, dot, kind = name.partition(".")
+            if name in self.tensors:
+                full, take = self.tensors[name]
+                found[name] = Piece(names=(full,), take=take)
+                continue
+            if module in self.fused:
+                there, take = self.fused[module]
+            else:
+                there = self.modules.get(module, module)
+                take = self.takes.get(module, whole)
+            full = there + dot + kind
+            heads = spec.norm_sizes[module][0] if "{head}" in full else 1
+            names = tuple(full.replace("{head}", str(at)) for at in range(heads))
+            found[name] = Piece(names=names, take=take)
+        return found
+
+
+def taken(
+    layout: TensorLayout, spec: AttentionSpec, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The spec's tensors from a layer's, which are named relative to the layer."""
+    pieces = layout.pieces(spec)
+    return {name: piece.out_of(tensors.__getitem__, spec) for name, piece in pieces.items()}
+
+
+def _rows(tensor: Tensor, *sizes: int) -> Tensor:
+    return tensor.reshape(*sizes, *tensor.shape[1:])
+
+
+def _flat(tensor: Tensor, axes: int) -> Tensor:
+    return tensor.flatten(0, axes - 1)
+
+
+def _block(at: int) -> Take:
+    def take(tensor: Tensor, spec: AttentionSpec) -> Tensor:
+        sizes = (
+            spec.heads * spec.head_dim,
+            spec.kv_heads * spec.head_dim,
+            spec.kv_heads * spec.value_head_dim,
+        )
+        return tensor.split(sizes)[at]
+
+    return take
+
+
+def _of_head(at: int, parts: int) -> Take:
+    def take(tensor: Tensor, spec: AttentionSpec) -> Tensor:
+        return _flat(_rows(tensor, -1, parts, spec.head_dim)[:, at], 2)
+
+    return take
+
+
+def _of_group(first: int, last: int | None) -> Take:
+    def take(tensor: Tensor, spec: AttentionSpec) -> Tensor:
+        group = spec.heads // spec.kv_heads + 2
+        return _flat(_rows(tensor, spec.kv_heads, group, spec.head_dim)[:, first:last], 3)
+
+    return take
+
+
+def blocks(module: str) -> Fused:
+    """All queries, then all keys, then all values: phi3, dbrx, many encoders."""
+    return {f"{name}_proj": (module, _block(at)) for at, name in enumerate("qkv")}
+
+
+def head_by_head(module: str) -> Fused:
+    """Query, key and value of one head, then of the next: gpt_neox, persimmon, bloom."""
+    return {f"{name}_proj": (module, _of_head(at, 3)) for at, name in enumerate("qkv")}
+
+
+def group_by_group(module: str) -> Fused:
+    """The queries of a group, its key, its value: falcon."""
+    parts = {"q_proj": (0, -2), "k_proj": (-2, -1), "v_proj": (-1, None)}
+    return {name: (module, _of_group(*part)) for name, part in parts.items()}
+
+
+def gated_queries(module: str) -> Fused:
+    """A head's query, then its gate: qwen3_next."""
+    return {"q_proj": (module, _of_head(0, 2)), "gate_proj": (module, _of_head(1, 2))}

@@ -1,0 +1,56 @@
+"""Proportional RoPE: the frequencies of the whole head, the slow ones standing still."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rope_export.errors import SpecError
+from rope_export.rope import at_least_one, number
+from rope_export.spec import RopeSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProportionalRope(RopeSpec):
+    """The first `turning_pairs` pairs turn at the frequencies they have in a whole head, divided
+    by `factor`; the others do not turn. rotary_dim is the whole head.
+
+    Source: transformers' rope_type "proportional".
+    """
+
+    rope_type = "proportional"
+    turns_part = True
+    hf_keys: ClassVar[dict[str, str]] = {"factor": "factor"}
+
+    turning_pairs: int
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one("proportional", self.factor)
+        if not 0 < self.turning_pairs <= self.rotary_dim // 2:
+            raise SpecError(
+                f"proportional rope turns {self.turning_pairs} of {self.rotary_dim // 2} pairs: "
+                f"partial_rotary_factor must be above 0 and at most 1."
+            )
+
+    @classmethod
+    def read(
+        cls, given: dict[str, Any], config: Any, *, head_dim: int, **common: Any
+    ) -> "ProportionalRope":
+        """The partial factor says how many pairs turn, not how wide the rotation is."""
+        part = number(given, "partial_rotary_factor", 1.0)
+        common["rotary_dim"] = head_dim
+        return cls(
+            **common, turning_pairs=int(part * head_dim // 2), factor=number(given, "factor", 1.0)
+        )
+
+    def inv_freq(self, length: Tensor | None = None) -> Tensor:
+        with torch.device("cpu"):
+            # Of as many elements as transformers has: torch's power of a longer tensor may differ
+            # in the last bit.
+            turns = torch.arange(0, 2 * self.turning_pairs, 2, dtype=torch.float32)
+            turning = 1.0 / self.theta ** (turns / self.rotary_dim)
+        still = torch.zeros(self.rotary_dim // 2 - self.turning_pairs, device="cpu")
+        return torch.cat((turning, still)) / self.factor

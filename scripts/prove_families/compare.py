@@ -1,0 +1,328 @@
+"""One captured attention module against ours: the float64 module, then the exported artifact."""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rope_export import Artifact, RotaryAttention, export, open_session
+from rope_export.checkpoints.config import Read, select, spec_of
+from rope_export.checkpoints.layout import taken
+from rope_export.errors import SpecError
+from rope_export.parity.bounds import UNIT_ROUNDOFF, longest_reduction
+from rope_export.runtimes import Session
+from rope_export.spec import AttentionSpec
+from scripts.prove_families.calls import comparable, expected, inputs_of, steps, tables
+from scripts.prove_families.capture import Call, Capture, KeepFloat64
+
+UNMODIFIED = 2e-6
+"""transformers computes softmax, norms and angles in float32 even in float64 modules."""
+ROUNDING = 64 * 2**-24
+"""What a float32 angle below 64 may be off by."""
+FLOAT64 = 1e-12
+"""With softmax and norms in float64 on both sides; angles stay the float32 ones."""
+
+
+APART = {
+    ("MoonshineEncoder", "MoonshineAttention"): "the config's common keys describe the decoder; "
+    "the encoder has none of its own",
+    ("DiffusionGemmaDecoderModel", "DiffusionGemmaDecoderTextAttention"): "a canvas whose tokens "
+    "see each other and another model's cache",
+}
+"""Attention that no config of its own describes: never read, so never exported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of one module: proven, refused with the feature that is missing, or wrong."""
+
+    module: str
+    path: str
+    variant: str
+    status: str
+    reason: str = ""
+    features: tuple[str, ...] = ()
+    unmodified: float = 0.0
+    float64: float = 0.0
+    lowering: str = ""
+    runtime: float = 0.0
+    budget: float = 0.0
+    calls: tuple[str, ...] = ()
+
+
+def compared(capture: Capture, folder: Path, done: dict[str, Outcome]) -> Outcome:
+    """The capture against our reading of its config and weights.
+
+    folder: for the checkpoint and the artifact. done: outcomes by the module, spec and calls; a
+    layer that is the same as one that has been exported is not exported again.
+    """
+    named: dict[str, Any] = {
+        "module": capture.module_class,
+        "path": capture.module_path,
+        "variant": capture.variant,
+    }
+    apart = APART.get((capture.model_class, capture.module_class))
+    if apart is not None:
+        return Outcome(**named, status="refused", reason=f"not read from a config: {apart}.")
+    try:
+        read = select(_config(capture))
+        spec = spec_of(read, capture.layer_idx or 0)
+    except SpecError as error:
+        return Outcome(**named, status="refused", reason=str(error))
+    named["features"] = features(spec)
+    weights = weights_of(read, spec, capture)
+    calls = [call for call in capture.calls if comparable(call)]
+    if not calls:
+        return Outcome(**named, status="wrong", reason="no call of it can be compared")
+    with torch.no_grad():
+        plain, exact = module_errors(spec, weights, calls, tables(capture, calls))
+    errors: dict[str, Any] = {
+        "unmodified": plain,
+        "float64": exact,
+        "calls": tuple(sorted({c.kind for c in calls})),
+    }
+    if plain > UNMODIFIED or exact > FLOAT64:
+        return Outcome(**named, **errors, status="wrong", reason="differs from transformers")
+    key = repr((capture.module_class, spec, [(c.kind, c.past, c.output.shape) for c in calls]))
+    if key not in done:
+        done[key] = artifact_outcome(capture, read, spec, weights, calls, folder, named | errors)
+    first = done[key]
+    return dataclasses.replace(
+        Outcome(**named, **errors, status=first.status, reason=first.reason),
+        lowering=first.lowering,
+        runtime=first.runtime,
+        budget=first.budget,
+    )
+
+
+def _config(capture: Capture) -> dict[str, Any]:
+    """The module's config; one without a model_type is called by the config it is a part of."""
+    config = capture.config or capture.top_config
+    facts = config.to_dict()
+    if facts.get("model_type"):
+        return facts
+    module = sys.modules[type(config).__module__]
+    for outer in vars(module).values():
+        for key, inner in getattr(outer, "sub_configs", {}).items():
+            if inner is type(config):
+                return facts | {"model_type": f"{outer.model_type}.{key}"}
+    return facts
+
+
+def features(spec: AttentionSpec) -> tuple[str, ...]:
+    """What the layer has beside plain causal attention, in words."""
+    rope = spec.rope
+    found = [] if rope is None else [rope.rope_type, rope.layout]
+    found += ["NoPE"] if rope is None else []
+    if rope is not None:
+        turning = spec.head_dim if spec.latent is None else spec.latent.rope_dim
+        found += ["partial"] if rope.rotary_dim < turning else []
+        found += [f"{rope.axes} axes"] if rope.axes > 1 else []
+        found += ["clockwise"] if rope.clockwise else []
+    found += ["latent"] if spec.latent else []
+    found += ["bidirectional"] if not spec.causal else []
+    found += [f"{spec.heads // spec.kv_heads} heads a group"] if spec.heads > spec.kv_heads else []
+    for name in ("q", "k", "v", "o"):
+        found += [f"{name} bias"] if getattr(spec, f"{name}_bias") else []
+        norm = getattr(spec, f"{name}_norm")
+        found += [f"{name} {norm.kind} norm ({norm.over})"] if norm else []
+    found += ["norm after rope"] if spec.norm_after_rope else []
+    for name in ("window", "chunk", "softcap", "clip", "scale"):
+        found += [name] if getattr(spec, name) is not None else []
+    found += ["sinks"] if spec.sinks else []
+    found += [f"{spec.gate_kind} gate a {spec.gate}"] if spec.gate else []
+    found += ["position scale"] if spec.position_scale else []
+    found += ["value scale"] if spec.value_scale != 1.0 else []
+    found += ["value width"] if spec.value_head_dim != spec.head_dim and not spec.latent else []
+    return tuple(found)
+
+
+def weights_of(read: Read, spec: AttentionSpec, capture: Capture) -> dict[str, Tensor]:
+    """Our tensors from the module's; where the output projection is another module's, as in BERT's
+    kin, it is the identity here."""
+    layout = read.layout(capture.layer_idx or 0)
+    pieces = layout.pieces(spec)
+    there = {layout.own + name: tensor for name, tensor in capture.weights.items()}
+    width = spec.heads * spec.value_head_dim
+    if pieces["o_proj.weight"].name not in there and width == spec.hidden_size:
+        there[pieces["o_proj.weight"].name] = torch.eye(width, dtype=torch.float64)
+        if spec.o_bias:
+            there[pieces["o_proj.bias"].name] = torch.zeros(width, dtype=torch.float64)
+    return {k: v.double() for k, v in taken(layout, spec, there).items()}
+
+
+def module_errors(
+    spec: AttentionSpec,
+    weights: dict[str, Tensor],
+    calls: list[Call],
+    tables: list[tuple[Tensor, Tensor]],
+) -> tuple[float, float]:
+    """Largest relative error of our float64 module over all calls: as it is, and with softmax and
+    norms in float64. tables: transformers' own cos and sin where their last bit differs."""
+    layer = RotaryAttention.from_weights(spec, weights)
+    layer.cos_sin = _as_trained(layer.cos_sin, tables)  # type: ignore[method-assign]
+    plain = worst(spec, calls, lambda inputs: layer(**inputs), exact=False)
+    with KeepFloat64():
+        exact = worst(spec, calls, lambda inputs: layer(**inputs), exact=True)
+    return plain, exact
+
+
+def _as_trained(cos_sin: Any, tables: list[tuple[Tensor, Tensor]]) -> Any:
+    """cos and sin of the float32 angle, also where everything else is kept at float64; from
+    `tables`, once they are seen to differ by rounding only."""
+
+    def turned(position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        with torch._C.DisableTorchFunction():
+            cos, sin = cos_sin(position_ids, dtype)
+            for pair in tables:
+                theirs = [x.reshape(-1, *x.shape[-2:]) for x in pair]
+                if theirs[0].shape[1:] != cos.shape[1:]:
+                    continue
+                theirs = [x.expand(cos.shape[0], -1, -1) for x in theirs]
+                apart = [(x - y).abs().max() for x, y in zip(theirs, (cos, sin), strict=True)]
+                if max(apart) <= ROUNDING:
+                    return theirs[0].to(dtype), theirs[1].to(dtype)
+            return cos, sin
+
+    return turned
+
+
+def worst(spec: AttentionSpec, calls: list[Call], run: Any, *, exact: bool) -> float:
+    """Largest error of any call, scaled by the largest value of the expected output."""
+    names = ("past_key", "past_value") if spec.latent is None else ("past_latent", "past_key_rope")
+    largest = 0.0
+    at: dict[int, int] = {}
+    # A module that runs several times a step has as many caches, by the length they have come to.
+    caches: dict[int, list[dict[str, Tensor]]] = {0: []}
+    for call, inputs, goes_on in steps(spec, calls):
+        cache = caches[call.past].pop(0) if goes_on else {}
+        output, *present = run({**inputs, **cache})
+        if call.kind != "encode":
+            total = call.past + output.shape[1]
+            caches.setdefault(total, []).append(dict(zip(names, present, strict=False)))
+        done = at.get(id(call), 0)
+        wanted, real = expected(call, exact, done, output.shape[1])
+        at[id(call)] = done + output.shape[1]
+        if wanted.shape != output.shape:
+            return float("inf")
+        wanted, output = wanted[real].double(), torch.as_tensor(output)[real].double()
+        error = float((output - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
+        largest = max(largest, error if error == error else float("inf"))
+    return largest
+
+
+def artifact_outcome(
+    capture: Capture,
+    read: Read,
+    spec: AttentionSpec,
+    weights: dict[str, Tensor],
+    calls: list[Call],
+    folder: Path,
+    named: dict[str, Any],
+) -> Outcome:
+    """A checkpoint of the module's own tensors, exported, in onnxruntime; its error and eager's are
+    both against transformers in float64."""
+    calls = [call for call in calls if spec.causal or not call.past]
+    padding = any("attention_mask" in inputs_of(call, spec) for call in calls)
+    artifact = exported(capture, read, spec, folder, padding=padding)
+    with open_session(artifact, "onnxruntime") as session:
+        error, budget = runtime_errors(spec, weights, calls, session)
+    status = "proven" if error <= budget else "wrong"
+    return Outcome(
+        **named,
+        status=status,
+        reason="" if status == "proven" else "the artifact differs from transformers",
+        lowering=artifact.manifest.lowering,
+        runtime=error,
+        budget=budget,
+    )
+
+
+def exported(
+    capture: Capture,
+    read: Read,
+    spec: AttentionSpec,
+    folder: Path,
+    *,
+    padding: bool,
+    lowering: str = "auto",
+) -> Artifact:
+    """The module's tensors as a checkpoint, and that exported."""
+    checkpoint = folder / "checkpoint"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / "config.json").write_text(json.dumps(_jsonable(_config(capture))))
+    layer = capture.layer_idx or 0
+    _save(read, spec, capture, "model." + read.layout(layer).path(layer), checkpoint)
+    return export(
+        checkpoint,
+        out=folder / lowering,
+        layer=layer,
+        lowering=lowering,
+        cache="growing" if spec.causal else "none",
+        padding=padding,
+    )
+
+
+def runtime_errors(
+    spec: AttentionSpec, weights: dict[str, Tensor], calls: list[Call], session: Session
+) -> tuple[float, float]:
+    """The session's largest error, and what it may be: twice eager's in float32, or the floor."""
+    single = RotaryAttention.from_weights(spec, {k: v.float() for k, v in weights.items()})
+    padding = any(tensor.name == "attention_mask" for tensor in session.inputs)
+    with torch.no_grad():
+        eager = worst(spec, calls, lambda x: single(**_single(x)), exact=True)
+    error = worst(spec, calls, lambda x: _run(session, _single(x), padding), exact=True)
+    total = max(call.past + call.output.shape[1] for call in calls)
+    floor = UNIT_ROUNDOFF["float32"] * longest_reduction(spec, total) ** 0.5
+    return error, 2 * max(eager, floor)
+
+
+def _single(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.float() if v.is_floating_point() else v for k, v in inputs.items()}
+
+
+def _run(session: Any, inputs: dict[str, Tensor], padding: bool) -> list[Tensor]:
+    """The session's outputs; an empty past and a mask of ones where the call has none."""
+    sequence = inputs["hidden_states"].shape[1]
+    batch = inputs["hidden_states"].shape[0]
+    full = dict(inputs)
+    past = 0
+    for tensor in session.inputs:
+        if tensor.name.startswith("past_") and tensor.name not in full:
+            shape = tensor.sized({"batch": batch, "past": 0})
+            full[tensor.name] = torch.zeros(shape)
+        if tensor.name.startswith("past_"):
+            past = full[tensor.name].shape[-2]
+    if padding and "attention_mask" not in full:
+        full["attention_mask"] = torch.ones(batch, past + sequence, dtype=torch.int64)
+    outputs = session.run({k: v.contiguous() for k, v in full.items()})
+    return [outputs[tensor.name] for tensor in session.outputs]
+
+
+def _save(read: Read, spec: AttentionSpec, capture: Capture, prefix: str, folder: Path) -> None:
+    layout = read.layout(capture.layer_idx or 0)
+    pieces = layout.pieces(spec)
+    names = {name for piece in pieces.values() for name in piece.names}
+    there = {
+        layout.own + name: tensor.float().contiguous() for name, tensor in capture.weights.items()
+    }
+    width = spec.heads * spec.value_head_dim
+    for name in names - there.keys():
+        there[name] = torch.zeros(width) if name.endswith("bias") else torch.eye(width)
+    save_file(
+        {prefix + name: tensor for name, tensor in there.items()}, folder / "model.safetensors"
+    )
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
