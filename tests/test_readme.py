@@ -14,6 +14,12 @@ def test_the_table_of_what_is_supported_is_the_generated_one() -> None:
     assert written == support_table.support_table(), "run: python -m scripts.support_table"
 
 
+def test_the_number_of_families_is_the_proven_one() -> None:
+    proven = re.search(r"model families \| (\d+ of \d+) proven", support_table.support_table())
+    assert proven
+    assert f"reads\n{proven[1]} model families" in README.read_text(encoding="utf-8")
+
+
 def test_the_example_runs(smollm2, tmp_path, monkeypatch, capsys) -> None:
     code = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert code
