@@ -176,7 +176,12 @@ class _Judge:
                     errors=errors(*_judged(trace, case, output, given[output])),
                     eager_errors=eager_errors[output],
                     ceilings=ceilings[output],
-                    floors=floors(self.layer.spec, case.total, ceilings[output]),
+                    floors=floors(
+                        self.layer.spec,
+                        case.total,
+                        ceilings[output],
+                        differences[output][1].size,
+                    ),
                 )
                 if output.startswith("present_") and case.past:
                     past = inputs[output.replace("present", "past")]
@@ -204,7 +209,7 @@ class _Judge:
                 errors=errors(sides[0] - sides[1], sides[1]),
                 eager_errors=eager_errors,
                 ceilings=ceilings,
-                floors=floors(self.layer.spec, known.total, ceilings),
+                floors=floors(self.layer.spec, known.total, ceilings, there.size),
             )
 
     def _run(self, session: Session, case: str, name: str, inputs: Arrays) -> Arrays | None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rope_export.parity.metrics import SCALED_MAX
 from rope_export.parity.reference import ReferenceLayer, Trace, pairs, places
 from rope_export.spec import AttentionSpec, NormSpec
 
@@ -70,18 +71,28 @@ def longest_reduction(spec: AttentionSpec, total: int) -> int:
     return max(spec.hidden_size, spec.heads * spec.value_head_dim, total)
 
 
-def floors(spec: AttentionSpec, total: int, ceilings: Mapping[str, float]) -> dict[str, float]:
+def floors(
+    spec: AttentionSpec, total: int, ceilings: Mapping[str, float], elements: int
+) -> dict[str, float]:
     """c u sqrt(K) for each metric: what rounding is expected to do to one sound implementation.
 
     With c = 1 it is u ||a|| for a chain of K equal roundings: the K terms of a sum added one after
     the other are at u sqrt(K / 6) in the root mean square, and the rest covers how the errors of a
-    few elements spread around that. Large scores amplify the rounding of what they are made of;
-    then c is what the call's own deviation asks for: `ceilings` / t is u ||a|| of this call, in
-    which u stands for every rounding's error, and the root mean square of that error over numbers
-    of any mantissa is u / sqrt(6).
+    few elements spread around that. Where the call amplifies rounding (large scores; sums that are
+    clamped to less than what they were made of) c is what its own deviation asks for: `ceilings`
+    / t is u ||a|| of this call, in which u stands for every rounding's error, and the root mean
+    square of that error over numbers of any mantissa is u / sqrt(6). The largest of N such
+    elements is expected at up to sqrt(2 ln 2N) times that, as for normal ones.
+    Source: Boucheron, Lugosi and Massart, Concentration Inequalities, 2013, theorem 2.5.
+
+    elements: N, of the part of the output that is judged.
     """
     plain = UNIT_ROUNDOFF[spec.dtype] * math.sqrt(longest_reduction(spec, total))
-    return {name: max(plain, x / TIMES / math.sqrt(6)) for name, x in ceilings.items()}
+    spread = {SCALED_MAX: math.sqrt(2 * math.log(2 * max(elements, 1)))}
+    return {
+        name: max(plain, spread.get(name, 1.0) * x / TIMES / math.sqrt(6))
+        for name, x in ceilings.items()
+    }
 
 
 def ceiling(layer: ReferenceLayer, trace: Trace) -> dict[str, np.ndarray]:

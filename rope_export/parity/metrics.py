@@ -2,7 +2,8 @@
 
 import numpy as np
 
-METRICS = ("relative L2", "scaled max")
+SCALED_MAX = "scaled max"
+METRICS = ("relative L2", SCALED_MAX)
 
 
 def errors(difference: np.ndarray, expected: np.ndarray) -> dict[str, float]:
