@@ -30,7 +30,8 @@ class Manifest:
     spec: an AttentionSpec as plain values. source: kind, layer, seed, hash of the config.
     weights: for each tensor of the layer its name in the source, the initializer that holds it,
         whether transposed, and the sha256 of its bytes as deployed, in the source's orientation.
-    files: sha256 and bytes of the model's files.
+    quantization: how projections are stored in few bits; then each has its scales and inputs too.
+    needs: oldest version of a package that runs it. files: sha256 and bytes of the model's files.
     """
 
     spec: Mapping[str, Any]
@@ -44,6 +45,8 @@ class Manifest:
     weights: Mapping[str, Mapping[str, Any]]
     versions: Mapping[str, str]
     runtimes: tuple[str, ...]
+    needs: Mapping[str, str] = field(default_factory=dict)
+    quantization: Mapping[str, int] | None = None
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -60,6 +63,8 @@ class Manifest:
             "outputs": [t.to_json() for t in self.outputs],
             **{name: getattr(self, name) for name in ("source", "weights", "versions")},
             "runtimes": list(self.runtimes),
+            "needs": dict(self.needs),
+            "quantization": self.quantization,
             "files": self.files,
         }
 
@@ -82,6 +87,8 @@ class Manifest:
                 inputs=tuple(TensorType.from_json(t) for t in facts["inputs"]),
                 outputs=tuple(TensorType.from_json(t) for t in facts["outputs"]),
                 runtimes=tuple(facts["runtimes"]),
+                needs=facts.get("needs", {}),
+                quantization=facts.get("quantization"),
             )
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{where}: is not a whole manifest ({error!r}).") from error

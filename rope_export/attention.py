@@ -5,7 +5,7 @@ D head_dim, V value_dim, R rotary_dim, A axes of a position.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,28 @@ from rope_export.spec import AttentionSpec, NormSpec, RopeSpec
 
 
 class Expression(Protocol):
-    """How rotation and attention are said; eager's way is `Eager`, a lowering is another."""
+    """How rotation, cache and attention are said; eager's way is `Eager`, a lowering is another.
+
+    heads_axis: where the heads of q, k and v are: 1 in (B, heads, S, D), 2 in (B, S, heads, D).
+    """
+
+    heads_axis: ClassVar[int]
+
+    def split(self, x: Tensor, width: int) -> Tensor:
+        """x (B, S, heads * width) as (B, S, heads, width)."""
+
+    def join(self, x: Tensor) -> Tensor:
+        """x (B, S, heads, width) as (B, S, heads * width)."""
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
-        """x (B, heads, S, D) turned by cos and sin (B, S, R / 2)."""
+        """x turned by cos and sin (B, S, R / 2)."""
+
+    def keep(self, past: Tensor | None, new: Tensor, lengths: Tensor | None) -> Tensor:
+        """The cache after this call, from (..., P, D) and (..., S, D).
+
+        lengths: int64 (B,), entries in use of a fixed cache, after which the new ones are written;
+            none for a growing one.
+        """
 
     def attend(
         self,
@@ -28,21 +46,34 @@ class Expression(Protocol):
         v: Tensor,
         past_key: Tensor | None,
         past_value: Tensor | None,
+        lengths: Tensor | None,
         attention_mask: Tensor | None,
         spec: AttentionSpec,
         sinks: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Heads (B, H, S, V), present_key and present_value (B, G, T, D or V).
+        """Heads, and present_key and present_value (B, G, T, D or V).
 
-        k and v may be longer than q: they then hold the past already.
+        past_key, past_value, lengths: as for `keep`. k and v may be longer than q: they then hold
+        the past already.
         """
 
 
 class Eager:
     """In plain torch, as transformers' eager attention computes it."""
 
+    heads_axis: ClassVar[int] = 1
+
+    def split(self, x: Tensor, width: int) -> Tensor:
+        return x.unflatten(-1, (-1, width))
+
+    def join(self, x: Tensor) -> Tensor:
+        return x.flatten(2)
+
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
         return rotate(x, cos, sin, rope)
+
+    def keep(self, past: Tensor | None, new: Tensor, lengths: Tensor | None) -> Tensor:
+        return append(past, new) if past is None or lengths is None else write(past, new, lengths)
 
     def attend(
         self,
@@ -51,12 +82,14 @@ class Eager:
         v: Tensor,
         past_key: Tensor | None,
         past_value: Tensor | None,
+        lengths: Tensor | None,
         attention_mask: Tensor | None,
         spec: AttentionSpec,
         sinks: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        k, v = append(past_key, k), append(past_value, v)
-        allowed = allowed_slots(q.shape[2], k.shape[2], attention_mask, spec, q.device)
+        if past_key is not None:
+            k, v = self.keep(past_key, k, lengths), self.keep(past_value, v, lengths)
+        allowed = allowed_slots(q.shape[2], k.shape[2], attention_mask, spec, q.device, lengths)
         return attend(q, k, v, allowed, spec, sinks), k, v
 
 
@@ -165,6 +198,10 @@ class RotaryAttention(nn.Module):
         past_key: Tensor | None = None,
         past_value: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        *,
+        key_cache: Tensor | None = None,
+        value_cache: Tensor | None = None,
+        cache_lengths: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """One pass over S new tokens after P cached ones.
 
@@ -172,20 +209,33 @@ class RotaryAttention(nn.Module):
         positions have several axes; any order and values; needed unless nothing depends on it.
         past_key, past_value: (B, G, P, D or V), keys already turned; P may be 0; both or neither.
         attention_mask: int64 (B, T), 1 = attend, 0 = padding; none means attend to all.
+        key_cache, value_cache, cache_lengths: in place of past_key and past_value, a cache of
+        fixed size: (B, G, T, D or V), of which the first cache_lengths, int64 (B,), are in use;
+        the new entries follow them, row by row.
         Returns: attention_output (B, S, hidden_size), zero before the output projection where a
-            token may attend to nothing; present_key and present_value (B, G, T, D or V).
+            token may attend to nothing; the cache after the call, twice (B, G, T, D or V).
         """
         q, k, v = self.project(hidden_states)
         q, k = self.turn(q, k, position_ids)
+        if cache_lengths is not None:
+            past_key, past_value = key_cache, value_cache
         heads, present_key, present_value = self.expression.attend(
-            q, k, v, past_key, past_value, attention_mask, self.spec, self.sinks
+            q,
+            k,
+            v,
+            past_key,
+            past_value,
+            cache_lengths,
+            attention_mask,
+            self.spec,
+            self.sinks,
         )
         output = self.output(heads, hidden_states)
         return (output, present_key, present_value) if self.keeps_cache else (output,)
 
     def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, H, S, D), k (B, G, S, D) and v (B, G, S, V) of hidden_states (B, S, hidden_size),
-        normalised where that comes before the rotation."""
+        normalised where that comes before the rotation; heads where the expression has them."""
         return tuple(self._project(name, hidden_states) for name in "qkv")  # type: ignore[return-value]
 
     def _project(self, name: str, hidden_states: Tensor) -> Tensor:
@@ -199,10 +249,10 @@ class RotaryAttention(nn.Module):
             x = x.clamp(-spec.clip, spec.clip)
         if name == "v" and spec.value_scale != 1.0:
             x = x * spec.value_scale
-        x = x.unflatten(-1, (-1, width))
+        x = self.expression.split(x, width)
         if norm is not None and norm.over != "all" and not (spec.norm_after_rope and name != "v"):
             x = self.get_submodule(f"{name}_norm")(x)
-        return x.transpose(1, 2)
+        return x.transpose(1, 2) if self.expression.heads_axis == 1 else x
 
     def turn(self, q: Tensor, k: Tensor, position_ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """q and k turned by position, then normalised where that comes after, then q scaled."""
@@ -220,7 +270,7 @@ class RotaryAttention(nn.Module):
         if norm is None:
             return x
         module = self.get_submodule(f"{name}_norm")
-        if norm.over == "head":
+        if norm.over == "head" or self.expression.heads_axis == 2:
             return module(x)
         return module(x.transpose(1, 2)).transpose(1, 2)
 
@@ -248,7 +298,7 @@ class RotaryAttention(nn.Module):
         return cos.to(dtype), (-sin if rope.clockwise else sin).to(dtype)
 
     def scaled(self, q: Tensor, position_ids: Tensor | None) -> Tensor:
-        """q (B, heads, S, D) times the factor that its position gives it."""
+        """q times the factor that its position gives it."""
         scale = self.spec.position_scale
         if scale is None or position_ids is None:
             return q
@@ -257,17 +307,19 @@ class RotaryAttention(nn.Module):
             factor = 1 + scale.beta * torch.log1p(lengths.floor())
         else:
             factor = torch.exp(scale.beta * torch.log1p(lengths))
-        return (q.float() * factor[:, None, :, None]).to(q.dtype)
+        factor = factor.unsqueeze(self.expression.heads_axis)[..., None]
+        return (q.float() * factor).to(q.dtype)
 
     def output(self, heads: Tensor, hidden_states: Tensor) -> Tensor:
-        """Heads (B, H, S, V) normalised, gated and projected: (B, S, hidden_size)."""
-        heads = heads.transpose(1, 2)
+        """Heads as `attend` gives them normalised, gated and projected: (B, S, hidden_size)."""
+        if self.expression.heads_axis == 1:
+            heads = heads.transpose(1, 2)
         norm = self.spec.o_norm
         if norm is not None and norm.over != "all":
             heads = self.get_submodule("o_norm")(heads)
         if self.spec.gate == "head":
             heads = heads * self.gate(hidden_states)[..., None]
-        heads = heads.flatten(2)
+        heads = self.expression.join(heads)
         if norm is not None and norm.over == "all":
             heads = self.get_submodule("o_norm")(heads)
         if self.spec.gate == "feature":
@@ -315,32 +367,47 @@ def append(past: Tensor | None, new: Tensor) -> Tensor:
     return new if past is None else torch.cat((past, new), dim=-2)
 
 
+def write(cache: Tensor, new: Tensor, lengths: Tensor) -> Tensor:
+    """A copy of the cache with the new entries after those in use, row by row.
+
+    cache: (B, ..., T, D). new: (B, ..., S, D). lengths: int64 (B,).
+    """
+    at = lengths[:, None] + torch.arange(new.shape[-2], device=new.device)
+    index = at.view(at.shape[0], *[1] * (new.dim() - 3), at.shape[1], 1).expand(new.shape)
+    return cache.scatter(-2, index, new)
+
+
 def allowed_slots(
     sequence: int,
     total: int,
     attention_mask: Tensor | None,
     spec: AttentionSpec,
     device: torch.device,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """Which cache slots each new token may see, whose own slot is past + i. Chunks are counted from
     the first slot that is not padding, row by row, as the model was trained.
 
-    attention_mask: int64 (B, T) or none. Returns: bool (1, 1, S, T), or (B, 1, S, T) with a mask.
+    attention_mask: int64 (B, T) or none. lengths: int64 (B,), entries in use of a fixed cache,
+    whose slots are T; without, T is past + S.
+    Returns: bool (1, 1, S, T), or (B, 1, S, T) with a mask or lengths.
     """
     slots = torch.arange(total, device=device)
-    own = (torch.arange(sequence, device=device) + (total - sequence))[:, None]
-    allowed = slots <= own if spec.causal else slots == slots
+    new = torch.arange(sequence, device=device)[None]
+    own = new + (total - sequence) if lengths is None else new + lengths[:, None]
+    at = own[..., None]
+    allowed = slots <= at if spec.causal else slots == slots
     if spec.window is not None:
-        allowed = allowed & (slots > own - spec.window)
+        allowed = allowed & (slots > at - spec.window)
     if spec.window_after is not None:
-        allowed = allowed & (slots <= own + spec.window_after)
-    allowed = allowed.expand(sequence, total)[None, None]
+        allowed = allowed & (slots <= at + spec.window_after)
+    allowed = allowed.expand(own.shape[0], sequence, total)[:, None]
     if spec.chunk is not None:
         first = torch.zeros((1, 1), dtype=torch.int64, device=device)
         if attention_mask is not None:
             first = (attention_mask != 0).long().argmax(dim=1, keepdim=True)
-        block = (slots - first) // spec.chunk
-        allowed = allowed & (block[:, None, None, :] == block[:, None, total - sequence :, None])
+        block, own_block = (slots - first) // spec.chunk, (own - first) // spec.chunk
+        allowed = allowed & (block[:, None, None, :] == own_block[:, None, :, None])
     if attention_mask is None:
         return allowed
     if not torch.jit.is_tracing():

@@ -10,6 +10,9 @@ from rope_export.spec import AttentionSpec
 TOTAL = "past + sequence"
 """Cache slots after a call; the axis called "total" has as many."""
 
+LENGTHS = "cache_lengths"
+"""The input that says how many entries of a fixed cache are in use, row by row."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorType:
@@ -51,17 +54,28 @@ def attention_tensors(
         axes = () if spec.rope is None or spec.rope.axes == 1 else (spec.rope.axes,)
         shape = (*axes, "batch", "sequence")
         inputs.append(TensorType(name="position_ids", dtype="int64", shape=shape))
-    if cache == "growing":
+    if cache != "none":
+        before, after = ("past", TOTAL) if cache == "growing" else ("capacity", "capacity")
         for name, slots in cached(spec).items():
             past, present = (
-                tuple(axis if x == "slots" else x for x in slots) for axis in ("past", TOTAL)
+                tuple(axis if x == "slots" else x for x in slots) for axis in (before, after)
             )
-            inputs.append(TensorType(name=f"past_{name}", dtype=spec.dtype, shape=past))
-            outputs.append(TensorType(name=f"present_{name}", dtype=spec.dtype, shape=present))
+            taken, given = cache_names(name, cache)
+            inputs.append(TensorType(name=taken, dtype=spec.dtype, shape=past))
+            outputs.append(TensorType(name=given, dtype=spec.dtype, shape=present))
+    if cache == "fixed":
+        inputs.append(TensorType(name=LENGTHS, dtype="int64", shape=("batch",)))
     if padding:
-        mask = TensorType(name="attention_mask", dtype="int64", shape=("batch", "total"))
-        inputs.append(mask)
+        covered = "capacity" if cache == "fixed" else "total"
+        inputs.append(TensorType(name="attention_mask", dtype="int64", shape=("batch", covered)))
     return tuple(inputs), tuple(outputs)
+
+
+def cache_names(name: str, cache: str) -> tuple[str, str]:
+    """What the input and the output are called that hold `name` of a growing or fixed cache."""
+    if cache == "fixed":
+        return f"{name}_cache", f"{name}_cache_out"
+    return f"past_{name}", f"present_{name}"
 
 
 def cached(spec: AttentionSpec) -> dict[str, tuple[int | str, ...]]:
@@ -75,6 +89,18 @@ def cached(spec: AttentionSpec) -> dict[str, tuple[int | str, ...]]:
         "latent": ("batch", "slots", spec.latent.kv_rank),
         "key_rope": ("batch", "slots", spec.latent.rope_dim),
     }
+
+
+def check_lengths(lengths: Sequence[int], sequence: int, capacity: int) -> None:
+    """Raises: TensorError if a row of a fixed cache has no room for `sequence` more entries."""
+    for row, length in enumerate(lengths):
+        if length < 0:
+            raise TensorError(f"{LENGTHS}[{row}] = {length}: a cache holds 0 entries or more.")
+        if length + sequence > capacity:
+            raise TensorError(
+                f"row {row} of the cache is full: {length} entries and {sequence} new ones, "
+                f"capacity {capacity}. Start with a larger capacity, or reset the row."
+            )
 
 
 def bind_axes(
@@ -109,6 +135,8 @@ def bind_axes(
     for axis in ("batch", "sequence"):
         if axes[axis] < 1:
             raise TensorError(f"{axis} = {axes[axis]}: there must be at least one.")
+    if "capacity" in axes:
+        return axes
     axes.setdefault("past", 0)
     total = axes["past"] + axes["sequence"]
     if axes.setdefault("total", total) != total:

@@ -2,8 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rope_export.artifact import Artifact
 from rope_export.errors import ArtifactError, extra
+from rope_export.quantized import Packed, Quantization, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,10 +27,19 @@ def file_weights(artifact: Artifact) -> "dict[str, Tensor]":
     except Exception as error:  # protobuf, onnx and the file system each have their own kinds
         raise ArtifactError(f"{artifact.model}: cannot be read ({error}).") from error
     initializers = {tensor.name: tensor for tensor in graph.initializer}
+
+    def array(name: str) -> np.ndarray:
+        if name not in initializers:
+            raise ArtifactError(f"{artifact.model}: has no initializer {name!r}.")
+        return numpy_helper.to_array(initializers[name])
+
+    how = Quantization.from_json(artifact.manifest.quantization)
     weights = {}
     for name, facts in artifact.manifest.weights.items():
-        if facts["initializer"] not in initializers:
-            raise ArtifactError(f"{artifact.model}: has no initializer {facts['initializer']!r}.")
-        value = to_torch(numpy_helper.to_array(initializers[facts["initializer"]]).copy())
+        if how is not None and "scales" in facts:
+            stored = Packed(packed=array(facts["initializer"]), scales=array(facts["scales"]))
+            weights[name] = to_torch(unpack(stored, how, facts["inputs"]))
+            continue
+        value = to_torch(array(facts["initializer"]).copy())
         weights[name] = value.t().contiguous() if facts["transposed"] else value
     return weights

@@ -24,7 +24,10 @@ from rope_export.artifact import Artifact, Manifest
 from rope_export.attention import RotaryAttention
 from rope_export.checkpoints import Source, open_source
 from rope_export.contract import TensorType, attention_tensors
-from rope_export.lowerings import Lowering, lowered, lowering_for
+from rope_export.lowerings import SCALES, Lowering, lowered, lowering_for, packed_name
+from rope_export.quantized import Bits, Packed, Quantization, is_quantized, pack, unpack
+from rope_export.runtimes import to_torch
+from rope_export.simplify import drop_undone_reshapes
 from rope_export.spec import DType
 
 if TYPE_CHECKING:
@@ -33,10 +36,10 @@ if TYPE_CHECKING:
 EXTERNAL_ABOVE = 100_000_000
 """Bytes of weights above which they lie in a file of their own."""
 
-NEWEST_OPSET = 23
+NEWEST_OPSET = 24
 """The newest opset whose operators torch.onnx.export writes."""
 
-Cache = Literal["none", "growing"]
+Cache = Literal["none", "growing", "fixed"]
 Progress = Callable[[str], None]
 
 
@@ -49,6 +52,9 @@ def export(
     lowering: str = "auto",
     cache: Cache = "growing",
     dtype: DType = "float32",
+    weights: Bits | None = None,
+    block_size: int = 32,
+    accuracy_level: int = 4,
     padding: bool = False,
     opset: int | None = None,
     seed: int = 0,
@@ -60,10 +66,12 @@ def export(
     drawn from `seed`, or a hub id. out: the artifact's folder. layer: index of the layer. part:
     key of the inner config of a model of several towers, such as "vision_config"; the text
     decoder's unless given.
-    lowering: "portable", "standard", or "auto" for the newest that can express the layer.
-    cache: "none", or "growing" for past in and present out. dtype: "float32", "float16" or
-    "bfloat16", of weights and activations. padding: take an attention_mask. opset: a newer opset
-    than the lowering's own. progress: called with the name of each step.
+    lowering: "portable", "standard", "ort", or "auto" for the one that suits layer and cache best.
+    cache: "none"; "growing" for past in and present out; "fixed" for one that is allocated once and
+    written in place. dtype: "float32", "float16" or "bfloat16", of weights and activations.
+    weights: "int8" or "int4" to store the projections in so few bits, with a scale for block_size
+    inputs; accuracy_level: see `Quantization`. padding: take an attention_mask. opset: a newer
+    opset than the lowering's own. progress: called with the name of each step.
 
     The artifact is not compared with eager PyTorch here: `verify` does that.
     Returns: the artifact, its structure checked by onnx.
@@ -73,10 +81,12 @@ def export(
     artifacts.check_target(out)
     progress("reading the source")
     found = open_source(source, layer=layer, part=part, dtype=dtype, seed=seed)
-    chosen = lowering_for(lowering, found.spec, cache)
-    wanted_opset = _opset(opset, chosen)
+    how = _quantization(weights, block_size, accuracy_level)
+    chosen = lowering_for(lowering, found.spec, cache, how)
+    wanted_opset = _opset(opset, chosen, cache)
     inputs, outputs = attention_tensors(found.spec, cache=cache, padding=padding)
-    weights = found.weights()
+    tensors = found.weights()
+    stored = None if how is None else _packed(tensors, how)
     manifest = Manifest(
         spec=found.spec.to_json(),
         lowering=chosen.name,
@@ -86,14 +96,17 @@ def export(
         inputs=inputs,
         outputs=outputs,
         source=found.facts,
-        weights=_weight_facts(found, weights),
+        weights=_weight_facts(found, tensors, how),
         versions={"rope_export": __version__}
         | {name: version(name) for name in ("torch", "onnx", "onnxscript")},
         runtimes=chosen.runtimes,
+        needs=chosen.needs,
+        quantization=None if how is None else how.to_json(),
     )
     progress("tracing and translating")
-    module = lowered(RotaryAttention.from_weights(found.spec, weights), chosen, cache)
-    del weights
+    layer_module = RotaryAttention.from_weights(found.spec, tensors)
+    module = lowered(layer_module, chosen, cache, stored, how)
+    del tensors, layer_module, stored
     model = translate(module, inputs, outputs, wanted_opset)
     _describe(model, manifest)
 
@@ -106,27 +119,58 @@ def export(
     return artifacts.save(out, manifest, write, {"source": found.path})
 
 
-def _opset(opset: int | None, lowering: Lowering) -> int:
+def _opset(opset: int | None, lowering: Lowering, cache: str) -> int:
+    oldest = lowering.caches[cache]
     if opset is None:
-        return lowering.opset
-    if not lowering.opset <= opset <= NEWEST_OPSET:
+        return oldest
+    if not oldest <= opset <= NEWEST_OPSET:
         raise InputError(
-            f"opset={opset}: lowering {lowering.name!r} can be written in opset "
-            f"{lowering.opset} to {NEWEST_OPSET}."
+            f"opset={opset}: lowering {lowering.name!r} with cache {cache!r} can be written in "
+            f"opset {oldest} to {NEWEST_OPSET}."
         )
     return opset
 
 
-def _weight_facts(source: Source, weights: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
-    return {
+def _quantization(weights: str | None, block_size: int, accuracy_level: int) -> Quantization | None:
+    if weights is None:
+        return None
+    known = {"int8": 8, "int4": 4}
+    if weights not in known:
+        raise InputError(f"weights={weights!r}: use one of {', '.join(known)}, or none.")
+    return Quantization(bits=known[weights], block_size=block_size, accuracy_level=accuracy_level)
+
+
+def _packed(tensors: dict[str, Tensor], how: Quantization) -> dict[str, Packed]:
+    """Projections in few bits; `tensors` has what they stand for afterwards."""
+    stored = {}
+    for name in filter(is_quantized, tensors):
+        stored[name] = pack(tensors[name], how)
+        tensors[name] = to_torch(unpack(stored[name], how, tensors[name].shape[1]))
+    return stored
+
+
+def _weight_facts(
+    source: Source, tensors: dict[str, Tensor], how: Quantization | None
+) -> dict[str, dict[str, Any]]:
+    facts: dict[str, dict[str, Any]] = {
         name: {
             "source_tensor": source.names[name],
             "initializer": name,
             "transposed": name.endswith("_proj.weight"),
             "sha256": tensor_hash(tensor),
         }
-        for name, tensor in weights.items()
+        for name, tensor in tensors.items()
     }
+    for name in filter(is_quantized, tensors if how is not None else ()):
+        assert how is not None
+        whole = name.removesuffix("weight")
+        facts[name] |= {
+            "initializer": whole + packed_name(how),
+            "scales": whole + SCALES,
+            "inputs": tensors[name].shape[1],
+            "transposed": False,
+        }
+    return facts
 
 
 def tensor_hash(tensor: Tensor) -> str:
@@ -144,7 +188,7 @@ def translate(
     # Sizes of at least 2 and all different: torch.export fixes an axis of size 0 or 1, and takes
     # two axes of one size for the same.
     growing = any("past" in t.shape for t in inputs)
-    sizes = {"batch": 2, "sequence": 3, "past": 5 if growing else 0}
+    sizes = {"batch": 2, "sequence": 3, "past": 5 if growing else 0, "capacity": 7}
     sizes["total"] = sizes["past"] + sizes["sequence"]
     examples = {t.name: torch.zeros(t.sized(sizes), dtype=_torch_dtype(t)) for t in inputs}
     axes = {
@@ -184,6 +228,8 @@ def _optimize(model: "Model", weights: set[str]) -> None:
         return False if deployed else None
 
     optimizer.optimize_ir(model, should_fold=keep)
+    drop_undone_reshapes(model)
+    ir.passes.common.RemoveUnusedNodesPass()(model)
 
 
 def _torch_dtype(tensor: TensorType) -> torch.dtype:

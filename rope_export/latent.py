@@ -6,7 +6,7 @@ Shapes as in `attention`; L kv_rank, N nope_dim, R rope_dim.
 import torch
 from torch import Tensor
 
-from rope_export.attention import Norm, RotaryAttention, append
+from rope_export.attention import Norm, RotaryAttention
 from rope_export.spec import AttentionSpec, NormSpec
 
 
@@ -26,23 +26,28 @@ class LatentAttention(RotaryAttention):
             self.q_a_norm = Norm(norm, (self.latent.q_rank,), dtype)
         self.kv_a_norm = Norm(norm, (self.latent.kv_rank,), dtype)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
         position_ids: Tensor | None = None,
         past_latent: Tensor | None = None,
         past_key_rope: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        *,
+        latent_cache: Tensor | None = None,
+        key_rope_cache: Tensor | None = None,
+        cache_lengths: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """One pass over S new tokens after P cached ones.
 
-        hidden_states, position_ids, attention_mask: as for RotaryAttention. past_latent: (B, P, L),
-        normalised. past_key_rope: (B, P, R), turned.
-        Returns: attention_output (B, S, hidden_size), present_latent (B, T, L) and
-            present_key_rope (B, T, R).
+        hidden_states, position_ids, attention_mask, cache_lengths: as for RotaryAttention.
+        past_latent: (B, P, L), normalised. past_key_rope: (B, P, R), turned. latent_cache,
+        key_rope_cache: in their place, with cache_lengths, a cache of fixed size, P being T.
+        Returns: attention_output (B, S, hidden_size), and the cache after the call, (B, T, L) and
+            (B, T, R).
         """
         spec, latent = self.spec, self.latent
-        q = self._queries(hidden_states).unflatten(-1, (spec.heads, -1)).transpose(1, 2)
+        q = self.expression.split(self._queries(hidden_states), spec.head_dim).transpose(1, 2)
         q_nope, q_rope = q.split((latent.nope_dim, latent.rope_dim), dim=-1)
         compressed = self.get_submodule("kv_a_proj")(hidden_states)
         new_latent, key_rope = compressed.split((latent.kv_rank, latent.rope_dim), dim=-1)
@@ -51,10 +56,14 @@ class LatentAttention(RotaryAttention):
         new_latent = self.kv_a_norm(new_latent)
         if latent.kv_factor != 1.0:
             new_latent = new_latent * latent.kv_factor
-        present_latent = append(past_latent, new_latent)
-        present_key_rope = append(past_key_rope, key_rope[:, 0])
+        if cache_lengths is not None:
+            past_latent, past_key_rope = latent_cache, key_rope_cache
+        present_latent = self.expression.keep(past_latent, new_latent, cache_lengths)
+        present_key_rope = self.expression.keep(past_key_rope, key_rope[:, 0], cache_lengths)
         k, v = self._expand(present_latent, present_key_rope)
-        heads, _, _ = self.expression.attend(q, k, v, None, None, attention_mask, spec, self.sinks)
+        heads, _, _ = self.expression.attend(
+            q, k, v, None, None, cache_lengths, attention_mask, spec, self.sinks
+        )
         output = self.output(heads, hidden_states)
         return (output, present_latent, present_key_rope) if self.keeps_cache else (output,)
 
@@ -68,7 +77,8 @@ class LatentAttention(RotaryAttention):
 
     def _expand(self, latent: Tensor, key_rope: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (B, H, T, N + R) and values (B, H, T, V) of the whole cache."""
-        heads = self.get_submodule("kv_b_proj")(latent).unflatten(-1, (self.spec.heads, -1))
+        width = self.latent.nope_dim + self.spec.value_head_dim
+        heads = self.expression.split(self.get_submodule("kv_b_proj")(latent), width)
         k_nope, v = heads.transpose(1, 2).split(
             (self.latent.nope_dim, self.spec.value_head_dim), dim=-1
         )

@@ -22,7 +22,8 @@ BEGIN, END = "<!-- support table: begin -->\n", "<!-- support table: end -->\n"
 def support_table() -> str:
     """Markdown: one line for each kind of thing."""
     ways = (
-        f"`{x.name}` (opset {x.opset}+; caches {', '.join(x.caches)})" for x in lowerings().values()
+        f"`{x.name}` (opset {min(x.caches.values())}+; caches {', '.join(x.caches)})"
+        for x in lowerings().values()
     )
     ready, refused = models()
     lines = {

@@ -109,7 +109,8 @@ def test_out_that_is_a_file_is_kept(tiny_config, tmp_path, capsys) -> None:
     "option",
     [
         ["--dtype", "float8"],
-        ["--cache", "fixed"],
+        ["--cache", "ring"],
+        ["--cache", "fixed", "--lowering", "portable"],
         ["--lowering", "spiral"],
         ["--opset", "17"],
         ["--layer", "2"],

@@ -14,7 +14,13 @@ KINDS = [
     for lowering in ("portable", "standard")
     for cache in ("none", "growing")
     for padding in (False, True)
+] + [
+    ("standard", "fixed", False),
+    ("standard", "fixed", True),
+    ("ort", "growing", True),
+    ("ort", "fixed", False),
 ]
+OPSETS = {"portable": 18, "standard": 23, "ort": 23}
 
 
 @pytest.mark.parametrize(("lowering", "cache", "padding"), KINDS)
@@ -33,8 +39,12 @@ def test_every_axis_is_symbolic_under_its_name(tiny, lowering, cache, padding) -
         for name in ("key", "value"):
             wanted[f"past_{name}"] = ["batch", 2, "past", 16]
             wanted[f"present_{name}"] = ["batch", 2, "past + sequence", 16]
+    if cache == "fixed":
+        wanted["cache_lengths"] = ["batch"]
+        for name in ("key_cache", "value_cache"):
+            wanted[name] = wanted[f"{name}_out"] = ["batch", 2, "capacity", 16]
     if padding:
-        wanted["attention_mask"] = ["batch", "total"]
+        wanted["attention_mask"] = ["batch", "capacity" if cache == "fixed" else "total"]
     assert shapes == wanted
 
 
@@ -45,10 +55,13 @@ def test_the_file_is_valid_and_of_its_opset(tiny, lowering, cache, padding, dtyp
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(path)
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    opset = {"portable": 18, "standard": 23}[lowering]
-    assert [(o.domain, o.version) for o in model.opset_import] == [("", opset)]
-    operators = {node.op_type for node in model.graph.node}
-    assert ({"RotaryEmbedding", "Attention"} <= operators) == (lowering == "standard")
+    opset = 24 if (lowering, cache) == ("standard", "fixed") else OPSETS[lowering]
+    own = {"com.microsoft": 1} if lowering == "ort" else {}
+    assert {o.domain: o.version for o in model.opset_import} == {"": opset, **own}
+    operators = {node.op_type for node in model.graph.node if not node.domain}
+    assert ("RotaryEmbedding" in operators) == (lowering != "portable")
+    assert ("Attention" in operators) == (lowering == "standard")
+    assert [n.op_type for n in model.graph.node if n.domain] == ["GroupQueryAttention"] * len(own)
     for operator in operators:
         assert onnx.defs.get_schema(operator, opset, "").since_version <= opset
     softmax_in_float32(model)

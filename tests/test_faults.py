@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rope_export import RotaryAttention, attention, export, verify
+from rope_export.lowerings import ort, standard
 from rope_export.lowerings.portable import Portable
 
 ROTATE = attention.rotate
@@ -30,7 +31,7 @@ def negated_keys(self, hidden_states):
     return q, -k, v
 
 
-def mask_off_by_one(sequence, total, attention_mask, spec, device):
+def mask_off_by_one(sequence, total, attention_mask, spec, device, lengths=None):
     slots, own = torch.arange(total), torch.arange(sequence) + (total - sequence)
     return (slots <= own[:, None] - 1)[None, None]
 
@@ -44,9 +45,11 @@ def eager_unscaled(q, k, v, allowed, spec, sinks):
     return ATTEND(q, k, v, allowed, dataclasses.replace(spec, scale=1.0), sinks)
 
 
-def portable_unscaled(self, q, k, v, past_key, past_value, attention_mask, spec, sinks):
+def portable_unscaled(self, q, k, v, past_key, past_value, lengths, attention_mask, spec, sinks):
     spec = dataclasses.replace(spec, scale=1.0)
-    return PORTABLE_ATTEND(self, q, k, v, past_key, past_value, attention_mask, spec, sinks)
+    return PORTABLE_ATTEND(
+        self, q, k, v, past_key, past_value, lengths, attention_mask, spec, sinks
+    )
 
 
 FAULTS = {
@@ -72,3 +75,34 @@ def test_a_shared_fault_fails(fault, dtype, tiny_config, tmp_path, monkeypatch) 
     assert report.status == "failed"
     by = {row.runtime for row in report.rows if row.status == "failed"}
     assert by == {"eager", "onnxruntime"}
+
+
+def one_entry_less(*arguments):
+    used, bound, new = COUNTS(*arguments)
+    return used - 1, bound, new
+
+
+def one_entry_more(q, k, v, used, spec):
+    return OVER_USED(q, k, v, used + 1, spec)
+
+
+COUNTS, OVER_USED = ort._counts, standard._over_used
+FIXED_FAULTS = {
+    "an entry less than are in use": ("ort", ort, "_counts", one_entry_less),
+    "an entry more than are in use": ("standard", standard, "_over_used", one_entry_more),
+    "written where the cache starts": (
+        "standard",
+        standard.Standard,
+        "keep",
+        lambda self, past, new, lengths: KEEP(self, past, new, lengths * 0),
+    ),
+}
+KEEP = standard.Standard.keep
+
+
+@pytest.mark.parametrize("fault", FIXED_FAULTS)
+def test_a_fault_in_a_fixed_cache_fails(fault, tiny_config, tmp_path, monkeypatch) -> None:
+    lowering, place, name, broken = FIXED_FAULTS[fault]
+    monkeypatch.setattr(place, name, broken)
+    report = verify(export(tiny_config, out=tmp_path / "x", lowering=lowering, cache="fixed"))
+    assert {row.runtime for row in report.rows if row.status == "failed"} == {"onnxruntime"}

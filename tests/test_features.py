@@ -34,6 +34,11 @@ LATENT = {
     "v_head_dim": 12,
 }
 GATED = {"model_type": "afmoe", "sliding_window": 4}
+BERT = {
+    "local_attention": 8,
+    "layer_types": ["sliding_attention"] * 2,
+    "attention_bias": False,
+}
 EVERY = [NORMED, CAPPED, SUNK, LATENT, GATED]
 Make = Callable[..., Artifact]
 
@@ -89,14 +94,71 @@ def test_padding_and_half_precision_pass(make: Make, config: dict[str, Any]) -> 
     assert verify(make(config, padding=True, dtype="float16")).passed
 
 
+CHUNKED = {
+    "model_type": "llama4_text",
+    "attention_chunk_size": 8,
+    "no_rope_layers": [1, 1],
+    "layer_types": ["chunked_attention"] * 2,
+}
+FIXED = [
+    ("ort", NORMED, {"padding": True}),
+    ("ort", CAPPED, {"dtype": "float16"}),
+    ("ort", SUNK, {"padding": True}),
+    ("ort", GATED, {}),
+    ("ort", CHUNKED, {}),
+    ("standard", CAPPED, {"padding": True}),
+    ("standard", LATENT, {"padding": True}),
+    ("standard", CHUNKED, {"padding": True}),
+    ("standard", GATED, {"dtype": "float16"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("lowering", "config", "options"),
+    FIXED,
+    ids=[f"{lowering}-{config['model_type']}" for lowering, config, _ in FIXED],
+)
+def test_fixed_caches_pass(
+    make: Make, lowering: str, config: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """Rows of different length and caches filled to the last entry are among the cases."""
+    assert verify(make(config, lowering=lowering, cache="fixed", **options)).passed
+
+
+@pytest.mark.parametrize("config", [SUNK, CAPPED], ids=lambda c: c["model_type"])
+def test_own_operators_grow_a_cache(make: Make, config: dict[str, Any]) -> None:
+    assert verify(make(config, lowering="ort", padding=True)).passed
+
+
+def test_own_operators_run_without_a_cache_and_see_later_tokens(make: Make) -> None:
+    for config in ({"model_type": "eurobert"}, {"model_type": "modernbert", **BERT}):
+        assert verify(make(config, lowering="ort", cache="none", padding=True)).passed
+
+
+def test_what_the_operators_cannot_say_is_refused_by_name(make: Make) -> None:
+    with pytest.raises(InputError, match=r"'ort' cannot express a latent"):
+        make(LATENT, lowering="ort", cache="fixed")
+    with pytest.raises(InputError, match=r"'portable' has no cache 'fixed'; it has none, growing"):
+        make(NORMED, lowering="portable", cache="fixed")
+    with pytest.raises(InputError, match="sinks"):
+        make(SUNK, lowering="standard", cache="fixed")
+
+
+def test_auto_takes_for_a_fixed_cache_what_reads_only_the_entries_in_use(make: Make) -> None:
+    assert make(NORMED, cache="fixed").manifest.lowering == "ort"
+    assert make(LATENT, cache="fixed").manifest.lowering == "standard"
+    assert make(NORMED, cache="fixed", dtype="bfloat16").manifest.lowering == "standard"
+
+
 @pytest.mark.parametrize("config", EVERY, ids=lambda c: c["model_type"])
 def test_a_spec_comes_back_from_its_json(config: dict[str, Any]) -> None:
     spec = AttentionSpec.from_hf({**TINY, **config})
     assert AttentionSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
-def no_window(sequence, total, attention_mask, spec, device):
-    return ALLOWED(sequence, total, attention_mask, dataclasses.replace(spec, window=None), device)
+def no_window(sequence, total, attention_mask, spec, device, lengths=None):
+    spec = dataclasses.replace(spec, window=None)
+    return ALLOWED(sequence, total, attention_mask, spec, device, lengths)
 
 
 def without(**changed: Any) -> Callable[..., Any]:
@@ -105,9 +167,9 @@ def without(**changed: Any) -> Callable[..., Any]:
     def eager(q, k, v, allowed, spec, sinks):
         return ATTEND(q, k, v, allowed, dataclasses.replace(spec, **changed), sinks)
 
-    def portable(self, q, k, v, past_key, past_value, attention_mask, spec, sinks):
+    def portable(self, q, k, v, past_key, past_value, lengths, attention_mask, spec, sinks):
         spec = dataclasses.replace(spec, **changed)
-        return PORTABLE(self, q, k, v, past_key, past_value, attention_mask, spec, sinks)
+        return PORTABLE(self, q, k, v, past_key, past_value, lengths, attention_mask, spec, sinks)
 
     return lambda: [(attention, "attend", eager), (Portable, "attend", portable)]
 
@@ -116,8 +178,8 @@ def sinks_of_another_sign() -> list[tuple[Any, str, Any]]:
     def eager(q, k, v, allowed, spec, sinks):
         return ATTEND(q, k, v, allowed, spec, -sinks)
 
-    def portable(self, q, k, v, past_key, past_value, attention_mask, spec, sinks):
-        return PORTABLE(self, q, k, v, past_key, past_value, attention_mask, spec, -sinks)
+    def portable(self, q, k, v, past_key, past_value, lengths, attention_mask, spec, sinks):
+        return PORTABLE(self, q, k, v, past_key, past_value, lengths, attention_mask, spec, -sinks)
 
     return [(attention, "attend", eager), (Portable, "attend", portable)]
 

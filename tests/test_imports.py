@@ -12,18 +12,21 @@ PACKAGE = Path(rope_export.__file__).parent
 ORDER = [
     {"errors"},
     {"spec", "swap", "external_data"},
-    {"contract"},
+    {"contract", "quantized"},
     {"rope", "artifact"},
-    {"attention", "latent", "runtimes"},
+    {"attention", "latent", "runtimes", "simplify"},
+    {"stream"},
     {"lowerings", "checkpoints", "deployed"},
     {"exporter"},
     {"parity"},
+    {"bench"},
     {"cli"},
 ]
 """Each part may import at module level from its own row and those above; runtimes open eager
 and read weights inside functions, as spec does for from_hf and from_json."""
 
-TORCH = {"attention", "latent", "rope", "lowerings", "checkpoints", "exporter", "parity"}
+TORCH = {"attention", "latent", "rope", "lowerings", "checkpoints", "exporter", "parity", "bench"}
+TORCH |= {"simplify"}
 
 
 def module_level(path: Path) -> Iterator[str]:

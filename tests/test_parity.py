@@ -18,16 +18,24 @@ from rope_export.parity.weights import true_weights
 from rope_export.runtimes import to_numpy
 from tests.conftest import TINY
 
+FIXED = [("fixed", False), ("fixed", True)]
 KINDS = [("growing", False), ("growing", True), ("none", False), ("none", True)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(("cache", "padding"), KINDS)
-@pytest.mark.parametrize("lowering", ["portable", "standard"])
+@pytest.mark.parametrize("lowering", ["portable", "standard", "ort"])
 def test_sound_artifacts_pass(tiny, lowering, cache, padding, dtype) -> None:
     report = verify(tiny(lowering, dtype, cache, padding))
     assert report.passed
     assert report.weights == "proven"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("lowering", ["standard", "ort"])
+def test_sound_fixed_caches_pass(tiny, lowering, padding, dtype) -> None:
+    assert verify(tiny(lowering, dtype, "fixed", padding)).passed
 
 
 @pytest.mark.parametrize("lowering", ["portable", "standard"])
@@ -38,14 +46,16 @@ def test_bfloat16_passes_in_the_reference_evaluator(tiny, lowering) -> None:
     assert report.skipped[0]["runtime"] == "onnxruntime"
 
 
-@pytest.mark.parametrize(("cache", "padding"), KINDS)
+@pytest.mark.parametrize(("cache", "padding"), KINDS + FIXED)
 def test_cases_cover_the_corners(tiny, cache, padding) -> None:
     found = list(cases(tiny("standard", "float32", cache, padding).manifest))
     assert len(found) >= 24
     assert len({case.name for case in found}) == len(found)
     assert any(case.past == 0 for case in found)
     assert any((case.start or 0) + case.total == FAR for case in found)
-    assert any(case.past for case in found) == (cache == "growing")
+    assert any(case.past for case in found) == (cache != "none")
+    for corner in (lambda c: c.spare == 0, lambda c: len(set(c.lengths or ())) > 1):
+        assert any(map(corner, found)) == (cache == "fixed")
     assert any(case.padding for case in found) == padding
 
 

@@ -23,9 +23,19 @@ def export(
         str | None,
         typer.Option(help="Inner config of a model of several towers, such as vision_config."),
     ] = None,
-    lowering: Annotated[str, typer.Option(help="auto, portable or standard.")] = "auto",
-    cache: Annotated[str, typer.Option(help="none or growing.")] = "growing",
+    lowering: Annotated[str, typer.Option(help="auto, portable, standard or ort.")] = "auto",
+    cache: Annotated[str, typer.Option(help="none, growing or fixed.")] = "growing",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    weights: Annotated[
+        str | None, typer.Option(help="int8 or int4: store the projections in so few bits.")
+    ] = None,
+    block_size: Annotated[
+        int, typer.Option(help="Inputs that share a scale, with --weights.")
+    ] = 32,
+    accuracy_level: Annotated[
+        int,
+        typer.Option(help="With --weights: 4 rounds activations to int8, 1 keeps float32."),
+    ] = 4,
     opset: Annotated[int | None, typer.Option(help="Newer than the lowering's own.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights drawn for a config file.")] = 0,
     padding: Annotated[bool, typer.Option("--padding", help="Take an attention_mask.")] = False,
@@ -36,7 +46,7 @@ def export(
 ) -> int:
     """Export one attention layer and prove that it computes what eager PyTorch computes."""
     for name, value, known in (
-        ("cache", cache, ("none", "growing")),
+        ("cache", cache, ("none", "growing", "fixed")),
         ("dtype", dtype, ("float32", "float16", "bfloat16")),
     ):
         if value not in known:
@@ -53,6 +63,9 @@ def export(
             lowering=lowering,
             cache=cache,  # type: ignore[arg-type]
             dtype=dtype,  # type: ignore[arg-type]
+            weights=weights,  # type: ignore[arg-type]
+            block_size=block_size,
+            accuracy_level=accuracy_level,
             padding=padding,
             opset=opset,
             seed=seed,
@@ -80,8 +93,10 @@ def export(
 def summary(artifact: Any) -> str:
     """An artifact in one line."""
     manifest = artifact.manifest
+    how = manifest.quantization
+    bits = "" if how is None else f"weights int{how['bits']}, "
     size = sum(file["bytes"] for file in manifest.files.values()) / 1e6
     return (
-        f"lowering {manifest.lowering}, opset {manifest.opset}, {manifest.dtype}, cache "
+        f"lowering {manifest.lowering}, opset {manifest.opset}, {manifest.dtype}, {bits}cache "
         f"{manifest.cache}{', padding' if manifest.padding else ''}, {size:.1f} MB"
     )

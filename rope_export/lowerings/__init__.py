@@ -4,36 +4,59 @@ Each lowering is one file of this folder and is found by looking into it.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from rope_export import attention
 from rope_export.attention import RotaryAttention
 from rope_export.errors import InputError
+from rope_export.quantized import Packed, Quantization
 from rope_export.spec import AttentionSpec, RopeSpec
 
 
 class Lowering(ABC):
     """One way to express the layer in ONNX.
 
-    opset: the oldest opset that has its operators. caches: the forms of cache it can express.
+    caches: the forms of cache it can express, each with the oldest opset that has its operators.
     runtimes: what it is made for, the first that is available being the one to verify it with.
+    needs: the oldest version of a package that runs its operators, by the package's name.
+    quantizes: whether it can have weights in few bits.
+    heads_axis: as in `attention.Expression`.
     """
 
     name: ClassVar[str]
-    opset: ClassVar[int]
-    caches: ClassVar[tuple[str, ...]] = ("none", "growing")
+    caches: ClassVar[Mapping[str, int]]
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnxruntime:cuda", "reference")
+    needs: ClassVar[Mapping[str, str]] = {}
+    quantizes: ClassVar[bool] = False
+    heads_axis: ClassVar[int] = 1
 
     def refusal(self, spec: AttentionSpec) -> str | None:
         """The feature of `spec` that this lowering cannot express, by name, or nothing."""
         return None
 
+    def split(self, x: Tensor, width: int) -> Tensor:
+        """As `attention.Expression.split`, by a shape that does not have to be computed."""
+        heads = x.shape[2] // width
+        return _reshaped(x, [0, 0, heads, width], (*x.shape[:2], heads, width))
+
+    def join(self, x: Tensor) -> Tensor:
+        """As `attention.Expression.join`."""
+        width = x.shape[2] * x.shape[3]
+        return _reshaped(x, [0, 0, width], (*x.shape[:2], width))
+
     @abstractmethod
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
         """As `attention.Expression.rotate`."""
+
+    def keep(self, past: Tensor | None, new: Tensor, lengths: Tensor | None) -> Tensor:
+        """As `attention.Expression.keep`; a lowering with fixed caches writes in place."""
+        return attention.append(past, new)
 
     @abstractmethod
     def attend(
@@ -43,11 +66,18 @@ class Lowering(ABC):
         v: Tensor,
         past_key: Tensor | None,
         past_value: Tensor | None,
+        lengths: Tensor | None,
         attention_mask: Tensor | None,
         spec: AttentionSpec,
         sinks: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `attention.Expression.attend`."""
+
+
+def _reshaped(x: Tensor, said: list[int], shape: tuple[int, ...]) -> Tensor:
+    """Reshape to `said`, in which 0 keeps an axis; torch's own form computes batch and sequence."""
+    given = (x, torch.tensor(said, dtype=torch.int64))
+    return torch.onnx.ops.symbolic("::Reshape", given, dtype=x.dtype, shape=shape, version=14)
 
 
 class Projection(nn.Module):
@@ -66,14 +96,58 @@ class Projection(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def lowered(layer: RotaryAttention, lowering: Lowering, cache: str) -> RotaryAttention:
+class QuantizedProjection(nn.Module):
+    """A linear layer whose weight is stored in few bits: com.microsoft MatMulNBits."""
+
+    def __init__(self, linear: nn.Linear, stored: Packed, how: Quantization) -> None:
+        super().__init__()
+        self.how, self.outputs = how, linear.out_features
+        self.attributes: dict[str, Any] = {"K": linear.in_features, "N": self.outputs}
+        self.attributes |= how.to_json()
+        self.register_buffer(packed_name(how), torch.from_numpy(stored.packed))
+        self.register_buffer(SCALES, torch.from_numpy(stored.scales))
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.onnx.ops.symbolic(
+            "com.microsoft::MatMulNBits",
+            (x, self.get_buffer(packed_name(self.how)), self.get_buffer(SCALES)),
+            self.attributes,
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], self.outputs),
+            version=1,
+        )
+        return y if self.bias is None else y + self.bias
+
+
+SCALES = "weight_scales"
+"""What follows a projection's name in that of its scales."""
+
+
+def packed_name(how: Quantization) -> str:
+    """What follows a projection's name in that of its packed weight."""
+    return f"weight_Q{how.bits}"
+
+
+def lowered(
+    layer: RotaryAttention,
+    lowering: Lowering,
+    cache: str,
+    stored: Mapping[str, Packed] | None = None,
+    how: Quantization | None = None,
+) -> RotaryAttention:
     """The layer, saying rotation and attention as the lowering does.
 
-    Takes the layer's weights over, one at a time, so that they are in memory about once.
+    Takes the layer's weights over, one at a time, so that they are in memory about once. stored:
+    by the names of the weights, those that are stored in few bits, in the way that `how` says.
     """
     for name, module in list(layer.named_children()):
-        if isinstance(module, nn.Linear):
+        if not isinstance(module, nn.Linear):
+            continue
+        if stored is None or how is None:
             setattr(layer, name, Projection(module))
+        else:
+            setattr(layer, name, QuantizedProjection(module, stored[f"{name}.weight"], how))
     layer.expression, layer.keeps_cache = lowering, cache != "none"
     return layer
 
@@ -88,24 +162,48 @@ def lowerings() -> dict[str, Lowering]:
     return found
 
 
-def lowering_for(name: str, spec: AttentionSpec, cache: str) -> Lowering:
-    """The lowering called `name`, or for "auto" the first that can express `spec` and `cache`.
+def lowering_for(
+    name: str, spec: AttentionSpec, cache: str, how: Quantization | None = None
+) -> Lowering:
+    """The lowering called `name`, or for "auto" the one that suits `spec` and `cache` best.
 
+    how: the weights are to be stored, if in few bits.
     Raises: InputError naming what is there, or what the lowering cannot express.
     """
     known = lowerings()
     if name != "auto" and name not in known:
         raise InputError(f"lowering {name!r} does not exist; use auto, {', '.join(known)}.")
-    # The newest operators first: they say the most to a runtime.
-    wanted = sorted(known.values(), key=lambda x: -x.opset) if name == "auto" else [known[name]]
-    refusals = [_refusal(lowering, spec, cache) for lowering in wanted]
-    for lowering, refusal in zip(wanted, refusals, strict=True):
-        if refusal is None:
+    wanted = [known[x] for x in (_order(spec, cache) if name == "auto" else [name])]
+    refusals = [refusal(lowering, spec, cache, how) for lowering in wanted]
+    for lowering, reason in zip(wanted, refusals, strict=True):
+        if reason is None:
             return lowering
     raise InputError("; ".join(str(r) for r in refusals))
 
 
-def _refusal(lowering: Lowering, spec: AttentionSpec, cache: str) -> str | None:
+def _order(spec: AttentionSpec, cache: str) -> list[str]:
+    """Names of the lowerings, the one to take first first.
+
+    The newest operators of ONNX itself say the most to a runtime and run in all that have them.
+    With a fixed cache onnxruntime's own come first: Attention-24 computes over the whole capacity
+    however few entries are in use. They are of no use in bfloat16, which needs another runtime.
+    """
+    known = sorted(lowerings().values(), key=lambda x: -x.caches.get(cache, 0))
+    standard = [x.name for x in known if not x.needs]
+    own = [x.name for x in known if x.needs]
+    fixed = cache == "fixed" and spec.dtype != "bfloat16"
+    return own + standard if fixed else standard + own
+
+
+def refusal(
+    lowering: Lowering, spec: AttentionSpec, cache: str, how: Quantization | None = None
+) -> str | None:
+    """Why `lowering` cannot express `spec` with `cache`, in one line, or nothing."""
+    if how is not None and not lowering.quantizes:
+        able = ", ".join(x.name for x in lowerings().values() if x.quantizes)
+        return f"lowering {lowering.name!r} cannot have weights in {how.bits} bits; {able} can"
+    if how is not None and spec.dtype == "bfloat16":
+        return f"weights in {how.bits} bits go with dtype float32 or float16, not bfloat16"
     if cache not in lowering.caches:
         return (
             f"lowering {lowering.name!r} has no cache {cache!r}; it has "

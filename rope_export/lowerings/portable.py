@@ -1,5 +1,8 @@
 """Primitive operators of opset 18: runs in everything that reads ONNX."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +16,7 @@ class Portable(Lowering):
     """MatMul, Softmax, Where and arithmetic, nothing newer than opset 18."""
 
     name = "portable"
-    opset = 18
+    caches: ClassVar[Mapping[str, int]] = {"none": 18, "growing": 18}
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
         return attention.rotate(x, cos, sin, rope)
@@ -25,6 +28,7 @@ class Portable(Lowering):
         v: Tensor,
         past_key: Tensor | None,
         past_value: Tensor | None,
+        lengths: Tensor | None,
         attention_mask: Tensor | None,
         spec: AttentionSpec,
         sinks: Tensor | None,

@@ -1,4 +1,8 @@
-"""The operators that ONNX has for this: RotaryEmbedding and Attention of opset 23."""
+"""The operators that ONNX has for this: RotaryEmbedding and Attention of opset 23, and for fixed
+caches TensorScatter and Attention of opset 24."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,10 +16,11 @@ ONNX_FLOAT = 1
 
 
 class Standard(Lowering):
-    """RotaryEmbedding-23 and Attention-23 with past and present."""
+    """RotaryEmbedding-23, and Attention-23 with past and present, or TensorScatter-24 into a fixed
+    cache and Attention-24 over it."""
 
     name = "standard"
-    opset = 23
+    caches: ClassVar[Mapping[str, int]] = {"none": 23, "growing": 23, "fixed": 24}
 
     def refusal(self, spec: AttentionSpec) -> str | None:
         if spec.sinks:
@@ -34,6 +39,18 @@ class Standard(Lowering):
             rotary_embedding_dim=0 if rope.rotary_dim == x.shape[-1] else rope.rotary_dim,
         )
 
+    def keep(self, past: Tensor | None, new: Tensor, lengths: Tensor | None) -> Tensor:
+        if past is None or lengths is None:
+            return attention.append(past, new)
+        return torch.onnx.ops.symbolic(
+            "::TensorScatter",
+            (past, new, lengths),
+            {"axis": -2},
+            dtype=past.dtype,
+            shape=past.shape,
+            version=24,
+        )
+
     def attend(
         self,
         q: Tensor,
@@ -41,30 +58,61 @@ class Standard(Lowering):
         v: Tensor,
         past_key: Tensor | None,
         past_value: Tensor | None,
+        lengths: Tensor | None,
         attention_mask: Tensor | None,
         spec: AttentionSpec,
         sinks: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Plain causality is the operator's own, which counts from the past inputs. Windows,
-        chunks and padding make an explicit mask; where padding leaves a token nothing to see, it is
-        given every slot and then zeroed: what the operator makes of an empty row differs between
-        runtimes."""
+        """Plain causality is the operator's own, which counts from the past inputs, or from the
+        entries in use. Windows, chunks and padding make an explicit mask; where padding leaves a
+        token nothing to see, it is given every slot and then zeroed: what the operator makes of an
+        empty row differs between runtimes."""
+        if lengths is not None and past_key is not None:
+            k, v = self.keep(past_key, k, lengths), self.keep(past_value, v, lengths)
+            past_key = past_value = None
         mask = visible = None
         total = k.shape[2] + (0 if past_key is None else past_key.shape[2])
-        # Without past inputs the operator would count from the first key.
-        whole = past_key is None and spec.latent is not None
+        # Without past inputs or lengths the operator would count from the first key.
+        whole = past_key is None and lengths is None and spec.latent is not None
         plain = spec.window is None and spec.window_after is None and spec.chunk is None
         if attention_mask is not None or not plain or (whole and spec.causal):
-            mask = attention.allowed_slots(q.shape[2], total, attention_mask, spec, q.device)
+            mask = attention.allowed_slots(
+                q.shape[2], total, attention_mask, spec, q.device, lengths
+            )
         if attention_mask is not None:
             assert mask is not None
             visible = mask.any(dim=-1, keepdim=True)
             mask = mask | ~visible
+        if lengths is not None and mask is None:
+            heads = _over_used(q, k, v, lengths + q.shape[2], spec)
+            return heads, k, v
         given = (q, k, v, mask, past_key, past_value)
         heads, present_key, present_value = _attention(given, spec, mask is None and spec.causal)
         if visible is not None:
             heads = torch.where(visible, heads, 0.0)
         return heads, present_key, present_value
+
+
+def _over_used(q: Tensor, k: Tensor, v: Tensor, used: Tensor, spec: AttentionSpec) -> Tensor:
+    """Causal Attention-24 over the first `used` entries of each row, int64 (B,), whose last belong
+    to q; it counts causality from their end."""
+    return torch.onnx.ops.symbolic(
+        "::Attention",
+        (q, k, v, None, None, None, used),
+        _attributes(spec, True),
+        dtype=q.dtype,
+        shape=(*q.shape[:3], v.shape[3]),
+        version=24,
+    )
+
+
+def _attributes(spec: AttentionSpec, is_causal: bool) -> dict[str, Any]:
+    return {
+        "is_causal": int(is_causal),
+        "scale": spec.softmax_scale,
+        "softcap": spec.softcap or 0.0,
+        "softmax_precision": ONNX_FLOAT,
+    }
 
 
 def _attention(
@@ -92,12 +140,7 @@ def _attention(
     outputs = torch.onnx.ops.symbolic_multi_out(
         "::Attention",
         given,
-        {
-            "is_causal": int(is_causal),
-            "scale": spec.softmax_scale,
-            "softcap": spec.softcap or 0.0,
-            "softmax_precision": ONNX_FLOAT,
-        },
+        _attributes(spec, is_causal),
         dtypes=[q.dtype] * len(shapes),
         shapes=shapes,
         version=23,

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rope_export.artifact import Artifact
+from rope_export.artifact import Artifact, Manifest
+from rope_export.contract import cache_names, cached
 from rope_export.errors import RopeExportError, UnavailableError, extra
+from rope_export.quantized import Quantization
 from rope_export.runtimes import Session, open_session, runtime, to_numpy, to_torch
 
 with extra("export", "comparing with eager PyTorch"):
@@ -68,6 +70,7 @@ def verify(
             outputs=[tensor.name for tensor in manifest.outputs],
             report=report,
             seed=seed,
+            int8_block=_int8_block(manifest),
         )
         every = list(cases(manifest))
         known = list(properties(judge.layer, manifest, seed))
@@ -77,8 +80,27 @@ def verify(
         for at, known_property in enumerate(known, len(every)):
             progress(known_property.name, at / (len(every) + len(known)))
             judge.property(known_property)
+    if weights.original is not None:
+        report.loss = _loss(judge.layer, weights.original, manifest, seed)
     opened.record(parity=_evidence(report, seed))
     return report
+
+
+def _int8_block(manifest: Manifest) -> int | None:
+    """How many features share a scale, where the artifact's kernels round activations to int8."""
+    how = Quantization.from_json(manifest.quantization)
+    return how.block_size if how is not None and how.accuracy_level == 4 else None
+
+
+def _loss(
+    layer: ReferenceLayer, original: Mapping[str, torch.Tensor], manifest: Manifest, seed: int
+) -> dict[str, float]:
+    """What storing the weights in few bits costs: the layer's output against that of the weights
+    of the source, both in float64, on 64 tokens of two rows."""
+    inputs = Case(batch=2, sequence=64).inputs(layer, manifest, seed)
+    exact = {name: to_numpy(w.double()) for name, w in original.items()}
+    wanted = ReferenceLayer(layer.spec, exact, layer.inv_freq)(inputs).output
+    return errors(layer(inputs).output - wanted, wanted)
 
 
 def _open(
@@ -139,29 +161,30 @@ class _Judge:
         outputs: Sequence[str],
         report: Report,
         seed: int,
+        int8_block: int | None = None,
     ) -> None:
         self.eager, self.layer, self.sessions = eager, layer, sessions
+        self.rough = layer.rounding(int8_block)
         self.outputs, self.report, self.seed = outputs, report, seed
+        pairs = [cache_names(x, kind) for x in cached(layer.spec) for kind in ("growing", "fixed")]
+        self.before = {after: before for before, after in pairs}
 
     def run_eager(self, inputs: Arrays) -> Arrays:
         values = self.eager(**{name: to_torch(value) for name, value in inputs.items()})
         return {n: to_numpy(v) for n, v in zip(self.outputs, values, strict=False)}
 
     def case(self, case: Case, inputs: Arrays) -> None:
-        """Judge the attention output where a token attends to something, and the new part of the
-        cache by error and its past part bit for bit."""
+        """Judge the attention output where a token attends to something, the new part of the cache
+        by error, and bit for bit what was there before; what lies beyond is nobody's."""
         trace = self.layer(inputs)
         bound = ceiling(self.layer, trace)
         eager = self.run_eager(inputs)
-        differences = {name: _judged(trace, case, name, eager[name]) for name in self.outputs}
+        differences = {name: _judged(trace, name, eager[name]) for name in self.outputs}
         eager_errors = {name: errors(*pair) for name, pair in differences.items()}
-        ceilings = {
-            name: errors(
-                _judged(trace, case, name, trace.outputs[name] + bound[name])[0],
-                differences[name][1],
-            )
-            for name in self.outputs
-        }
+        ceilings = self._ceilings(trace, bound, differences)
+        rough = ceilings
+        if self.rough is not self.layer:
+            rough = self._ceilings(trace, ceiling(self.rough, trace), differences)
         for name, session in {"eager": None, **self.sessions}.items():
             given = eager if session is None else self._run(session, case.name, name, inputs)
             for output in self.outputs if given is not None else ():
@@ -173,28 +196,41 @@ class _Judge:
                     seed=self.seed,
                     runtime=name,
                     output=output,
-                    errors=errors(*_judged(trace, case, output, given[output])),
+                    errors=errors(*_judged(trace, output, given[output])),
                     eager_errors=eager_errors[output],
                     ceilings=ceilings[output],
                     floors=floors(
                         self.layer.spec,
                         case.total,
-                        ceilings[output],
+                        rough[output],
                         differences[output][1].size,
                     ),
                 )
-                if output.startswith("present_") and case.past:
-                    past = inputs[output.replace("present", "past")]
-                    kept = given[output][..., : case.past, :]
-                    self._count(
-                        case.name, name, output, "past values changed", _differing(kept, past)
-                    )
+                if output in self.before and np.any(trace.starts):
+                    changed = _changed(given[output], inputs[self.before[output]], trace.starts)
+                    self._count(case.name, name, output, "past values changed", changed)
+
+    def _ceilings(
+        self,
+        trace: Trace,
+        bound: Arrays,
+        differences: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    ) -> dict[str, dict[str, float]]:
+        """The bounds on each output's elements, as errors by each metric."""
+        return {
+            name: errors(
+                _judged(trace, name, trace.outputs[name] + bound[name])[0],
+                differences[name][1],
+            )
+            for name in self.outputs
+        }
 
     def property(self, known: Property) -> None:
         """Judge how far the two sides are apart, in eager and on every runtime."""
         here, there = known.sides(self.run_eager)
         eager_errors = errors(here - there, there)
-        ceilings = errors(known.bound(), there)
+        ceilings = errors(known.bound(self.layer), there)
+        rough = errors(known.bound(self.rough), there)
         for name, session in {"eager": None, **self.sessions}.items():
             try:
                 sides = (here, there) if session is None else known.sides(_runner(session))
@@ -209,7 +245,7 @@ class _Judge:
                 errors=errors(sides[0] - sides[1], sides[1]),
                 eager_errors=eager_errors,
                 ceilings=ceilings,
-                floors=floors(self.layer.spec, known.total, ceilings, there.size),
+                floors=floors(self.layer.spec, known.total, rough, there.size),
             )
 
     def _run(self, session: Session, case: str, name: str, inputs: Arrays) -> Arrays | None:
@@ -246,22 +282,23 @@ def _runner(session: Session) -> Callable[[Arrays], Arrays]:
     return lambda inputs: {name: to_numpy(x) for name, x in session.run(inputs).items()}
 
 
-def _judged(
-    trace: Trace, case: Case, output: str, value: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _judged(trace: Trace, output: str, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Difference from the reference, and the reference, in the part that is judged by error."""
     expected = trace.outputs[output]
     if output == "attention_output":
         return value[trace.attended] - expected[trace.attended], expected[trace.attended]
-    new = expected[..., case.past :, :]
-    return value[..., case.past :, :] - new, new
+    new = trace.new(expected)
+    return trace.new(value) - new, new
 
 
-def _differing(here: np.ndarray, there: np.ndarray) -> float:
-    if here.shape != there.shape:
-        return float(there.size)
-    bits = np.dtype(f"u{there.dtype.itemsize}")
-    return float(np.sum(np.ascontiguousarray(here).view(bits) != there.view(bits)))
+def _changed(after: np.ndarray, before: np.ndarray, starts: np.ndarray) -> float:
+    """How many numbers of the entries that were in use have other bits; of as many rows."""
+    bits = np.dtype(f"u{before.dtype.itemsize}")
+    changed = 0
+    for now, then, at in zip(after, before, starts, strict=True):
+        kept = np.ascontiguousarray(now[..., :at, :]).view(bits)
+        changed += int(np.sum(kept != np.ascontiguousarray(then[..., :at, :]).view(bits)))
+    return float(changed)
 
 
 def _evidence(report: Report, seed: int) -> dict[str, object]:
@@ -277,5 +314,6 @@ def _evidence(report: Report, seed: int) -> dict[str, object]:
         "failed": sum(row.status == "failed" for row in report.rows),
         "worst": [row.to_json() for row in worst.values()],
         "skipped": report.skipped,
+        "loss": report.loss,
         "eager": {"torch": torch.__version__, "device": "cpu", "tf32": False},
     }

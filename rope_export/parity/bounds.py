@@ -71,6 +71,10 @@ def longest_reduction(spec: AttentionSpec, total: int) -> int:
     return max(spec.hidden_size, spec.heads * spec.value_head_dim, total)
 
 
+INT8 = 127
+"""Largest number that an activation is rounded to, where a kernel multiplies in int8."""
+
+
 def floors(
     spec: AttentionSpec, total: int, ceilings: Mapping[str, float], elements: int
 ) -> dict[str, float]:
@@ -85,7 +89,8 @@ def floors(
     elements is expected at up to sqrt(2 ln 2N) times that, as for normal ones.
     Source: Boucheron, Lugosi and Massart, Concentration Inequalities, 2013, theorem 2.5.
 
-    elements: N, of the part of the output that is judged.
+    ceilings: of the runtime's own roundings, which are more than eager's where its kernels round
+    activations to int8. elements: N, of the part of the output that is judged.
     """
     plain = UNIT_ROUNDOFF[spec.dtype] * math.sqrt(longest_reduction(spec, total))
     spread = {SCALED_MAX: math.sqrt(2 * math.log(2 * max(elements, 1)))}
@@ -96,11 +101,12 @@ def floors(
 
 
 def ceiling(layer: ReferenceLayer, trace: Trace) -> dict[str, np.ndarray]:
-    """Bounds on eager's absolute errors for this call, for each output; 0 for past entries."""
+    """Bounds on eager's absolute errors for this call, for each output; 0 for entries that were
+    there before."""
     squares = deviations(layer, trace)
     found = {"attention_output": TIMES * np.sqrt(squares.output)}
     for name, new in squares.cache.items():
-        found[f"present_{name}"] = TIMES * np.sqrt(_after_past(new, trace))
+        found[trace.cache_output(name)] = TIMES * np.sqrt(trace.placed(new))
     return found
 
 
@@ -183,7 +189,7 @@ def _latent(layer: ReferenceLayer, trace: Trace, u: float) -> tuple[np.ndarray, 
     kv = _projection(layer, "kv_a", trace.x, none, u)
     first = trace.projected["kv_a"][..., : latent.kv_rank]
     made = _normed(layer, "kv_a_norm", norm, first, kv[..., : latent.kv_rank], u)
-    new = trace.cache["latent"][:, trace.past :]
+    new = trace.new(trace.cache["latent"])
     made = _factored(np.array(latent.kv_factor), new, made, u)
     key = _turned(spec, trace, trace.k, kv[:, None, :, latent.kv_rank :], u)
     turned = _turned(spec, trace, trace.q, q[..., latent.nope_dim :], u)
@@ -192,16 +198,11 @@ def _latent(layer: ReferenceLayer, trace: Trace, u: float) -> tuple[np.ndarray, 
     return q, {"latent": made, "key_rope": key[:, 0]}
 
 
-def _after_past(new: np.ndarray, trace: Trace) -> np.ndarray:
-    """With zeros for the past slots, which are given exactly."""
-    return np.pad(new, [(0, 0)] * (new.ndim - 2) + [(trace.past, 0), (0, 0)])
-
-
 def _expanded(
     layer: ReferenceLayer, trace: Trace, cache: Cached, u: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Keys and values of every slot for every query head."""
-    grown = {name: _after_past(error, trace) for name, error in cache.items()}
+    grown = {name: trace.placed(error) for name, error in cache.items()}
     if layer.spec.latent is None:
         return layer.expanded(grown)
     nope = layer.spec.latent.nope_dim
@@ -217,7 +218,17 @@ def _projection(
     """x W^T + b: the error of x carried over, n partial sums, and the stored result."""
     squares = layer.weights[f"{name}_proj.weight"].T ** 2
     y = layer.project(name, x)
+    if layer.int8_block is not None:
+        error = error + _rounded_to_int8(x, layer.int8_block)
     return error @ squares + _sum(x**2 @ squares, x.shape[-1]) + 2 * (u * y) ** 2
+
+
+def _rounded_to_int8(x: np.ndarray, block: int) -> np.ndarray:
+    """Half a step, squared: each block of the last axis has the step that its largest needs."""
+    width = x.shape[-1]
+    padded = np.pad(np.abs(x), [(0, 0)] * (x.ndim - 1) + [(0, -width % block)])
+    largest = padded.reshape(*x.shape[:-1], -1, block).max(axis=-1)
+    return np.repeat((largest / INT8 / 2) ** 2, block, axis=-1)[..., :width]
 
 
 def _sum(squares: np.ndarray, terms: int) -> np.ndarray:

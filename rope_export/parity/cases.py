@@ -8,6 +8,7 @@ from zlib import crc32
 import numpy as np
 
 from rope_export.artifact import Manifest
+from rope_export.contract import LENGTHS
 from rope_export.parity.reference import ReferenceLayer
 from rope_export.runtimes import numpy_dtype
 
@@ -17,20 +18,35 @@ FAR = 131_072
 """One more than the last position that is tried."""
 
 
+SPARE = 3
+"""Slots beyond those a call fills, in a fixed cache."""
+
+STALE = 100.0
+"""Size of what lies in the slots that are not in use, far beyond the entries: nobody may look."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One call. `start`: position of the first cached or new token; None draws every position
-    anew, up to FAR. padding: where attention_mask has zeros."""
+    anew, up to FAR. padding: where attention_mask has zeros. lengths: entries in use of each row
+    of a fixed cache, the longest being past; all past unless given. spare: slots of a fixed cache
+    that are still free after the call."""
 
     batch: int
     sequence: int
     past: int = 0
     start: int | None = 0
     padding: Padding | None = None
+    lengths: tuple[int, ...] | None = None
+    spare: int = SPARE
 
     @property
     def name(self) -> str:
         words = [f"{self.batch}x{self.sequence}", f"past {self.past}"]
+        if self.lengths:
+            words[1] = f"past {', '.join(map(str, self.lengths))}"
+        if self.spare == 0:
+            words.append("cache full")
         if self.start is None:
             words.append("positions drawn")
         elif self.start:
@@ -43,6 +59,11 @@ class Case:
     def total(self) -> int:
         return self.past + self.sequence
 
+    @property
+    def starts(self) -> np.ndarray:
+        """Slot of each row's first new token."""
+        return np.array(self.lengths or (self.past,) * self.batch, np.int64)
+
     def inputs(self, layer: ReferenceLayer, manifest: Manifest, seed: int) -> dict[str, np.ndarray]:
         """Inputs by the contract: unit normal hidden states, and a past that the layer itself
         made of unit normal hidden states."""
@@ -53,13 +74,36 @@ class Case:
         positions = self._positions(stream, layer)
         inputs = {"hidden_states": np.ascontiguousarray(hidden[:, self.past :])}
         if layer.spec.uses_positions:
-            inputs["position_ids"] = np.ascontiguousarray(positions[..., self.past :])
-        if manifest.cache == "growing":
+            inputs["position_ids"] = self._new(positions)
+        if manifest.cache != "none":
             cache = layer.cache(hidden[:, : self.past], positions[..., : self.past])
-            inputs |= {f"past_{name}": value.astype(dtype) for name, value in cache.items()}
+            made = {name: value.astype(dtype) for name, value in cache.items()}
+            if manifest.cache == "growing":
+                inputs |= {f"past_{name}": value for name, value in made.items()}
+            else:
+                inputs |= {f"{n}_cache": self._fixed(stream, x) for n, x in made.items()}
+                inputs[LENGTHS] = self.starts
         if manifest.padding:
-            inputs["attention_mask"] = self._mask(stream)
+            mask = self._mask(stream)
+            free = ((0, 0), (0, self.spare))
+            inputs["attention_mask"] = (
+                np.pad(mask, free, constant_values=1) if manifest.cache == "fixed" else mask
+            )
         return inputs
+
+    def _new(self, positions: np.ndarray) -> np.ndarray:
+        """The positions of the new tokens, which follow each row's own past."""
+        count = self.sequence
+        rows = [positions[..., b, at : at + count] for b, at in enumerate(self.starts)]
+        return np.ascontiguousarray(np.stack(rows, axis=-2))
+
+    def _fixed(self, stream: np.random.Generator, made: np.ndarray) -> np.ndarray:
+        """A cache with room for the new tokens, the entries in use, and stale ones after them."""
+        shape = (*made.shape[:-2], self.total + self.spare, made.shape[-1])
+        cache = (STALE * stream.standard_normal(shape, dtype=np.float32)).astype(made.dtype)
+        for row, values, at in zip(cache, made, self.starts, strict=True):
+            row[..., :at, :] = values[..., :at, :]
+        return cache
 
     def _positions(self, stream: np.random.Generator, layer: ReferenceLayer) -> np.ndarray:
         """(batch, total), or (axes, batch, total): then drawn anew on every axis but the first,
@@ -109,8 +153,10 @@ def cases(manifest: Manifest) -> Iterator[Case]:
         yield Case(batch=batch, sequence=sequence, start=start)
     for batch, sequence in ((1, 4), (2, 2), (3, 13), (2, 31), (5, 1), (1, 100)):
         yield Case(batch=batch, sequence=sequence, start=None)
-    if manifest.cache == "growing":
+    if manifest.cache != "none":
         yield from _cached()
+    if manifest.cache == "fixed":
+        yield from _fixed()
     if manifest.padding:
         yield from _padded(manifest)
 
@@ -128,10 +174,34 @@ def _cached() -> Iterator[Case]:
     yield Case(batch=1, sequence=1, past=64, start=None)
 
 
+def _fixed() -> Iterator[Case]:
+    """Rows of different length, some empty, and caches filled to the last entry."""
+    for sequence, lengths in (
+        (1, (3, 8)),
+        (1, (0, 200, 57)),
+        (5, (0, 0, 9)),
+        (3, (63, 2)),
+        (1, (2_000, 1, 700, 0)),
+        (64, (5, 130)),
+    ):
+        past = max(lengths)
+        yield Case(batch=len(lengths), sequence=sequence, past=past, lengths=lengths)
+    yield Case(batch=2, sequence=4, past=60, lengths=(60, 7), start=65_500)
+    yield Case(batch=3, sequence=2, past=9, lengths=(9, 0, 4), start=None)
+    for batch, sequence, past in ((1, 1, 63), (2, 5, 11), (1, 16, 0), (3, 1, 2_000)):
+        yield Case(batch=batch, sequence=sequence, past=past, spare=0)
+    yield Case(batch=3, sequence=2, past=30, lengths=(30, 0, 17), spare=0)
+    yield Case(batch=1, sequence=1, past=9, spare=4_000)
+    yield Case(batch=2, sequence=7, spare=500)
+
+
 def _padded(manifest: Manifest) -> Iterator[Case]:
-    past = 9 if manifest.cache == "growing" else 0
+    past = 9 if manifest.cache != "none" else 0
     for padding in ("left", "right", "holes", "unequal"):
         yield Case(batch=3, sequence=7, padding=padding)
         yield Case(batch=2, sequence=4, past=past, start=1_000, padding=padding)
     yield Case(batch=4, sequence=1, past=4 * past, padding="left")
     yield Case(batch=2, sequence=64, past=past, start=None, padding="holes")
+    if manifest.cache == "fixed":
+        yield Case(batch=3, sequence=4, past=20, lengths=(20, 3, 11), padding="holes")
+        yield Case(batch=3, sequence=1, past=20, lengths=(5, 20, 11), padding="left")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rope_export.artifact import Manifest
+from rope_export.contract import LENGTHS, cache_names, cached
 from rope_export.parity.bounds import ceiling
 from rope_export.parity.cases import FAR, Case
 from rope_export.parity.reference import ReferenceLayer, pairs, places
@@ -23,14 +24,14 @@ Run = Callable[[Inputs], Outputs]
 @dataclass(frozen=True, kw_only=True)
 class Property:
     """Two sides of one equality. `sides` computes them with any runtime, in float64; `bound` is
-    how far rounding alone may take the two sides of eager apart, element by element; `total` the
-    slots in the longest call."""
+    how far the roundings of a layer alone may take its two sides apart, element by element; `total`
+    the slots in the longest call."""
 
     name: str
     output: str
     total: int
     sides: Callable[[Run], tuple[np.ndarray, np.ndarray]]
-    bound: Callable[[], np.ndarray]
+    bound: Callable[[ReferenceLayer], np.ndarray]
 
 
 def properties(layer: ReferenceLayer, manifest: Manifest, seed: int) -> Iterator[Property]:
@@ -48,7 +49,7 @@ def properties(layer: ReferenceLayer, manifest: Manifest, seed: int) -> Iterator
         yield make.causality()
     if manifest.padding and (rope is None or fixed):
         yield make.padding()
-    if manifest.cache == "growing":
+    if manifest.cache != "none":
         if rope is None or fixed:
             yield make.split()
         if rope is not None:
@@ -58,6 +59,8 @@ def properties(layer: ReferenceLayer, manifest: Manifest, seed: int) -> Iterator
 
 
 OUTPUT = "attention_output"
+TOKENS = ("hidden_states", "position_ids")
+"""Inputs that count new tokens."""
 
 
 class _Maker:
@@ -67,8 +70,8 @@ class _Maker:
     def inputs(self, case: Case) -> Inputs:
         return case.inputs(self.layer, self.manifest, self.seed)
 
-    def ceiling(self, inputs: Inputs, output: str = OUTPUT) -> np.ndarray:
-        return ceiling(self.layer, self.layer(inputs))[output]
+    def ceiling(self, rounding: ReferenceLayer, inputs: Inputs, output: str = OUTPUT) -> np.ndarray:
+        return ceiling(rounding, self.layer(inputs))[output]
 
     def shift(self, by: int) -> Property:
         """Scores depend on distances only: RoFormer, arXiv:2104.09864, section 3.1.
@@ -79,9 +82,9 @@ class _Maker:
         here = self.inputs(Case(batch=2, sequence=16))
         there = {**here, "position_ids": here["position_ids"] + by}
 
-        def bound() -> np.ndarray:
+        def bound(rounding: ReferenceLayer) -> np.ndarray:
             angles = np.abs(self.layer(here).output - self.layer(there).output)
-            return self.ceiling(here) + self.ceiling(there) + angles
+            return self.ceiling(rounding, here) + self.ceiling(rounding, there) + angles
 
         return Property(
             name=f"shift of all positions by {by}",
@@ -93,7 +96,7 @@ class _Maker:
 
     def single_rows(self) -> Property:
         """A row of a batch is what it is alone."""
-        past = 5 if self.manifest.cache == "growing" else 0
+        past = 5 if self.manifest.cache != "none" else 0
         batch = self.inputs(Case(batch=3, sequence=6, past=past, start=100))
 
         def sides(run: Run) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +108,7 @@ class _Maker:
             output=OUTPUT,
             total=past + 6,
             sides=sides,
-            bound=lambda: 2 * self.ceiling(batch),
+            bound=lambda r: 2 * self.ceiling(r, batch),
         )
 
     def causality(self) -> Property:
@@ -119,46 +122,49 @@ class _Maker:
             output=OUTPUT,
             total=12,
             sides=lambda run: tuple(_wide(run(x)[OUTPUT][:, :6]) for x in (changed, whole)),  # type: ignore[arg-type, return-value]
-            bound=lambda: 2 * self.ceiling(whole)[:, :6],
+            bound=lambda r: 2 * self.ceiling(r, whole)[:, :6],
         )
 
     def padding(self) -> Property:
         """Padded slots on the left change nothing for the tokens after them."""
         plain = self.inputs(Case(batch=2, sequence=8))
         extra = self.inputs(Case(batch=2, sequence=5, start=7))
-        past = {name: plain[name] for name in plain if name.startswith("past")}
-        padded = {
-            name: np.concatenate((extra[name], plain[name]), axis=_token_axis(name))
-            for name in plain.keys() - past.keys()
-        }
+        padded = self.inputs(Case(batch=2, sequence=13))
+        for name in ("hidden_states", "position_ids"):
+            if name in plain:
+                both = (extra[name], plain[name])
+                padded[name] = np.concatenate(both, axis=_token_axis(name))
         padded["attention_mask"][:, :5] = 0
         return Property(
             name="left padding of 5 slots",
             output=OUTPUT,
             total=13,
             sides=lambda run: (
-                _wide(run({**padded, **past})[OUTPUT][:, 5:]),
+                _wide(run(padded)[OUTPUT][:, 5:]),
                 _wide(run(plain)[OUTPUT]),
             ),
-            bound=lambda: 2 * self.ceiling(plain),
+            bound=lambda r: 2 * self.ceiling(r, plain),
         )
 
     def split(self) -> Property:
         """Prefill of 9 then 4 more tokens on its cache is prefill of 13."""
         whole = self.inputs(Case(batch=2, sequence=13, start=50))
 
+        caches = self.caches
+
+        def part(run: Run, at: slice, cache: Inputs) -> Outputs:
+            step = {n: _tokens(n, whole[n], at) for n in TOKENS if n in whole}
+            if self.manifest.padding:
+                end = at.stop if self.manifest.cache == "growing" else None
+                step["attention_mask"] = whole["attention_mask"][:, :end]
+            if self.manifest.cache == "fixed":
+                step[LENGTHS] = np.full(2, at.start)
+            return run({**step, **cache})
+
         def sides(run: Run) -> tuple[np.ndarray, np.ndarray]:
-            names = [name for name in whole if name.startswith("past_")]
-
-            def part(at: slice, cache: Outputs) -> Outputs:
-                step = {n: _tokens(n, x, at) for n, x in whole.items() if n not in names}
-                if "attention_mask" in step:
-                    step["attention_mask"] = whole["attention_mask"][:, : at.stop]
-                return run({**step, **{n: cache[n] for n in names}})
-
-            first = part(slice(0, 9), whole)
-            past = {n: first[n.replace("past", "present")] for n in names}
-            second = part(slice(9, 13), past)
+            first = part(run, slice(0, 9), {name: whole[name] for name in caches})
+            grown = {name: first[after] for name, after in caches.items()}
+            second = part(run, slice(9, 13), grown)
             parts = np.concatenate((first[OUTPUT], second[OUTPUT]), axis=1)
             return _wide(parts), _wide(run(whole)[OUTPUT])
 
@@ -167,13 +173,23 @@ class _Maker:
             output=OUTPUT,
             total=13,
             sides=sides,
-            bound=lambda: 2 * self.ceiling(whole),
+            bound=lambda r: 2 * self.ceiling(r, whole),
         )
+
+    @property
+    def caches(self) -> dict[str, str]:
+        """The inputs that hold the cache, each with the output that takes its place."""
+        return dict(cache_names(name, self.manifest.cache) for name in cached(self.layer.spec))
 
     @property
     def key(self) -> str:
         """The output that holds what was turned."""
-        return "present_key" if self.layer.spec.latent is None else "present_key_rope"
+        name = "key" if self.layer.spec.latent is None else "key_rope"
+        return cache_names(name, self.manifest.cache)[1]
+
+    def new(self, cache: np.ndarray) -> np.ndarray:
+        """The entries of an empty cache that a call of 8 tokens writes."""
+        return cache[..., :8, :]
 
     def identity(self) -> Property:
         """At position 0 nothing turns: the cached key is what the projection and the norms make."""
@@ -181,15 +197,15 @@ class _Maker:
         inputs["position_ids"][:] = 0
         still = dataclasses.replace(self.layer.spec, rope=None)
         layer = ReferenceLayer(still, self.layer.weights, self.layer.inv_freq)
-        keys = layer(inputs).outputs[self.key]
+        keys = self.new(layer(inputs).outputs[self.key])
         if not still.norm_after_rope:
             keys = self._moved(keys) * self._factors(keys.shape[-1])
         return Property(
             name="position 0 turns nothing",
             output=self.key,
             total=8,
-            sides=lambda run: (_wide(run(inputs)[self.key]), keys),
-            bound=lambda: self.ceiling(inputs, self.key),
+            sides=lambda run: (self.new(_wide(run(inputs)[self.key])), keys),
+            bound=lambda r: self.new(self.ceiling(r, inputs, self.key)),
         )
 
     def _moved(self, keys: np.ndarray) -> np.ndarray:
@@ -209,7 +225,7 @@ class _Maker:
         }
 
         def lengths(keys: np.ndarray) -> np.ndarray:
-            first, second = places(self.layer.spec)
+            keys, (first, second) = self.new(keys), places(self.layer.spec)
             still = keys[..., 2 * len(first) :]
             return np.concatenate((np.hypot(keys[..., first], keys[..., second]), still), axis=-1)
 
@@ -218,7 +234,7 @@ class _Maker:
             output=self.key,
             total=8,
             sides=lambda run: tuple(lengths(_wide(run(x)[self.key])) for x in (there, here)),  # type: ignore[arg-type, return-value]
-            bound=lambda: sum(lengths(self.ceiling(x, self.key)) for x in (there, here)),  # type: ignore[arg-type, return-value]
+            bound=lambda r: sum(lengths(self.ceiling(r, x, self.key)) for x in (there, here)),  # type: ignore[arg-type, return-value]
         )
 
     def _factors(self, width: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rope_export.contract import LENGTHS, cache_names
 from rope_export.spec import AttentionSpec, NormSpec
 
 Float64 = np.ndarray
@@ -26,7 +27,8 @@ class Trace:
     ready_q after norms and scale, (B, H, S, D); keys, values (B, H, T, D or V), for every query
     head; cache: what the layer caches, by name; raw_scores, scores (B, H, S, T): before and after
     the softcap; weights (B, H, S, T); mixed (B, S, H, V): weighted values; heads (B, S, H * V):
-    after norm and gate; output (B, S, hidden); attended (B, S): may see at least one slot.
+    after norm and gate; output (B, S, hidden); attended (B, S): may see at least one slot; starts
+    (B,): the slot of each row's first new token; fixed: whether the cache is of fixed size.
     """
 
     x: Float64
@@ -50,13 +52,29 @@ class Trace:
     heads: Float64
     output: Float64
     attended: np.ndarray
-    past: int
+    starts: np.ndarray
+    fixed: bool
+
+    def cache_output(self, name: str) -> str:
+        """What an artifact calls `name` of the cache after the call."""
+        return cache_names(name, "fixed" if self.fixed else "growing")[1]
 
     @property
     def outputs(self) -> dict[str, Float64]:
         """By the names that an artifact gives them."""
-        cache = {f"present_{name}": value for name, value in self.cache.items()}
+        cache = {self.cache_output(name): value for name, value in self.cache.items()}
         return {"attention_output": self.output, **cache}
+
+    def new(self, cached: np.ndarray) -> np.ndarray:
+        """The part of a cache (B, ..., T, D) that this call wrote, (B, ..., S, D)."""
+        count = self.x.shape[1]
+        rows = [x[..., at : at + count, :] for x, at in zip(cached, self.starts, strict=True)]
+        return np.stack(rows)
+
+    def placed(self, new: np.ndarray) -> np.ndarray:
+        """(B, ..., S, D) where this call writes it, and zeros in every other slot."""
+        zeros = np.zeros((*new.shape[:-2], self.keys.shape[2], new.shape[-1]))
+        return written(zeros, new, self.starts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +97,25 @@ class ReferenceLayer:
     """One layer's weights as deployed, in float64.
 
     weights: by their names in the spec, (out, in). inv_freq: float32 (R / 2) for a call whose
-    largest position is one less than its argument.
+    largest position is one less than its argument. int8_block: how many features share a scale in
+    a kernel that rounds what it projects to int8; for `bounds` alone.
     """
 
     def __init__(
-        self, spec: AttentionSpec, weights: Mapping[str, np.ndarray], inv_freq: InvFreq
+        self,
+        spec: AttentionSpec,
+        weights: Mapping[str, np.ndarray],
+        inv_freq: InvFreq,
+        int8_block: int | None = None,
     ) -> None:
-        self.spec, self.inv_freq = spec, inv_freq
+        self.spec, self.inv_freq, self.int8_block = spec, inv_freq, int8_block
         self.weights = {name: w.astype(np.float64) for name, w in weights.items()}
+
+    def rounding(self, int8_block: int | None) -> "ReferenceLayer":
+        """The same layer, whose bounds are those of a kernel that rounds to int8."""
+        if int8_block is None:
+            return self
+        return ReferenceLayer(self.spec, self.weights, self.inv_freq, int8_block)
 
     def project(self, name: str, x: Float64) -> Float64:
         """x W^T + b, for the projection `name`."""
@@ -111,7 +140,8 @@ class ReferenceLayer:
         cache = {name: _grown(inputs, name, value) for name, value in new.cache.items()}
         keys, values = self.expanded(cache)
         total = keys.shape[2]
-        visible = self._visible(inputs, batch, sequence, total)
+        starts = inputs.get(LENGTHS, np.full(batch, total - sequence))
+        visible = self._visible(inputs, starts, sequence, total)
         raw = spec.softmax_scale * new.ready_q @ keys.swapaxes(2, 3)
         scores = raw if spec.softcap is None else spec.softcap * np.tanh(raw / spec.softcap)
         weights = _softmax(scores, visible[:, None], self.weights.get("sinks"))
@@ -139,7 +169,8 @@ class ReferenceLayer:
             heads=heads,
             output=self.project("o", heads),
             attended=np.any(visible, axis=-1),
-            past=total - sequence,
+            starts=starts,
+            fixed=LENGTHS in inputs,
         )
 
     def cache(self, hidden: np.ndarray, position_ids: np.ndarray | None) -> dict[str, Float64]:
@@ -282,20 +313,19 @@ class ReferenceLayer:
         return np.concatenate((made[..., :nope], shared), axis=-1), made[..., nope:]
 
     def _visible(
-        self, inputs: Mapping[str, np.ndarray], batch: int, sequence: int, total: int
+        self, inputs: Mapping[str, np.ndarray], starts: np.ndarray, sequence: int, total: int
     ) -> np.ndarray:
         """Which of its slots each new token may see, (B, S, T)."""
-        spec = self.spec
-        own = np.arange(sequence)[:, None] + (total - sequence)
-        ahead = np.arange(total)[None] - own  # how far a slot lies after the token's own
-        visible = np.ones((sequence, total), bool)
+        spec, batch = self.spec, len(starts)
+        own = starts[:, None, None] + np.arange(sequence)[:, None]
+        ahead = np.arange(total) - own  # how far a slot lies after the token's own
+        visible = np.ones((batch, sequence, total), bool)
         if spec.causal:
             visible &= ahead <= 0
         if spec.window is not None:
             visible &= -ahead < spec.window
         if spec.window_after is not None:
             visible &= ahead <= spec.window_after
-        visible = np.broadcast_to(visible, (batch, sequence, total))
         mask = inputs.get("attention_mask", np.ones((batch, total), np.int64)) == 1
         if spec.chunk is not None:
             unpadded = np.array([row.argmax() for row in mask])[:, None, None]
@@ -349,8 +379,17 @@ def _centred(position_ids: np.ndarray) -> np.ndarray:
 
 
 def _grown(inputs: Mapping[str, np.ndarray], name: str, new: Float64) -> Float64:
+    if LENGTHS in inputs:
+        return written(inputs[f"{name}_cache"].astype(np.float64), new, inputs[LENGTHS])
     past = inputs.get(f"past_{name}")
     return new if past is None else np.concatenate((past.astype(np.float64), new), axis=-2)
+
+
+def written(cache: np.ndarray, new: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """`cache` (B, ..., T, D) itself, with `new` (B, ..., S, D) from slot `starts` (B,) on."""
+    for row, values, at in zip(cache, new, starts, strict=True):
+        row[..., at : at + new.shape[-2], :] = values
+    return cache
 
 
 def _softmax(scores: Float64, visible: np.ndarray, sinks: Float64 | None) -> Float64:

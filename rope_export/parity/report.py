@@ -42,6 +42,12 @@ def verdict(report: Report) -> Iterator[str]:
         f"{report.weights}"
         + (" (the source is gone; give it with --source)." if report.weights == "unproven" else ".")
     )
+    if report.loss is not None:
+        yield (
+            "beside the source's own weights, in float64: "
+            + ", ".join(f"{metric} {value:.1e}" for metric, value in report.loss.items())
+            + " (what the fewer bits cost; not judged)."
+        )
     for skipped in report.skipped:
         yield f"skipped {skipped['runtime']}: {skipped['reason']}"
     yield from report.problems

@@ -99,13 +99,16 @@ class Report:
 
     weights: "proven" if the file holds the weights of the source, "unproven" if the source is
         gone. skipped: runtimes that were asked for and could not run, with the reason. problems:
-        one line for everything that went wrong beyond a figure.
+        one line for everything that went wrong beyond a figure. loss: where weights are stored in
+        few bits, how far the layer's output is from that of the source's own, by each metric; it
+        is told, not judged.
     """
 
     weights: Literal["proven", "unproven"]
     rows: list[Row] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    loss: dict[str, float] | None = None
 
     @property
     def status(self) -> Literal["passed", "failed", "nothing compared"]:
@@ -125,4 +128,5 @@ class Report:
             "rows": [row.to_json() for row in self.rows],
             "skipped": self.skipped,
             "problems": self.problems,
+            "loss": self.loss,
         }

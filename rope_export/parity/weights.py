@@ -12,15 +12,18 @@ from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.deployed import file_weights
 from rope_export.errors import ArtifactError
 from rope_export.parity.rows import Row, counted
+from rope_export.quantized import Quantization, deployed
 from rope_export.spec import AttentionSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """tensors: the layer's weights as they should be deployed. rows: the file compared with them,
+    """tensors: the layer's weights as they should be deployed. original: as the source has them,
+    where it is there and they are deployed in fewer bits. rows: the file compared with `tensors`,
     bit for bit; none where the source is gone and the file itself had to be believed."""
 
     tensors: dict[str, Tensor]
+    original: dict[str, Tensor] | None = None
     verdict: Literal["proven", "unproven"]
     rows: list[Row]
 
@@ -31,9 +34,11 @@ def true_weights(artifact: Artifact, spec: AttentionSpec, source: str | None, se
     Raises: CheckpointError if `source` cannot be read; ArtifactError if it describes another layer.
     """
     in_file = file_weights(artifact)
-    expected = _from_source(artifact, spec, source)
-    if expected is None:
+    original = _from_source(artifact, spec, source)
+    if original is None:
         return Weights(tensors=in_file, verdict="unproven", rows=[])
+    how = Quantization.from_json(artifact.manifest.quantization)
+    expected = deployed(original, how)
     rows = [
         counted(
             case="weights in the file",
@@ -47,7 +52,12 @@ def true_weights(artifact: Artifact, spec: AttentionSpec, source: str | None, se
         )
         for name, tensor in expected.items()
     ]
-    return Weights(tensors=expected, verdict="proven", rows=rows)
+    return Weights(
+        tensors=expected,
+        original=None if how is None else original,
+        verdict="proven",
+        rows=rows,
+    )
 
 
 def _from_source(

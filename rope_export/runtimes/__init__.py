@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 import numpy as np
 
 from rope_export.artifact import Artifact, Manifest
-from rope_export.contract import TensorType, bind_axes
-from rope_export.errors import TensorError, UnavailableError
+from rope_export.contract import LENGTHS, TensorType, bind_axes, check_lengths
+from rope_export.errors import InputError, TensorError, UnavailableError
 
 if TYPE_CHECKING:
     import torch
+
+    from rope_export.stream import Stream
 
     Array: TypeAlias = np.ndarray | torch.Tensor
 
@@ -25,6 +27,7 @@ class Session(ABC):
     """An open artifact. `run` keeps no state and may be called from several threads at once."""
 
     def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
         self.inputs: tuple[TensorType, ...] = manifest.inputs
         self.outputs: tuple[TensorType, ...] = manifest.outputs
 
@@ -33,18 +36,35 @@ class Session(ABC):
 
         inputs: every tensor the artifact takes, all numpy arrays or all torch tensors, with the
             names, dtypes and shapes of the contract; bfloat16 in numpy is ml_dtypes' bfloat16.
-        Returns: every output by name, of the same kind and on the same device as the inputs.
+            The slots of a fixed cache that are not in use may hold any finite number.
+        Returns: every output by name, of the same kind and on the same device as the inputs; of a
+            fixed cache a copy with the new entries (a Stream writes in place).
         Raises: TensorError, before anything is run, for what breaks the contract.
         """
         of_torch = {name: is_torch(value) for name, value in inputs.items()}
         if len(set(of_torch.values())) > 1:
             raise TensorError("inputs mix numpy arrays and torch tensors; give one kind.")
         axes = bind_axes(self.inputs, {n: (dtype_name(x), x.shape) for n, x in inputs.items()})
-        return self._run(inputs, axes)
+        if LENGTHS in inputs:
+            check_lengths(inputs[LENGTHS].tolist(), axes["sequence"], axes["capacity"])
+        return self._run(inputs, axes, {})
+
+    def start(self, batch: int = 1, capacity: int | None = None) -> "Stream":
+        """A sequence of calls that keeps its own cache, for one thread.
+
+        batch: rows. capacity: entries of each row's cache; needed where the cache is fixed.
+        Raises: InputError if the artifact has no cache, or capacity does not fit it.
+        """
+        from rope_export.stream import Stream
+
+        return Stream(self, batch=batch, capacity=capacity)
 
     @abstractmethod
-    def _run(self, inputs: Mapping[str, "Array"], axes: Mapping[str, int]) -> dict[str, "Array"]:
-        """Run checked inputs; `axes` has the size of every dynamic axis."""
+    def _run(
+        self, inputs: Mapping[str, "Array"], axes: Mapping[str, int], into: Mapping[str, "Array"]
+    ) -> dict[str, "Array"]:
+        """Run checked inputs; `axes` has the size of every dynamic axis, `into` the tensors that
+        some outputs are to be written to, which may be inputs of a fixed cache."""
 
     def close(self) -> None:  # noqa: B027 - most runtimes have nothing to give back
         """Give back what the session holds; it cannot run afterwards."""
@@ -69,8 +89,8 @@ class Runtime(Protocol):
     def unavailable(self, manifest: Manifest | None = None) -> str | None:
         """Why it cannot run here, or cannot run an artifact like this; nothing if it can."""
 
-    def open(self, artifact: Artifact) -> Session:
-        """The artifact, ready to run on this runtime and on no other."""
+    def open(self, artifact: Artifact, threads: int | None = None) -> Session:
+        """The artifact, ready to run on this runtime and on no other. threads: for one call."""
 
 
 class Missing:
@@ -148,11 +168,15 @@ def runtime(name: str) -> Runtime:
     return known[name]
 
 
-def open_session(artifact: str | Path | Artifact, runtime: str = "onnxruntime") -> Session:
+def open_session(
+    artifact: str | Path | Artifact, runtime: str = "onnxruntime", *, threads: int | None = None
+) -> Session:
     """Open an artifact on one runtime; it never falls back to another.
 
     artifact: its folder, or an open Artifact. runtime: "onnxruntime" (CPU), "onnxruntime:cuda",
-    "reference" (onnx's evaluator) or "eager" (PyTorch, with the weights in the file).
+    "reference" (onnx's evaluator) or "eager" (PyTorch, with the weights in the file). threads: that
+    one call may use; all cores unless given. Sessions of one process on the same files and with
+    the same options share their weights and threads.
     Raises: ArtifactError if the folder is not what its manifest says; UnavailableError if the
         runtime is not on this machine or cannot run this artifact.
     """
@@ -161,10 +185,19 @@ def open_session(artifact: str | Path | Artifact, runtime: str = "onnxruntime") 
     reason = chosen.unavailable(opened.manifest)
     if reason:
         raise UnavailableError(f"runtime {runtime!r}: {reason}")
-    return chosen.open(opened)
+    if threads is not None and threads < 1:
+        raise InputError(f"threads={threads}: a call uses at least one.")
+    return chosen.open(opened, threads)
 
 
 _chosen = runtime
+
+
+def written(outputs: dict[str, "Array"], into: Mapping[str, "Array"]) -> dict[str, "Array"]:
+    """`outputs`, with those of `into` copied there: for runtimes that cannot write in place."""
+    for name, target in into.items():
+        target[...] = outputs[name]  # type: ignore[assignment]
+    return outputs | dict(into)
 
 
 def allocate(

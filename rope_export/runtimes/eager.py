@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from rope_export.artifact import Artifact, Manifest
-from rope_export.runtimes import Missing, Session, is_torch, to_numpy, to_torch
+from rope_export.runtimes import Missing, Session, is_torch, to_numpy, to_torch, written
 
 if TYPE_CHECKING:
     from rope_export.attention import RotaryAttention
@@ -18,7 +18,8 @@ class Eager(Missing):
     def unavailable(self, manifest: Manifest | None = None) -> str | None:
         return self.missing()
 
-    def open(self, artifact: Artifact) -> Session:
+    def open(self, artifact: Artifact, threads: int | None = None) -> Session:
+        """threads: torch's own, which are the process's; not changed here."""
         from rope_export.attention import RotaryAttention
         from rope_export.deployed import file_weights
         from rope_export.spec import AttentionSpec
@@ -35,7 +36,9 @@ class EagerSession(Session):
         super().__init__(manifest)
         self._layer = layer
 
-    def _run(self, inputs: Mapping[str, "Array"], axes: Mapping[str, int]) -> dict[str, "Array"]:
+    def _run(
+        self, inputs: Mapping[str, "Array"], axes: Mapping[str, int], into: Mapping[str, "Array"]
+    ) -> dict[str, "Array"]:
         import torch
 
         of_torch = is_torch(inputs["hidden_states"])
@@ -44,7 +47,9 @@ class EagerSession(Session):
             values = self._layer(**feeds)
         names = [tensor.name for tensor in self.outputs]
         outputs = dict(zip(names, values, strict=False))  # without a cache, the first only
-        return outputs if of_torch else {n: to_numpy(x) for n, x in outputs.items()}
+        if not of_torch:
+            outputs = {n: to_numpy(x) for n, x in outputs.items()}
+        return written(outputs, into)
 
 
 RUNTIMES = (Eager(),)

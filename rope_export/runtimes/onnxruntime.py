@@ -2,7 +2,9 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -21,6 +23,12 @@ ERRORS_ONLY = 3
 
 HEAVY = {"Attention", "Gemm", "GroupQueryAttention", "MatMul", "RotaryEmbedding", "Softmax"}
 """Operators that must run where the user asked; shape arithmetic may stay on the CPU."""
+
+
+_OPENING = Lock()
+_SHARED: "WeakValueDictionary[tuple[str, ...], Any]" = WeakValueDictionary()
+"""onnxruntime's sessions that are open, by files and options. Their run is thread-safe, so all of
+ours on the same artifact use one: weights, packed weights and threads are there once."""
 
 
 class OnnxRuntime(Missing):
@@ -44,26 +52,44 @@ class OnnxRuntime(Missing):
                 f"this onnxruntime has no {self.provider}; in an environment without the package "
                 f"'onnxruntime': pip install 'rope_export[{self.extra}]'"
             )
-        if manifest is not None and manifest.dtype == "bfloat16" and self.device == "cpu":
+        if manifest is None:
+            return None
+        wanted = manifest.needs.get("onnxruntime")
+        if wanted is not None and _numbers(onnxruntime.__version__) < _numbers(wanted):
+            return (
+                f"lowering {manifest.lowering!r} needs onnxruntime {wanted} or newer; this is "
+                f"{onnxruntime.__version__}. Upgrade it, or export with lowering 'standard'."
+            )
+        if manifest.dtype == "bfloat16" and self.device == "cpu":
             return "the CPU provider has no bfloat16 kernels; use runtime 'reference' or a GPU"
         return None
 
-    def open(self, artifact: Artifact) -> Session:
+    def open(self, artifact: Artifact, threads: int | None = None) -> Session:
         """Raises: UnavailableError if the provider did not start or left operators to another."""
+        files = [str(facts["sha256"]) for facts in artifact.manifest.files.values()]
+        key = (str(artifact.path.resolve()), *files, self.provider, str(threads))
+        with _OPENING:
+            inner = _SHARED.get(key)
+            if inner is None:
+                inner = _SHARED[key] = self._load(artifact, threads)
+        return OnnxRuntimeSession(artifact.manifest, inner, self)
+
+    def _load(self, artifact: Artifact, threads: int | None) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if threads is not None:
+            options.intra_op_num_threads = threads
         try:
-            inner = onnxruntime.InferenceSession(
+            return onnxruntime.InferenceSession(
                 str(artifact.model), options, providers=[self.provider]
             )
         except Exception as error:  # onnxruntime's own kinds derive from Exception alone
             raise ArtifactError(f"{artifact.model}: onnxruntime refuses it: {_line(error)}") from (
                 error
             )
-        return OnnxRuntimeSession(artifact.manifest, inner, self)
 
 
 class OnnxRuntimeSession(Session):
@@ -95,7 +121,9 @@ class OnnxRuntimeSession(Session):
                 f"left it to {provider}; use another lowering or dtype."
             )
 
-    def _run(self, inputs: Mapping[str, "Array"], axes: Mapping[str, int]) -> dict[str, "Array"]:
+    def _run(
+        self, inputs: Mapping[str, "Array"], axes: Mapping[str, int], into: Mapping[str, "Array"]
+    ) -> dict[str, "Array"]:
         if self._inner is None:
             raise RopeExportError("the session is closed.")
         binding = self._inner.io_binding()
@@ -103,7 +131,8 @@ class OnnxRuntimeSession(Session):
         for tensor in self.inputs:
             value = held[tensor.name] = _contiguous(inputs[tensor.name])
             self._bind(binding.bind_input, tensor.name, tensor.dtype, value)
-        outputs = allocate(self.outputs, axes, inputs[self.inputs[0].name])
+        fresh = [tensor for tensor in self.outputs if tensor.name not in into]
+        outputs = allocate(fresh, axes, inputs[self.inputs[0].name]) | dict(into)
         for tensor in self.outputs:
             self._bind(binding.bind_output, tensor.name, tensor.dtype, outputs[tensor.name])
         if any(is_torch(v) and v.device.type == "cuda" for v in held.values()):
@@ -138,6 +167,11 @@ class OnnxRuntimeSession(Session):
 
 def _contiguous(value: "Array") -> "Array":
     return np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value.contiguous()
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Major and minor, as numbers."""
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _line(error: Exception) -> str:

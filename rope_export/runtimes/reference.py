@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rope_export.artifact import Artifact, Manifest
-from rope_export.runtimes import Missing, Session, is_torch, to_numpy, to_torch
+from rope_export.runtimes import Missing, Session, is_torch, to_numpy, to_torch, written
 
 if TYPE_CHECKING:
     from rope_export.runtimes import Array
@@ -17,7 +17,8 @@ class Reference(Missing):
     def unavailable(self, manifest: Manifest | None = None) -> str | None:
         return self.missing()
 
-    def open(self, artifact: Artifact) -> Session:
+    def open(self, artifact: Artifact, threads: int | None = None) -> Session:
+        """threads: not used, it computes on one."""
         from onnx.reference import ReferenceEvaluator
 
         evaluator = ReferenceEvaluator(str(artifact.model), new_ops=[_wide_matmul()])
@@ -29,14 +30,16 @@ class ReferenceSession(Session):
         super().__init__(manifest)
         self._evaluator = evaluator
 
-    def _run(self, inputs: Mapping[str, "Array"], axes: Mapping[str, int]) -> dict[str, "Array"]:
+    def _run(
+        self, inputs: Mapping[str, "Array"], axes: Mapping[str, int], into: Mapping[str, "Array"]
+    ) -> dict[str, "Array"]:
         feeds = {name: to_numpy(value) for name, value in inputs.items()}
         names = [tensor.name for tensor in self.outputs]
         outputs = dict(zip(names, self._evaluator.run(names, feeds), strict=True))
         if any(is_torch(value) for value in inputs.values()):
             device = inputs["hidden_states"].device
-            return {name: to_torch(value).to(device) for name, value in outputs.items()}
-        return outputs
+            outputs = {name: to_torch(value).to(device) for name, value in outputs.items()}
+        return written(outputs, into)
 
 
 def _wide_matmul() -> Any:

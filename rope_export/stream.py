@@ -1,0 +1,221 @@
+"""A stream: calls that follow one another and share a cache, which the caller does not see."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rope_export.contract import LENGTHS, bind_axes, cache_names, check_lengths
+from rope_export.errors import InputError, TensorError
+from rope_export.runtimes import allocate, dtype_name, is_torch, to_numpy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rope_export.runtimes import Array, Session
+
+
+class Stream:
+    """One batch of sequences on its way through an artifact, for one thread at a time.
+
+    A fixed cache is allocated once and written in place; its rows may have different lengths. A
+    growing one is handed on from call to call; its rows have one length.
+    """
+
+    def __init__(self, session: "Session", *, batch: int, capacity: int | None) -> None:
+        self.kind = session.manifest.cache
+        if self.kind == "none":
+            raise InputError(
+                "the artifact has no cache, so its calls do not follow one another; export with "
+                "cache 'growing' or 'fixed'."
+            )
+        if batch < 1:
+            raise InputError(f"batch={batch}: a stream has at least one row.")
+        if self.kind == "fixed" and capacity is None:
+            raise InputError("capacity is missing: a fixed cache is allocated when it is started.")
+        if capacity is not None and capacity < 1:
+            raise InputError(f"capacity={capacity}: a cache has room for at least one entry.")
+        self.batch, self.capacity = batch, capacity
+        self._session = session
+        self._lengths = np.zeros(batch, np.int64)
+        self._cache: dict[str, Array] = {}
+        self._mask: np.ndarray | None = None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Entries in use of each row, int64 (batch); with a fixed cache it may be set to fewer."""
+        return self._lengths.copy()
+
+    @lengths.setter
+    def lengths(self, lengths: "Sequence[int] | np.ndarray") -> None:
+        wanted = np.asarray(lengths, np.int64)
+        if wanted.shape != (self.batch,):
+            raise TensorError(f"lengths has shape {wanted.shape}; want ({self.batch},).")
+        if self.kind == "growing" and np.any(wanted != self._lengths):
+            raise InputError(
+                "a growing cache holds as many entries in every row as there are; export with "
+                "cache 'fixed' to set them row by row."
+            )
+        check_lengths(wanted.tolist(), 0, self.capacity or int(wanted.max()))
+        self._lengths = wanted.copy()
+
+    def step(
+        self,
+        hidden_states: "Array",
+        position_ids: "Array | None" = None,
+        attention_mask: "Array | None" = None,
+        *,
+        new: "Sequence[int] | np.ndarray | None" = None,
+    ) -> "Array":
+        """One call: the new tokens see the cache, and are in it afterwards.
+
+        hidden_states: (batch, sequence, hidden). position_ids: as the artifact takes them; without,
+        they count on from each row's entries. attention_mask: int64 (batch, sequence) of the new
+        tokens, where the artifact was exported with padding; 1 unless given. new: int64 (batch),
+        how many of the tokens each row really has, those after them being padding on the right
+        that the next call overwrites; only with a fixed cache.
+        Returns: attention_output, of the kind of hidden_states and on the same device.
+        Raises: TensorError for what breaks the contract, or a row that is full; the cache is then
+            what it was.
+        """
+        self._check(hidden_states)
+        sequence = int(hidden_states.shape[1])
+        counts = self._counts(new, sequence)
+        check_lengths(self._lengths.tolist(), sequence, self.capacity or 2**62)
+        inputs = {"hidden_states": hidden_states, **self._caches(hidden_states)}
+        names = [tensor.name for tensor in self._session.inputs]
+        if "position_ids" in names:
+            inputs["position_ids"] = (
+                self._positions(hidden_states, sequence) if position_ids is None else position_ids
+            )
+        elif position_ids is not None:
+            raise TensorError("input 'position_ids' is given, but positions have no effect here.")
+        mask = self._masked(attention_mask, sequence)
+        if mask is not None:
+            inputs["attention_mask"] = _like(hidden_states, mask)
+        if self.kind == "fixed":
+            inputs[LENGTHS] = _like(hidden_states, self._lengths)
+        outputs = self._run(inputs)
+        self._lengths = self._lengths + counts
+        self._mask = mask
+        return outputs["attention_output"]
+
+    def reset(self, rows: "Sequence[int] | None" = None) -> None:
+        """Forget what the rows hold, all of them unless given; their memory stays.
+
+        Raises: InputError for a row that does not exist, or single rows of a growing cache.
+        """
+        every = list(range(self.batch))
+        chosen = every if rows is None else sorted(set(rows))
+        for row in chosen:
+            if row not in every:
+                raise InputError(f"row {row} does not exist; the stream has {self.batch}.")
+        if self.kind == "growing":
+            if chosen != every:
+                raise InputError(
+                    "rows of a growing cache have one length, so they are reset together; export "
+                    "with cache 'fixed' to reset single rows."
+                )
+            self._cache, self._mask = {}, None
+        self._lengths[chosen] = 0
+
+    def _check(self, hidden_states: "Array") -> None:
+        if hidden_states.ndim != 3 or hidden_states.shape[0] != self.batch:
+            raise TensorError(
+                f"input 'hidden_states' has shape {tuple(hidden_states.shape)}; want (batch, "
+                f"sequence, hidden) with batch = {self.batch}."
+            )
+        for value in self._cache.values():
+            if is_torch(value) != is_torch(hidden_states):
+                raise TensorError(
+                    "the stream was started with the other kind of tensor; give numpy arrays or "
+                    "torch tensors throughout."
+                )
+
+    def _counts(self, new: "Sequence[int] | np.ndarray | None", sequence: int) -> np.ndarray:
+        if new is None:
+            return np.full(self.batch, sequence)
+        counts = np.asarray(new, np.int64)
+        if counts.shape != (self.batch,) or np.any((counts < 0) | (counts > sequence)):
+            raise TensorError(
+                f"new={counts.tolist()}: want {self.batch} counts from 0 to {sequence}."
+            )
+        if self.kind == "growing" and np.any(counts != sequence):
+            raise InputError(
+                "rows of a growing cache have one length; export with cache 'fixed' for rows of "
+                "different length."
+            )
+        return counts
+
+    def _caches(self, like: "Array") -> "dict[str, Array]":
+        """The cache as inputs, allocated with zeros at the first call."""
+        if not self._cache:
+            axes = {"batch": self.batch, "past": 0, "capacity": self.capacity or 0}
+            types = [
+                tensor
+                for tensor in self._session.inputs
+                if "past" in tensor.shape or "capacity" in tensor.shape
+                if tensor.name != "attention_mask"
+            ]
+            self._cache = allocate(types, axes, like)
+            for value in self._cache.values():
+                value[...] = 0
+        return self._cache
+
+    def _positions(self, like: "Array", sequence: int) -> "Array":
+        (taken,) = (t for t in self._session.inputs if t.name == "position_ids")
+        positions = self._lengths[:, None] + np.arange(sequence)
+        axes = [axis for axis in taken.shape[:-2] if isinstance(axis, int)]
+        return _like(like, np.broadcast_to(positions, (*axes, *positions.shape)).copy())
+
+    def _masked(self, given: "Array | None", sequence: int) -> np.ndarray | None:
+        """The mask of every slot after the call, as the artifact takes it."""
+        if not self._session.manifest.padding:
+            if given is not None:
+                raise TensorError(
+                    "input 'attention_mask' is given, but the artifact takes none; export it with "
+                    "padding."
+                )
+            return None
+        new = np.ones((self.batch, sequence), np.int64)
+        if given is not None:
+            if tuple(given.shape) != new.shape:
+                raise TensorError(
+                    f"input 'attention_mask' has shape {tuple(given.shape)}; want {new.shape}, one "
+                    f"for each new token."
+                )
+            new = to_numpy(given).astype(np.int64)
+        if self.kind == "growing":
+            return new if self._mask is None else np.concatenate((self._mask, new), axis=1)
+        assert self.capacity is not None
+        before = self._mask
+        mask = np.ones((self.batch, self.capacity), np.int64) if before is None else before.copy()
+        for row, values, at in zip(mask, new, self._lengths, strict=True):
+            row[at : at + sequence] = values
+        return mask
+
+    def _run(self, inputs: "dict[str, Array]") -> "dict[str, Array]":
+        given = {name: (dtype_name(value), value.shape) for name, value in inputs.items()}
+        axes = bind_axes(self._session.inputs, given)
+        if self.kind == "fixed":
+            into = {f"{name}_out": value for name, value in self._cache.items()}
+            return self._session._run(inputs, axes, into)
+        outputs = self._session._run(inputs, axes, {})
+        self._cache = {
+            before: outputs[after]
+            for before, after in (_pair(name, self.kind) for name in self._cache)
+        }
+        return outputs
+
+
+def _pair(before: str, kind: str) -> tuple[str, str]:
+    """A cache's input and output, from the input's name."""
+    return cache_names(before.removeprefix("past_").removesuffix("_cache"), kind)
+
+
+def _like(like: "Array", values: np.ndarray) -> "Array":
+    """`values` as a tensor of the kind and on the device of `like`."""
+    if not is_torch(like):
+        return np.ascontiguousarray(values)
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)
