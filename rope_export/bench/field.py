@@ -1,0 +1,173 @@
+"""Who takes part: the artifacts by name, and PyTorch with each of their layers."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rope_export.artifact import Artifact
+from rope_export.bench.contenders import ArtifactContender, Contender
+from rope_export.bench.proof import Proof
+from rope_export.bench.result import Status
+from rope_export.bench.rivals import RIVALS, Rival
+from rope_export.deployed import file_weights
+from rope_export.errors import InputError, UnavailableError, extra
+from rope_export.spec import AttentionSpec
+
+with extra("export", "benchmarking"):
+    from rope_export.attention import RotaryAttention
+
+KINDS = tuple(rival.kind for rival in RIVALS)
+
+
+def named(paths: Iterable[str | Path]) -> dict[str, Artifact]:
+    """Artifacts by the name of their folder, or by their path where that is not enough.
+
+    Raises: InputError if there are none, or one is given twice; ArtifactError for what is none.
+    """
+    given = [Path(path) for path in paths]
+    if not given:
+        raise InputError("no artifact is given; name the folder of at least one.")
+    short = [path.resolve().name for path in given]
+    artifacts: dict[str, Artifact] = {}
+    for path, name in zip(given, short, strict=True):
+        unique = short.count(name) == 1 and name not in KINDS
+        key = name if unique else str(path)
+        if key in artifacts:
+            raise InputError(f"{path}: is given twice.")
+        artifacts[key] = Artifact.open(path)
+    return artifacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which contenders take part. only: these and no others, all if empty. against: of the PyTorch
+    ones these, all if empty."""
+
+    only: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
+
+    def check(self, artifacts: Iterable[str]) -> None:
+        """Raises: InputError for a name that is none."""
+        names = [*artifacts, *KINDS]
+        for option, given, known in (("only", self.only, names), ("against", self.against, KINDS)):
+            for name in given:
+                if name not in known:
+                    raise InputError(f"--{option} {name}: use one of {', '.join(known)}.")
+
+    def takes(self, name: str) -> bool:
+        """Whether the artifact of this name, or the PyTorch contender of this kind, takes part."""
+        wanted = not self.only or name in self.only
+        return wanted and not (self.against and name in KINDS and name not in self.against)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """A contender, the artifact it is or takes its weights from, and eager PyTorch with them."""
+
+    contender: Contender
+    artifact: Artifact
+    module: RotaryAttention
+
+    @property
+    def kind(self) -> str | None:
+        """Of a PyTorch contender."""
+        return self.contender.kind if isinstance(self.contender, Rival) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Contenders whose layers are the same but for their weights.
+
+    refused: "wrong" or "cannot", and why, of each artifact that is not run.
+    """
+
+    spec: AttentionSpec
+    entrants: list[Entrant] = field(default_factory=list)
+    refused: dict[str, tuple[Status, str]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """PyTorch contenders that cannot express it."""
+
+
+def layers(
+    artifacts: Mapping[str, Artifact],
+    proofs: Mapping[str, Proof],
+    choice: Choice,
+    stack: ExitStack,
+    *,
+    threads: int | None,
+    capacity: int | None,
+) -> list[Layer]:
+    """Every contender, open until `stack` is closed, by what it computes.
+
+    proofs: of the artifacts that take part.
+    """
+    groups: dict[AttentionSpec, dict[str, Artifact]] = {}
+    for name, artifact in artifacts.items():
+        spec = AttentionSpec.from_json(artifact.manifest.spec)
+        groups.setdefault(spec, {})[name] = artifact
+    found = []
+    for spec, members in groups.items():
+        layer, modules = Layer(spec=spec), _Modules(spec)
+        for name, artifact in members.items():
+            if name in proofs:
+                opening = {"threads": threads, "capacity": capacity}
+                _enter(layer, name, artifact, proofs[name], modules, stack, opening)
+        suffix = f":{next(iter(members))}" if len(groups) > 1 else ""
+        wrong = {name for name, (status, _) in layer.refused.items() if status == "wrong"}
+        sound = [artifact for name, artifact in members.items() if name not in wrong]
+        if sound:
+            _oppose(layer, sound[0], modules(sound[0]), choice, suffix)
+        found.append(layer)
+    return found
+
+
+class _Modules:
+    """Eager PyTorch with each artifact's weights, once for those that have the same."""
+
+    def __init__(self, spec: AttentionSpec) -> None:
+        self.spec = spec
+        self.made: dict[tuple[str, ...], RotaryAttention] = {}
+
+    def __call__(self, artifact: Artifact) -> RotaryAttention:
+        key = tuple(str(facts["sha256"]) for facts in artifact.manifest.weights.values())
+        if key not in self.made:
+            self.made[key] = RotaryAttention.from_weights(self.spec, file_weights(artifact))
+        return self.made[key]
+
+
+def _enter(
+    layer: Layer,
+    name: str,
+    artifact: Artifact,
+    proof: Proof,
+    modules: _Modules,
+    stack: ExitStack,
+    opening: Mapping[str, int | None],
+) -> None:
+    if proof.status != "passed":
+        status: Status = "wrong" if proof.status == "failed" else "cannot"
+        layer.refused[name] = (status, proof.reason)
+        return
+    try:
+        contender = ArtifactContender(name, artifact, proven=proof.error, **opening)
+    except UnavailableError as error:
+        layer.refused[name] = ("cannot", str(error))
+        return
+    stack.callback(contender.close)
+    module = modules(artifact)
+    layer.entrants.append(Entrant(contender=contender, artifact=artifact, module=module))
+
+
+def _oppose(
+    layer: Layer, artifact: Artifact, module: RotaryAttention, choice: Choice, suffix: str
+) -> None:
+    for rival in RIVALS:
+        if not choice.takes(rival.kind):
+            continue
+        reason = rival.refusal(layer.spec)
+        if reason is not None:
+            layer.left_out[rival.kind + suffix] = reason
+            continue
+        contender = rival(module, rival.kind + suffix)
+        layer.entrants.append(Entrant(contender=contender, artifact=artifact, module=module))

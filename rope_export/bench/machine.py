@@ -1,0 +1,95 @@
+"""Where it was measured, and who else was there."""
+
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from rope_export import __version__
+from rope_export.bench.roofline import Limits
+
+PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """cores: this process may use. neighbours: cores that other processes took while calls were
+    timed, none where the system does not tell. date: of the end, in UTC. versions: of Python and
+    packages by name."""
+
+    cpu: str
+    cores: int
+    limits: Limits
+    neighbours: float | None
+    date: str
+    versions: Mapping[str, str]
+
+    @classmethod
+    def here(cls, cores: int, limits: Limits, neighbours: float | None) -> "Machine":
+        versions = {"rope_export": __version__, "python": platform.python_version()}
+        for package in PACKAGES:
+            try:
+                versions[package] = version(package)
+            except PackageNotFoundError:
+                continue
+        return cls(
+            cpu=_cpu(),
+            cores=cores,
+            limits=limits,
+            neighbours=neighbours,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=versions,
+        )
+
+
+class Neighbours:
+    """Counts the processor time that other processes take while it watches."""
+
+    def __init__(self) -> None:
+        self._others = self._elapsed = 0.0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch for as long as the block lasts, in addition to earlier ones."""
+        before = _processor_seconds(), time.process_time(), time.monotonic()
+        yield
+        after = _processor_seconds(), time.process_time(), time.monotonic()
+        if before[0] is not None and after[0] is not None:
+            own = after[1] - before[1]
+            self._others += max(0.0, after[0] - before[0] - own)
+            self._elapsed += after[2] - before[2]
+
+    @property
+    def cores(self) -> float | None:
+        """Cores they took on average; none where that is not known."""
+        return self._others / self._elapsed if self._elapsed else None
+
+
+def _processor_seconds() -> float | None:
+    """What all processes of the machine have used together.
+
+    Source: Linux, Documentation/filesystems/proc.rst, section 1.7.
+    """
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system, _idle, _wait, irq, softirq, *_ = map(
+                int, file.readline().split()[1:]
+            )
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

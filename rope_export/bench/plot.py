@@ -1,0 +1,97 @@
+"""A benchmark as a picture: latency of one new token over the length of the past."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rope_export.bench.result import Bench, Row
+from rope_export.bench.shapes import Shape
+from rope_export.bench.table import title
+from rope_export.errors import InputError, extra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SUFFIXES = (".png", ".svg")
+
+SAME = 1.02
+"""Limits closer than that are one line."""
+
+
+def check(path: Path, shapes: Sequence[Shape]) -> None:
+    """See to it that there is something to draw and a way to, before anything is measured.
+
+    Raises: InputError for the suffix, the folder or the shapes; UnavailableError where matplotlib
+        is missing.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"--plot {path}: the picture is one of {', '.join(SUFFIXES)}.")
+    if not path.parent.is_dir():
+        raise InputError(f"--plot {path}: there is no folder {path.parent}.")
+    if not any(drawable(shape) for shape in shapes):
+        raise InputError(
+            f"--plot {path}: it shows calls of one new token with a past; give --sequence 1 and "
+            f"--past 1 or more."
+        )
+    with extra("report", "plotting"):
+        import matplotlib.figure  # noqa: F401
+
+
+def drawable(shape: Shape) -> bool:
+    """Whether it has a place on a logarithmic axis of the past of one new token."""
+    return shape.sequence == 1 and shape.past > 0
+
+
+def plot(bench: Bench, path: Path) -> None:
+    """Write the picture: a panel a batch, a line a contender, its band from the fastest round to
+    the slowest, and dashed the limit of the machine."""
+    with extra("report", "plotting"):
+        import matplotlib
+        from matplotlib.figure import Figure
+    rows = [row for row in bench.rows if drawable(row.shape)]
+    batches = sorted({row.shape.batch for row in rows})
+    figure = Figure(figsize=(5.5 * len(batches), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
+    for panel, batch in zip(panels, batches, strict=True):
+        _draw(panel, [row for row in rows if row.shape.batch == batch])
+        panel.set_title(f"batch {batch}", fontsize="medium")
+    panels[0].set_ylabel("milliseconds a call")
+    figure.suptitle(title(bench), fontsize="small")
+    # The same figures give the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "rope_export"}):
+        dated = {"Date": None} if path.suffix.lower() == ".svg" else {}
+        figure.savefig(path, dpi=150, metadata=dated)
+
+
+def _draw(panel: "Axes", rows: Sequence[Row]) -> None:
+    names = list(dict.fromkeys(row.contender for row in rows))
+    limits: list[list[tuple[int, float]]] = []
+    for at, name in enumerate(names):
+        own = sorted((r for r in rows if r.contender == name), key=lambda r: r.shape.past)
+        timed = [(r.shape.past, r.timing) for r in own if r.timing is not None]
+        colour = f"C{at}"
+        if timed:
+            pasts = [past for past, _ in timed]
+            medians = [1e3 * t.median for _, t in timed]
+            panel.plot(pasts, medians, marker="o", markersize=4, color=colour, label=name)
+            low, high = [1e3 * t.low for _, t in timed], [1e3 * t.high for _, t in timed]
+            panel.fill_between(pasts, low, high, color=colour, alpha=0.15, linewidth=0)
+        line = [(r.shape.past, 1e3 * r.limit) for r in own if r.limit is not None]
+        if line and not any(_close(line, other) for other in limits):
+            limits.append(line)
+    for at, line in enumerate(limits):
+        label = "_" if at else "limit of the machine"  # once in the legend
+        panel.plot(*zip(*line, strict=True), "k--", linewidth=1, label=label)
+    pasts = sorted({row.shape.past for row in rows})
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("log")
+    panel.set_xticks(pasts, [str(past) for past in pasts])
+    panel.set_xlabel("cached entries")
+    panel.grid(alpha=0.3, which="both")
+    panel.legend(fontsize="small")
+
+
+def _close(one: list[tuple[int, float]], other: list[tuple[int, float]]) -> bool:
+    """Whether two lines of (past, ms) cannot be told apart."""
+    a, b = dict(one), dict(other)
+    return a.keys() <= b.keys() and all(1 / SAME < a[x] / b[x] < SAME for x in a)

@@ -1,0 +1,95 @@
+"""A benchmark as a table: for a terminal, or in Markdown for a record."""
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from rope_export.bench.result import Bench, Row
+
+COLUMNS = ("shape", "contender", "median ms", "rounds ms", "median, 95 %", "of limit", "speed-up")
+
+
+def table(bench: Bench) -> RenderableType:
+    """Every row, and below it what has to be known to read it."""
+    grid = Table(title=escape(title(bench)), title_justify="left")
+    for name in COLUMNS[:2]:
+        grid.add_column(name, overflow="fold")
+    for name in COLUMNS[2:]:
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column("", overflow="fold")
+    before = None
+    for row in bench.rows:
+        if before is not None and row.shape != before:
+            grid.add_section()
+        grid.add_row(*map(escape, _cells(row)), _problem(row))
+        before = row.shape
+    return Group(grid, *(Text(line) for line in footer(bench)))
+
+
+def markdown(bench: Bench) -> str:
+    """The same as Markdown, with the command that reprints it on top."""
+    lines = [f"Reprinted by `{bench.command}`. {title(bench)}.", ""]
+    versions = ", ".join(f"{name} {found}" for name, found in bench.machine.versions.items())
+    lines += [f"{bench.machine.date[:10]}, {versions}.", ""]
+    lines += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    for row in bench.rows:
+        cells = _cells(row)
+        if row.status != "measured":
+            cells[2] = str(_problem(row))
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    return "\n".join([*lines, "", *(f"- {line}" for line in footer(bench))]) + "\n"
+
+
+def title(bench: Bench) -> str:
+    """The machine in one line."""
+    limits = bench.machine.limits
+    return (
+        f"{bench.machine.cpu}, {limits.threads} of {bench.machine.cores} cores, reads "
+        f"{limits.bandwidth / 1e9:.1f} GB/s, multiplies {limits.rate / 1e9:.0f} GFLOP/s in float32"
+    )
+
+
+def footer(bench: Bench) -> Iterator[str]:
+    """Legend, what was left out, memory and notes, a line each."""
+    yield (
+        "rounds: smallest and largest median of a block of calls. of limit: the time that reading "
+        "weights and cache once, or the products, would take at these rates, over the median. "
+        "speed-up: over the best of PyTorch."
+    )
+    for name, reason in bench.left_out.items():
+        yield f"left out {name}: {reason}"
+    for memory in bench.memory:
+        figure = memory.reason if memory.peak is None else f"{memory.peak / 1e6:.0f} MB"
+        yield f"memory of {memory.contender} at {memory.shape.name}: {figure}"
+    yield from bench.notes
+
+
+def _cells(row: Row) -> list[str]:
+    """A row's figures, empty where there are none."""
+    timing, cells = row.timing, [row.shape.name, row.contender]
+    if timing is None:
+        return [*cells, *[""] * (len(COLUMNS) - 2)]
+    low, high = timing.interval
+    return [
+        *cells,
+        _ms(timing.median),
+        f"{_ms(timing.low)} - {_ms(timing.high)}",
+        f"{_ms(low)} - {_ms(high)}",
+        "" if row.of_limit is None else f"{100 * row.of_limit:.0f} %",
+        "" if row.ratio is None else f"{row.ratio:.2f}",
+    ]
+
+
+def _problem(row: Row) -> Text:
+    if row.status == "wrong":
+        return Text(f"wrong: not measured ({row.reason})", "bold red")
+    return Text("" if row.status == "measured" else f"cannot: {row.reason}")
+
+
+def _ms(seconds: float) -> str:
+    """Milliseconds in three digits."""
+    value = 1e3 * seconds
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
