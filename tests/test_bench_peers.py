@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rope_export import Artifact
 from scripts.bench_peers import __main__ as program
-from scripts.bench_peers import checkpoint, child, environments, exports, run
+from scripts.bench_peers import checkpoint, environments, exports, run
 from scripts.bench_peers.contenders import Growing, OursGrowing, OursStream
 from scripts.bench_peers.environments import Environment, NotInstalledError
 from scripts.bench_peers.exports import Exporter, ExportError
@@ -27,31 +27,35 @@ def tensor(name: str, *shape: int | str, kind: int = TensorProto.FLOAT) -> onnx.
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def model(stored: str, *, unknown: bool = False) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """Something like a model of hidden 6 and one head of 4, its q_proj stored in some way."""
+def parts(
+    stored: str,
+) -> tuple[dict[str, np.ndarray], list[tuple[str, list[str], list[str]]], dict[str, np.ndarray]]:
+    """Initializers, the nodes that make q and k of x, and the checkpoint's weights."""
     generator = np.random.default_rng(0)
     q, k, o = (generator.standard_normal(s, dtype=np.float32) for s in ((4, 6), (4, 6), (6, 4)))
     held = {"embedding": generator.standard_normal((9, 6), dtype=np.float32), "o": o.T}
     held |= {"axis": np.array([1]), "head": generator.standard_normal((6, 9), dtype=np.float32)}
-    held |= {"split": np.array([4, 4])}
-    before = []
+    weights = {"q_proj.weight": q, "o_proj.weight": o}
     if stored == "packed":
-        held["qk"] = np.concatenate((q, k)).T
-        projected = [
-            ("MatMul", ["x", "qk"], ["qk_out"]),
-            ("Split", ["qk_out", "split"], ["q", "k"]),
-        ]
-    else:
-        held |= {"wq": q if stored == "turned" else q.T, "wk": k.T}
-        name = "wq"
-        if stored == "turned":
-            before, name = [("Transpose", ["wq"], ["wq_t"])], "wq_t"
-        projected = [("MatMul", ["x", name], ["q"]), ("MatMul", ["x", "wk"], ["k"])]
+        held |= {"qk": np.concatenate((q, k)).T, "split": np.array([4, 4])}
+        packed = ("MatMul", ["x", "qk"], ["qk_out"])
+        return held, [packed, ("Split", ["qk_out", "split"], ["q", "k"])], weights
+    keys = ("MatMul", ["x", "wk"], ["k"])
+    if stored == "plain":
+        held |= {"wq": q.T, "wk": k.T}
+        return held, [("MatMul", ["x", "wq"], ["q"]), keys], weights
+    held |= {"wq": q, "wk": k.T}
+    turned = ("Transpose", ["wq"], ["wq_t"])
+    return held, [turned, ("MatMul", ["x", "wq_t"], ["q"]), keys], weights
+
+
+def model(stored: str, *, unknown: bool = False) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Something like a model of hidden 6 and one head of 4, its q_proj stored in some way."""
+    held, projected, weights = parts(stored)
     told = "attention_mask" if not unknown else "mystery"
     made = [
         ("Gather", ["embedding", "input_ids"], ["e"]),
         ("Relu", ["e"], ["x"]),
-        *before,
         *projected,
         ("Unsqueeze", ["k", "axis"], ["k4"]),
         ("Concat", ["past_key_values.0.key", "k4"], ["present.0.key"]),
@@ -88,7 +92,7 @@ def model(stored: str, *, unknown: bool = False) -> tuple[onnx.ModelProto, dict[
         [numpy_helper.from_array(np.ascontiguousarray(x), name) for name, x in held.items()],
     )
     made_of = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    return made_of, {"q_proj.weight": q, "o_proj.weight": o}
+    return made_of, weights
 
 
 @pytest.mark.parametrize("stored", ["plain", "turned", "packed"])
@@ -123,7 +127,9 @@ def torch_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Layer]
     folder = tmp_path_factory.mktemp("torch")
     checkpoint.write(folder / "checkpoint", SIZES)
     (folder / "out").mkdir()
-    child.torch_layer(folder / "checkpoint", folder / "out", 18)
+    from scripts.bench_peers import torch_layer  # transformers takes seconds to import
+
+    torch_layer.export(folder / "checkpoint", folder / "out", 18)
     return folder / "checkpoint", read(folder / "out" / "model.onnx")
 
 

@@ -16,9 +16,13 @@ def one_thread():
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "every_way", [False, pytest.param(True, marks=pytest.mark.long)], ids=["auto", "every way"]
+)
 @pytest.mark.parametrize("family", SAMPLE)
-def test_family_is_proven(family: str) -> None:
-    """Ours in float64, then the artifact in onnxruntime."""
-    found = prove(family)
+def test_family_is_proven(family: str, every_way: bool) -> None:
+    """Ours in float64, then the artifact in onnxruntime: as "auto" says it, and by every lowering
+    with every cache that can."""
+    found = prove(family, every_way)
     assert found.status == "proven", found.reasons or found.problems
     assert not found.problems

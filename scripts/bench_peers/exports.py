@@ -18,7 +18,6 @@ LIMIT_SECONDS = 900
 CAPACITY = 2176
 """Slots of every cache of fixed size: room for 128 tokens after the longest past measured."""
 OURS = "ours"
-CHILD = ("python", "-m", "scripts.bench_peers.child")
 
 
 class ExportError(Exception):
@@ -45,8 +44,10 @@ class Exporter:
     forms: tuple[str, ...] = ("growing",)
 
 
+TORCH = ("python", "-m", "scripts.bench_peers.torch_layer")
 MOBIUS = ("mobius", "build", "--config", "{checkpoint}", "--dtype", "f32")
 GENAI = ("python", "-m", "onnxruntime_genai.models.builder", "-m", "{checkpoint}", "-o", "{out}")
+ROPE_EXPORT = ("rope-export", "export", "{checkpoint}", "--out", "{out}", "--no-verify")
 OPTIMUM = ("optimum-cli", "export", "onnx", "--model", "{checkpoint}")
 
 PEERS = (
@@ -54,7 +55,7 @@ PEERS = (
         Exporter(
             name=f"torch.onnx, opset {opset}",
             group="torch",
-            command=(*CHILD, "torch", "{checkpoint}", "{out}", "--opset", str(opset)),
+            command=(*TORCH, "{checkpoint}", "{out}", str(opset)),
             whole=False,
         )
         for opset in (18, 23)
@@ -107,7 +108,7 @@ def own(spec: AttentionSpec) -> Iterator[Exporter]:
                 yield Exporter(
                     name=", ".join(words),
                     group=OURS,
-                    command=(*CHILD, "ours", "{checkpoint}", "{out}", *chosen, *padding),
+                    command=(*ROPE_EXPORT, *chosen, *padding),
                     whole=False,
                     forms=("stream" if cache == "fixed" else "growing",),
                 )

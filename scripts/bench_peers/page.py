@@ -12,6 +12,32 @@ ROUNDING = 1e-3
 """A relative error of float32 arithmetic is far below; what lies above is another computation."""
 
 
+def _chunks(case: str) -> str:
+    return " + ".join(map(str, CASES[case].chunks))
+
+
+EXPORT = (
+    "One call each: wall time of the process, its imports included (read from the disk before), "
+    "and its largest resident memory. Nodes of the layer without constants."
+)
+ERROR = (
+    f"Largest error relative to the largest output, against the mathematics in float64, batch "
+    f"{BATCH}. Decode: {_chunks('decode')} tokens, the later calls judged. Left padding: "
+    f"{CASES['left padding'].padded} slots in the second row, positions counted from the first "
+    f"real token, {_chunks('left padding')} tokens, real ones judged. Batched chunk: "
+    f"{_chunks('batched chunk')} tokens, the second call judged. **wrong**: above {ROUNDING:g}. "
+    f"Layers that take no position_ids, those of genai and of mobius --ep cpu, count positions "
+    f"themselves."
+)
+LATENCY = (
+    "Median over {rounds} rounds of the median of a block of calls, and the least and the most of "
+    "these medians. Contenders take turns in blocks, in an order drawn anew for each round and "
+    "call; the first calls of a block are discarded. Growing caches are allocated in each call, "
+    "shared buffers and fixed caches have {capacity:,} slots and are written in place. Ours run by "
+    "`session.run` and `stream.step`, the others by a binding that is made for each call."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Export:
     """What an exporter's call took and gave. problem: why it gave nothing; then the rest is 0."""
@@ -76,43 +102,20 @@ def page(results: Results) -> Iterator[str]:
     )
     yield ""
     yield from _table(("environment", "versions"), _versions(facts))
-    yield ""
-    yield "## Export"
-    yield ""
-    yield (
-        "One call each: wall time of the process, its imports included (read from the disk "
-        "before), and its largest resident memory. Nodes of the layer without constants."
-    )
-    yield ""
     heads = ("exporter", "seconds", "peak MB", "files MB", "layer MB", "nodes of the layer")
-    yield from _table(heads, [_export(export) for export in results.exports])
-    yield ""
-    yield "## Error"
-    yield ""
-    yield (
-        f"Largest error relative to the largest output, against the mathematics in float64, batch "
-        f"{BATCH}. Decode: {_chunks('decode')} tokens, the later calls judged. Left padding: "
-        f"{CASES['left padding'].padded} slots in the second row, positions counted from the first "
-        f"real token, {_chunks('left padding')} tokens, real ones judged. Batched chunk: "
-        f"{_chunks('batched chunk')} tokens. **wrong**: above {ROUNDING:g}. Layers that take no "
-        f"position_ids, those of genai and of mobius --ep cpu, count positions themselves."
-    )
-    yield ""
-    yield from _table(("layer", *CASES), [_errors(row) for row in results.rows])
-    yield ""
-    yield "## Latency, ms"
-    yield ""
-    yield (
-        f"Median over {facts.rounds} rounds of the median of a block of calls, and the least and "
-        f"the most of these medians. Contenders take turns in blocks, in an order drawn anew for "
-        f"each round and call; the first calls of a block are discarded. Growing caches are "
-        f"allocated in each call, shared buffers and fixed caches have {facts.capacity:,} slots "
-        f"and are written in place. Ours run by `session.run` and `stream.step`, the others by a "
-        f"binding that is made for each call."
-    )
-    yield ""
-    shapes = [str(shape) for shape in SHAPES]
-    yield from _table(("layer", *shapes), [_latencies(row, shapes) for row in results.rows])
+    yield from _section("Export", EXPORT, heads, [_export(export) for export in results.exports])
+    heads = ("layer", *CASES)
+    yield from _section("Error", ERROR, heads, [_errors(row) for row in results.rows])
+    heads = ("layer", *map(str, SHAPES))
+    how = LATENCY.format(rounds=facts.rounds, capacity=facts.capacity)
+    yield from _section("Latency, ms", how, heads, [_latencies(row) for row in results.rows])
+
+
+def _section(
+    title: str, how: str, heads: Sequence[str], rows: Sequence[Sequence[str]]
+) -> Iterator[str]:
+    yield from ("", f"## {title}", "", how, "")
+    yield from _table(heads, rows)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -127,10 +130,6 @@ def _versions(facts: Facts) -> list[tuple[str, str]]:
         (name, ", ".join(f"{package} {version}" for package, version in found.items()))
         for name, found in facts.versions.items()
     ]
-
-
-def _chunks(case: str) -> str:
-    return " + ".join(map(str, CASES[case].chunks))
 
 
 def _export(export: Export) -> tuple[str, ...]:
@@ -153,8 +152,8 @@ def error_cell(error: float | str) -> str:
     return f"{error:.0e}" if right else f"**wrong** {error:.1g}"
 
 
-def _latencies(row: Row, shapes: Sequence[str]) -> tuple[str, ...]:
-    return (row.name, *(latency_cell(row.latencies[shape]) for shape in shapes))
+def _latencies(row: Row) -> tuple[str, ...]:
+    return (row.name, *(latency_cell(row.latencies[str(shape)]) for shape in SHAPES))
 
 
 def latency_cell(latency: Latency | str) -> str:

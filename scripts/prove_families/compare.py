@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rope_export import Artifact, RotaryAttention, export, open_session
 from rope_export.checkpoints.config import Read, select, spec_of
 from rope_export.checkpoints.layout import taken
 from rope_export.errors import SpecError
+from rope_export.lowerings import lowerings, refusal
 from rope_export.parity.bounds import UNIT_ROUNDOFF, longest_reduction
 from rope_export.runtimes import Session
 from rope_export.spec import AttentionSpec
@@ -56,11 +58,14 @@ class Outcome:
     calls: tuple[str, ...] = ()
 
 
-def compared(capture: Capture, folder: Path, done: dict[str, Outcome]) -> Outcome:
+def compared(
+    capture: Capture, folder: Path, done: dict[str, Outcome], every_way: bool = False
+) -> Outcome:
     """The capture against our reading of its config and weights.
 
     folder: for the checkpoint and the artifact. done: outcomes by the module, spec and calls; a
-    layer that is the same as one that has been exported is not exported again.
+    layer that is the same as one that has been exported is not exported again. every_way: by every
+    lowering and cache that can express it, not only the one that "auto" takes.
     """
     named: dict[str, Any] = {
         "module": capture.module_class,
@@ -91,7 +96,9 @@ def compared(capture: Capture, folder: Path, done: dict[str, Outcome]) -> Outcom
         return Outcome(**named, **errors, status="wrong", reason="differs from transformers")
     key = repr((capture.module_class, spec, [(c.kind, c.past, c.output.shape) for c in calls]))
     if key not in done:
-        done[key] = artifact_outcome(capture, read, spec, weights, calls, folder, named | errors)
+        done[key] = artifact_outcome(
+            capture, read, spec, weights, calls, folder, named | errors, every_way
+        )
     first = done[key]
     return dataclasses.replace(
         Outcome(**named, **errors, status=first.status, reason=first.reason),
@@ -225,23 +232,43 @@ def artifact_outcome(
     calls: list[Call],
     folder: Path,
     named: dict[str, Any],
+    every_way: bool,
 ) -> Outcome:
     """A checkpoint of the module's own tensors, exported, in onnxruntime; its error and eager's are
-    both against transformers in float64."""
+    both against transformers in float64. every_way: by every lowering and cache that can, the worst
+    of them."""
     calls = [call for call in calls if spec.causal or not call.past]
     padding = any("attention_mask" in inputs_of(call, spec) for call in calls)
-    artifact = exported(capture, read, spec, folder, padding=padding)
-    with open_session(artifact, "onnxruntime") as session:
-        error, budget = runtime_errors(spec, weights, calls, session)
+    found: list[tuple[float, float, str]] = []
+    for lowering, cache in _ways(spec) if every_way else [("auto", _plain_cache(spec))]:
+        artifact = exported(
+            capture, read, spec, folder, padding=padding, lowering=lowering, cache=cache
+        )
+        with open_session(artifact, "onnxruntime") as session:
+            error, budget = runtime_errors(spec, weights, calls, session)
+        found.append((error, budget, artifact.manifest.lowering))
+    error, budget, lowering = max(found, key=lambda x: x[0] / x[1])
     status = "proven" if error <= budget else "wrong"
     return Outcome(
         **named,
         status=status,
         reason="" if status == "proven" else "the artifact differs from transformers",
-        lowering=artifact.manifest.lowering,
+        lowering=lowering,
         runtime=error,
         budget=budget,
     )
+
+
+def _plain_cache(spec: AttentionSpec) -> str:
+    return "growing" if spec.causal else "none"
+
+
+def _ways(spec: AttentionSpec) -> Iterator[tuple[str, str]]:
+    """Every lowering with every cache that can express the layer in onnxruntime."""
+    for lowering in lowerings().values():
+        for cache in lowering.caches:
+            if refusal(lowering, spec, cache) is None and (cache != "none" or not spec.causal):
+                yield lowering.name, cache
 
 
 def exported(
@@ -252,6 +279,7 @@ def exported(
     *,
     padding: bool,
     lowering: str = "auto",
+    cache: str | None = None,
 ) -> Artifact:
     """The module's tensors as a checkpoint, and that exported."""
     checkpoint = folder / "checkpoint"
@@ -261,10 +289,10 @@ def exported(
     _save(read, spec, capture, "model." + read.layout(layer).path(layer), checkpoint)
     return export(
         checkpoint,
-        out=folder / lowering,
+        out=folder / f"{lowering}-{cache}",
         layer=layer,
         lowering=lowering,
-        cache="growing" if spec.causal else "none",
+        cache=cache or _plain_cache(spec),  # type: ignore[arg-type]
         padding=padding,
     )
 
@@ -288,7 +316,10 @@ def _single(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _run(session: Any, inputs: dict[str, Tensor], padding: bool) -> list[Tensor]:
-    """The session's outputs; an empty past and a mask of ones where the call has none."""
+    """The session's outputs; an empty past and a mask of ones where the call has none, and a cache
+    of fixed size in place of one that grows."""
+    if session.manifest.cache == "fixed":
+        return _run_fixed(session, inputs, padding)
     sequence = inputs["hidden_states"].shape[1]
     batch = inputs["hidden_states"].shape[0]
     full = dict(inputs)
@@ -303,6 +334,32 @@ def _run(session: Any, inputs: dict[str, Tensor], padding: bool) -> list[Tensor]
         full["attention_mask"] = torch.ones(batch, past + sequence, dtype=torch.int64)
     outputs = session.run({k: v.contiguous() for k, v in full.items()})
     return [outputs[tensor.name] for tensor in session.outputs]
+
+
+FREE = 3
+"""Slots of a fixed cache that stay free after the call."""
+
+
+def _run_fixed(session: Any, inputs: dict[str, Tensor], padding: bool) -> list[Tensor]:
+    """The past copied to where a fixed cache has it, and the entries in use taken back."""
+    batch, sequence = inputs["hidden_states"].shape[:2]
+    given = {name: value for name, value in inputs.items() if not name.startswith("past_")}
+    past = next((x.shape[-2] for n, x in inputs.items() if n.startswith("past_")), 0)
+    total = past + sequence
+    for tensor in session.inputs:
+        if tensor.name.endswith("_cache"):
+            cache = torch.full(tensor.sized({"batch": batch, "capacity": total + FREE}), 100.0)
+            if past:
+                before = inputs["past_" + tensor.name.removesuffix("_cache")]
+                cache[..., :past, :] = before
+            given[tensor.name] = cache
+    given["cache_lengths"] = torch.full((batch,), past)
+    if padding:
+        mask = inputs.get("attention_mask", torch.ones(batch, total, dtype=torch.int64))
+        given["attention_mask"] = torch.nn.functional.pad(mask, (0, FREE), value=1)
+    outputs = session.run({k: v.contiguous() for k, v in given.items()})
+    first, *caches = (outputs[tensor.name] for tensor in session.outputs)
+    return [first, *(cache[..., :total, :].contiguous() for cache in caches)]
 
 
 def _save(read: Read, spec: AttentionSpec, capture: Capture, prefix: str, folder: Path) -> None:

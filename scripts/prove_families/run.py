@@ -127,8 +127,8 @@ def _keep(found: Verdict, stamp: str) -> None:
     path.with_suffix(".tmp").replace(path)
 
 
-def prove(family: str) -> Verdict:
-    """The verdict on one family; a worker's whole work."""
+def prove(family: str, every_way: bool = False) -> Verdict:
+    """The verdict on one family; a worker's whole work. every_way: see `compared`."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
@@ -143,7 +143,7 @@ def prove(family: str) -> Verdict:
     problems: list[str] = []
     try:
         for tiny in tiny_models(family):
-            outcomes += _outcomes(tiny, problems)
+            outcomes += _outcomes(tiny, problems, every_way)
         problems += PROBLEMS.get(family, [])
     except Exception as error:
         problems.append(f"{type(error).__name__}: {error}")
@@ -152,7 +152,7 @@ def prove(family: str) -> Verdict:
     return verdict(family, outcomes, problems, time.perf_counter() - started)
 
 
-def _outcomes(tiny: Any, problems: list[str]) -> list[Outcome]:
+def _outcomes(tiny: Any, problems: list[str], every_way: bool) -> list[Outcome]:
     found: list[Outcome] = []
     done: dict[str, Outcome] = {}
     try:
@@ -163,7 +163,7 @@ def _outcomes(tiny: Any, problems: list[str]) -> list[Outcome]:
     for capture in every:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                found.append(compared(capture, Path(folder), done))
+                found.append(compared(capture, Path(folder), done, every_way))
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 found.append(
