@@ -445,6 +445,15 @@ def test_trust_needs_evidence_about_the_same_files(artifact, verified) -> None:
         assert len(verified) == before + 1
 
 
+def test_pytorch_alone_needs_no_proof_of_the_artifact(artifact, verified) -> None:
+    only = Choice(only=("torch-eager", "torch-sdpa"))
+    found = bench([artifact], shapes=SMALL[:1], plan=QUICK, choice=only)
+    assert [row.contender for row in found.rows] == ["torch-eager", "torch-sdpa"]
+    assert min(row.ratio for row in found.rows) <= 1.0 == max(row.ratio for row in found.rows)
+    assert found.status == "measured"
+    assert not verified
+
+
 def test_what_cannot_be_compiled_is_left_out(artifact, verified, monkeypatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no compiler\nand more")
@@ -457,6 +466,7 @@ def test_what_cannot_be_compiled_is_left_out(artifact, verified, monkeypatch) ->
 
 KEYS = "status command date machine versions artifacts rows left_out memory notes"
 MACHINE_KEYS = "cpu cores threads bandwidth_gb_s gemm_gflop_s last_level_cache_bytes neighbours"
+ARTIFACT_KEYS = "path lowering opset dtype cache padding quantization files parity trusted slots"
 ROW_KEYS = (
     "batch sequence past contender status reason median_ms low_ms high_ms interval_ms rounds_ms "
     "calls bytes flops limit_ms of_limit ratio error allowed"
@@ -470,6 +480,7 @@ def test_json_is_one_object_with_the_documented_keys(artifact, verified, capsys)
     assert list(found) == KEYS.split()
     assert [list(row) for row in found["rows"]] == [ROW_KEYS.split()] * 2
     assert found["command"] == " ".join(["rope-export", *command, "--json"])
+    assert list(found["artifacts"]["growing"]) == ARTIFACT_KEYS.split()
     assert found["artifacts"]["growing"]["parity"] == "passed"
     assert list(found["machine"]) == MACHINE_KEYS.split()
     assert run([*command, "--markdown"]) == 0
@@ -503,6 +514,14 @@ def test_table_has_every_row_and_what_explains_it(measured) -> None:
     assert "48.0 GB/s" in printed
 
 
+@pytest.mark.parametrize(("neighbours", "mark"), [(None, ""), (0.0, ""), (1.0, "?")])
+def test_speed_ups_of_a_busy_machine_are_marked(measured, neighbours, mark) -> None:
+    here = dataclasses.replace(measured.machine, neighbours=neighbours, cores=2)
+    rows = [dataclasses.replace(row, ratio=2.0) for row in measured.rows[1:]]
+    printed = table.markdown(dataclasses.replace(measured, machine=here, rows=tuple(rows)))
+    assert printed.count(f"| 2.00{mark} |") == len(rows)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_plot_draws_a_panel_a_batch(measured, suffix, tmp_path) -> None:
     pytest.importorskip("matplotlib")
@@ -512,7 +531,7 @@ def test_plot_draws_a_panel_a_batch(measured, suffix, tmp_path) -> None:
     written = path.read_bytes()
     assert written.startswith(b"\x89PNG\r\n" if suffix == ".png" else b"<?xml")
     if suffix == ".svg":
-        for text in (b"batch 1", b"batch 2", b"torch-sdpa", b"limit of the machine"):
+        for text in (b"batch 1", b"batch 2", b"torch-sdpa", b"limit of growing"):
             assert text in written  # as comments beside the drawn letters
         picture.plot(measured, path)
         assert path.read_bytes() == written

@@ -61,7 +61,7 @@ def test_cases_cover_the_corners(tiny, cache, padding) -> None:
 
 def test_json_has_the_agreed_keys(tiny) -> None:
     report = json.loads(json.dumps(verify(tiny()).to_json(), allow_nan=False))
-    assert report.keys() == {"status", "weights", "rows", "skipped", "problems"}
+    assert report.keys() == {"status", "weights", "rows", "skipped", "problems", "loss"}
     keys = [
         "case",
         "seed",

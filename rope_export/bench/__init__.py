@@ -25,9 +25,6 @@ with extra("export", "benchmarking"):
 
 __all__ = ["Bench", "Choice", "Plan", "Shape", "bench", "sweep"]
 
-QUIET = 0.05
-"""Share of the cores that other processes may take before figures are not to be believed."""
-
 Progress = Callable[[str, float | None], None]
 
 
@@ -72,15 +69,15 @@ def bench(
             for number, layer in enumerate(field):
                 share = _share(progress, shape, at, number, len(shapes), len(field))
                 rows += _rows(shape, number, layer, limits, plan, neighbours, share)
-    found = compared(rows)
+    found, machine = compared(rows), Machine.here(cores(), limits, neighbours.cores)
     return Bench(
-        machine=Machine.here(cores(), limits, neighbours.cores),
+        machine=machine,
         command=command,
         artifacts={name: _facts(a, proofs.get(name), capacity) for name, a in opened.items()},
         rows=tuple(found),
         left_out={name: reason for layer in field for name, reason in layer.left_out.items()},
         memory=_memory(field, found, threads, capacity, progress) if memory else (),
-        notes=tuple(_notes(opened, limits, neighbours.cores)),
+        notes=tuple(_notes(opened, machine)),
     )
 
 
@@ -205,7 +202,7 @@ def _memory(
 
 def _facts(artifact: Artifact, proof: Proof | None, capacity: int | None) -> dict[str, Any]:
     manifest = artifact.manifest
-    names = ("lowering", "opset", "dtype", "cache", "padding")
+    names = ("lowering", "opset", "dtype", "cache", "padding", "quantization")
     return {
         "path": str(artifact.path),
         **{name: getattr(manifest, name) for name in names},
@@ -216,9 +213,8 @@ def _facts(artifact: Artifact, proof: Proof | None, capacity: int | None) -> dic
     }
 
 
-def _notes(
-    artifacts: Mapping[str, Artifact], limits: Limits, neighbours: float | None
-) -> Iterator[str]:
+def _notes(artifacts: Mapping[str, Artifact], machine: Machine) -> Iterator[str]:
+    limits = machine.limits
     small = [
         name
         for name, artifact in artifacts.items()
@@ -230,9 +226,9 @@ def _notes(
             f"{limits.cache_bytes / 1e6:.0f} MB, which is read faster than memory: more than 100 % "
             f"of the limit is possible."
         )
-    if neighbours is not None and neighbours > QUIET * cores():
+    if not machine.quiet:
         yield (
-            f"not a quiet machine: other processes took {neighbours:.1f} of {cores()} cores "
-            f"meanwhile. Times are too long, PyTorch's most of all, whose threads wait for one "
-            f"another; do not believe the speed-ups."
+            f"not a quiet machine: other processes took {machine.neighbours:.1f} of "
+            f"{machine.cores} cores meanwhile. Times are too long, PyTorch's most of all, whose "
+            f"threads wait for one another; do not believe the speed-ups."
         )

@@ -12,6 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from rope_export import __version__
 from rope_export.bench.roofline import Limits
 
+QUIET = 0.05
+"""Share of the cores that other processes may take before figures are not to be believed."""
+
 PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
@@ -28,6 +31,11 @@ class Machine:
     date: str
     versions: Mapping[str, str]
 
+    @property
+    def quiet(self) -> bool:
+        """Whether other processes left the cores alone, as far as is known."""
+        return self.neighbours is None or self.neighbours <= QUIET * self.cores
+
     @classmethod
     def here(cls, cores: int, limits: Limits, neighbours: float | None) -> "Machine":
         versions = {"rope_export": __version__, "python": platform.python_version()}
@@ -37,7 +45,7 @@ class Machine:
             except PackageNotFoundError:
                 continue
         return cls(
-            cpu=_cpu(),
+            cpu=cpu_name(),
             cores=cores,
             limits=limits,
             neighbours=neighbours,
@@ -84,7 +92,7 @@ def _processor_seconds() -> float | None:
         return None
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

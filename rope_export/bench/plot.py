@@ -50,12 +50,17 @@ def plot(bench: Bench, path: Path) -> None:
         from matplotlib.figure import Figure
     rows = [row for row in bench.rows if drawable(row.shape)]
     batches = sorted({row.shape.batch for row in rows})
-    figure = Figure(figsize=(5.5 * len(batches), 4.5), layout="constrained")
+    figure = Figure(figsize=(2 + 5 * len(batches), 4.5), layout="constrained")
     panels = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
     for panel, batch in zip(panels, batches, strict=True):
         _draw(panel, [row for row in rows if row.shape.batch == batch])
         panel.set_title(f"batch {batch}", fontsize="medium")
     panels[0].set_ylabel("milliseconds a call")
+    shown = [panel.get_legend_handles_labels() for panel in panels]
+    handles = {
+        label: line for lines, labels in shown for line, label in zip(lines, labels, strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside right upper", fontsize="small")
     figure.suptitle(title(bench), fontsize="small")
     # The same figures give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "rope_export"}):
@@ -64,12 +69,12 @@ def plot(bench: Bench, path: Path) -> None:
 
 
 def _draw(panel: "Axes", rows: Sequence[Row]) -> None:
-    names = list(dict.fromkeys(row.contender for row in rows))
-    limits: list[list[tuple[int, float]]] = []
-    for at, name in enumerate(names):
+    limits: dict[str, list[tuple[int, float]]] = {}
+    colours: dict[str, str] = {}
+    for at, name in enumerate(dict.fromkeys(row.contender for row in rows)):
         own = sorted((r for r in rows if r.contender == name), key=lambda r: r.shape.past)
         timed = [(r.shape.past, r.timing) for r in own if r.timing is not None]
-        colour = f"C{at}"
+        colour = colours[name] = f"C{at}"
         if timed:
             pasts = [past for past, _ in timed]
             medians = [1e3 * t.median for _, t in timed]
@@ -77,18 +82,19 @@ def _draw(panel: "Axes", rows: Sequence[Row]) -> None:
             low, high = [1e3 * t.low for _, t in timed], [1e3 * t.high for _, t in timed]
             panel.fill_between(pasts, low, high, color=colour, alpha=0.15, linewidth=0)
         line = [(r.shape.past, 1e3 * r.limit) for r in own if r.limit is not None]
-        if line and not any(_close(line, other) for other in limits):
-            limits.append(line)
-    for at, line in enumerate(limits):
-        label = "_" if at else "limit of the machine"  # once in the legend
-        panel.plot(*zip(*line, strict=True), "k--", linewidth=1, label=label)
+        if line and not any(_close(line, other) for other in limits.values()):
+            limits[name] = line
+    for name, line in limits.items():
+        # Whoever stores fewer bytes has a limit of its own.
+        label = f"limit of {name}" if len(limits) > 1 else "limit of the machine"
+        colour = colours[name] if len(limits) > 1 else "black"
+        panel.plot(*zip(*line, strict=True), color=colour, ls="--", linewidth=1, label=label)
     pasts = sorted({row.shape.past for row in rows})
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
     panel.set_xticks(pasts, [str(past) for past in pasts])
     panel.set_xlabel("cached entries")
     panel.grid(alpha=0.3, which="both")
-    panel.legend(fontsize="small")
 
 
 def _close(one: list[tuple[int, float]], other: list[tuple[int, float]]) -> bool:

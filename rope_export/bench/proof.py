@@ -8,9 +8,9 @@ sizes, such as a wrong offset, mask or cache; the fine judgement is `verify`'s.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -24,6 +24,7 @@ with extra("export", "comparing with eager PyTorch"):
     from rope_export.attention import RotaryAttention
     from rope_export.parity import verify
     from rope_export.parity.bounds import UNIT_ROUNDOFF, longest_reduction
+    from rope_export.parity.rows import Row
 
 RUNTIME = "onnxruntime"
 """Where artifacts are timed, and must have been proven."""
@@ -44,7 +45,8 @@ class WrongError(RopeExportError):
 class Proof:
     """What `verify` says of an artifact on RUNTIME, now or in its evidence.
 
-    error: the largest relative L2 error of the attention output there, 0 where it is not known.
+    error: of weights in few bits the largest relative L2 error of the attention output, which is
+    more than rounding makes and was let pass; 0 of others.
     reason: why nothing could be compared, or what failed.
     """
 
@@ -73,7 +75,7 @@ def prove(artifact: Artifact, *, trust: bool, progress: Progress) -> Proof:
         skipped = [x["reason"] for x in report.skipped if x["runtime"] == RUNTIME]
         reason = skipped[0] if skipped else f"it is not made for {RUNTIME}"
         return Proof(status="nothing compared", reason=reason)
-    error = _worst(map(vars, here))
+    error = 0.0 if artifact.manifest.quantization is None else _worst(here)
     artifact.record(proven={"runtime": RUNTIME, "files": _hashes(artifact), "error": error})
     return Proof(status="passed", error=error)
 
@@ -87,17 +89,16 @@ def _evidence(artifact: Artifact) -> Proof | None:
     if (own.get("runtime"), own.get("files")) == (RUNTIME, files):
         return Proof(status="passed", trusted=True, error=own["error"])
     rows = [row for row in parity.get("worst", []) if row["runtime"] == RUNTIME]
-    # Weights in few bits are off by more than rounding, and this does not say by how much.
+    # Of weights in few bits this does not say how far they are off.
     if parity.get("files") != files or not rows or artifact.manifest.quantization is not None:
         return None
     return Proof(status="passed", trusted=True)
 
 
-def _worst(rows: Iterable[Mapping[str, Any]]) -> float:
+def _worst(rows: Iterable[Row]) -> float:
     """The largest relative L2 error of the attention output."""
     wanted = ("attention_output", "relative L2")
-    errors = (row["error"] for row in rows if (row["output"], row["metric"]) == wanted)
-    return max(errors, default=0.0)
+    return max((row.error for row in rows if (row.output, row.metric) == wanted), default=0.0)
 
 
 def _hashes(artifact: Artifact) -> dict[str, str]:

@@ -109,10 +109,11 @@ class Bench:
 
     @property
     def status(self) -> Literal["measured", "wrong", "nothing measured"]:
-        """Wrong if any contender is; measured if an artifact was."""
+        """Wrong if any contender is; measured if an artifact was, or none took part."""
         if any(row.status == "wrong" for row in self.rows):
             return "wrong"
-        found = any(row.status == "measured" and not row.torch for row in self.rows)
+        ours = [row for row in self.rows if not row.torch]
+        found = any(row.status == "measured" for row in ours or self.rows)
         return "measured" if found else "nothing measured"
 
     def to_json(self) -> dict[str, Any]:
@@ -122,9 +123,9 @@ class Bench:
         machine: cpu, cores, threads, bandwidth_gb_s, gemm_gflop_s, last_level_cache_bytes,
             neighbours (cores that other processes took while calls were timed).
         versions: of python and packages by name.
-        artifacts: by name: path, lowering, opset, dtype, cache, padding, files (sha256 by name),
-            parity ("passed", "failed", "nothing compared"), trusted, slots of a fixed cache or
-            null where it has as many as the shape fills.
+        artifacts: by name: path, lowering, opset, dtype, cache, padding, quantization, files
+            (sha256 by name), parity ("passed", "failed", "nothing compared"), trusted, slots of a
+            fixed cache or null where it has as many as the shape fills.
         rows: batch, sequence, past, contender; status "measured", "cannot" or "wrong" and its
             reason; median_ms of the rounds, low_ms and high_ms of them, interval_ms, 95 % for the
             median, rounds_ms, calls; bytes and flops that are needed, limit_ms, of_limit (limit

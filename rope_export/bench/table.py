@@ -24,7 +24,7 @@ def table(bench: Bench) -> RenderableType:
     for row in bench.rows:
         if before is not None and row.shape != before:
             grid.add_section()
-        grid.add_row(*map(escape, _cells(row)), _problem(row))
+        grid.add_row(*map(escape, _cells(row, bench.machine.quiet)), _problem(row))
         before = row.shape
     return Group(grid, *(Text(line) for line in footer(bench)))
 
@@ -36,7 +36,7 @@ def markdown(bench: Bench) -> str:
     lines += [f"{bench.machine.date[:10]}, {versions}.", ""]
     lines += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     for row in bench.rows:
-        cells = _cells(row)
+        cells = _cells(row, bench.machine.quiet)
         if row.status != "measured":
             cells[2] = str(_problem(row))
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
@@ -67,8 +67,8 @@ def footer(bench: Bench) -> Iterator[str]:
     yield from bench.notes
 
 
-def _cells(row: Row) -> list[str]:
-    """A row's figures, empty where there are none."""
+def _cells(row: Row, quiet: bool) -> list[str]:
+    """A row's figures, empty where there are none; a speed-up not to be believed has a "?"."""
     timing, cells = row.timing, [row.shape.name, row.contender]
     if timing is None:
         return [*cells, *[""] * (len(COLUMNS) - 2)]
@@ -79,7 +79,7 @@ def _cells(row: Row) -> list[str]:
         f"{_ms(timing.low)} - {_ms(timing.high)}",
         f"{_ms(low)} - {_ms(high)}",
         "" if row.of_limit is None else f"{100 * row.of_limit:.0f} %",
-        "" if row.ratio is None else f"{row.ratio:.2f}",
+        "" if row.ratio is None else f"{row.ratio:.2f}{'' if quiet else '?'}",
     ]
 
 

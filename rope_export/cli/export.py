@@ -39,6 +39,9 @@ def export(
     opset: Annotated[int | None, typer.Option(help="Newer than the lowering's own.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights drawn for a config file.")] = 0,
     padding: Annotated[bool, typer.Option("--padding", help="Take an attention_mask.")] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Time every lowering here and take the fastest.")
+    ] = False,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not compare with eager PyTorch.")
     ] = False,
@@ -51,26 +54,31 @@ def export(
     ):
         if value not in known:
             raise InputError(f"--{name} {value}: use one of {', '.join(known)}.")
+    if tune and lowering != "auto":
+        raise InputError(f"--tune and --lowering {lowering}: --tune looks for the lowering.")
     with output.progress() as step:
         step("loading PyTorch", None)
-        from rope_export.exporter import export as run
+        options: dict[str, Any] = {
+            "layer": layer,
+            "part": part,
+            "cache": cache,
+            "dtype": dtype,
+            "weights": weights,
+            "block_size": block_size,
+            "accuracy_level": accuracy_level,
+            "padding": padding,
+            "opset": opset,
+            "seed": seed,
+        }
+        if tune:
+            from rope_export.bench.tune import tuned
 
-        artifact = run(
-            source,
-            out=out,
-            layer=layer,
-            part=part,
-            lowering=lowering,
-            cache=cache,  # type: ignore[arg-type]
-            dtype=dtype,  # type: ignore[arg-type]
-            weights=weights,  # type: ignore[arg-type]
-            block_size=block_size,
-            accuracy_level=accuracy_level,
-            padding=padding,
-            opset=opset,
-            seed=seed,
-            progress=lambda name: step(name, None),
-        )
+            artifact = tuned(source, out=out, progress=step, **options)
+        else:
+            from rope_export.exporter import export as run
+
+            options |= {"lowering": lowering, "progress": lambda name: step(name, None)}
+            artifact = run(source, out=out, **options)
         report = None
         if not no_verify:
             from rope_export.parity import verify

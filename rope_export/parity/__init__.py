@@ -82,7 +82,7 @@ def verify(
             judge.property(known_property)
     if weights.original is not None:
         report.loss = _loss(judge.layer, weights.original, manifest, seed)
-    opened.record(parity=_evidence(report, seed))
+    opened.record(parity=_evidence(report, manifest, seed))
     return report
 
 
@@ -301,7 +301,7 @@ def _changed(after: np.ndarray, before: np.ndarray, starts: np.ndarray) -> float
     return float(changed)
 
 
-def _evidence(report: Report, seed: int) -> dict[str, object]:
+def _evidence(report: Report, manifest: Manifest, seed: int) -> dict[str, object]:
     worst: dict[str, Row] = {}
     for row in report.rows:
         if row.runtime not in worst or row.used > worst[row.runtime].used:
@@ -309,6 +309,7 @@ def _evidence(report: Report, seed: int) -> dict[str, object]:
     return {
         "status": report.status,
         "weights": report.weights,
+        "files": {name: facts["sha256"] for name, facts in manifest.files.items()},
         "seed": seed,
         "rows": len(report.rows),
         "failed": sum(row.status == "failed" for row in report.rows),

@@ -102,6 +102,7 @@ def page(results: Results) -> Iterator[str]:
     )
     yield ""
     yield from _table(("environment", "versions"), _versions(facts))
+    heads: tuple[str, ...]
     heads = ("exporter", "seconds", "peak MB", "files MB", "layer MB", "nodes of the layer")
     yield from _section("Export", EXPORT, heads, [_export(export) for export in results.exports])
     heads = ("layer", *CASES)
