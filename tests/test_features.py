@@ -12,6 +12,7 @@ from rope_export import Artifact, AttentionSpec, RotaryAttention, attention, exp
 from rope_export.errors import InputError, SpecError
 from rope_export.lowerings import lowering_for
 from rope_export.lowerings.portable import Portable
+from rope_export.quantized import Quantization
 from rope_export.rope.default import DefaultRope
 from rope_export.spec import LatentSpec, NormSpec, PositionScale
 from tests.conftest import TINY
@@ -60,8 +61,9 @@ def names(tensors: Any) -> list[str]:
 def test_sinks_are_refused_by_name_and_auto_finds_what_can(make: Make) -> None:
     with pytest.raises(InputError, match=r"'standard' cannot express sinks"):
         make(SUNK, lowering="standard")
-    assert make(SUNK).manifest.lowering == "portable"
-    assert make(CAPPED).manifest.lowering == "standard"
+    sunk, capped = (AttentionSpec.from_hf({**TINY, **config}) for config in (SUNK, CAPPED))
+    assert lowering_for("auto", sunk, "growing").name == "portable"
+    assert lowering_for("auto", capped, "growing").name == "standard"
 
 
 def test_a_layer_that_sees_later_tokens_has_no_cache() -> None:
@@ -144,10 +146,13 @@ def test_what_the_operators_cannot_say_is_refused_by_name(make: Make) -> None:
         make(SUNK, lowering="standard", cache="fixed")
 
 
-def test_auto_takes_for_a_fixed_cache_what_reads_only_the_entries_in_use(make: Make) -> None:
-    assert make(NORMED, cache="fixed").manifest.lowering == "ort"
-    assert make(LATENT, cache="fixed").manifest.lowering == "standard"
-    assert make(NORMED, cache="fixed", dtype="bfloat16").manifest.lowering == "standard"
+def test_auto_takes_for_a_fixed_cache_what_reads_only_the_entries_in_use() -> None:
+    plain, latent = (AttentionSpec.from_hf({**TINY, **config}) for config in (NORMED, LATENT))
+    narrow = dataclasses.replace(plain, dtype="bfloat16")
+    found = [lowering_for("auto", spec, "fixed").name for spec in (plain, latent, narrow)]
+    assert found == ["ort", "standard", "standard"]
+    assert lowering_for("auto", plain, "growing").name == "standard"
+    assert lowering_for("auto", plain, "growing", Quantization(bits=4)).name == "ort"
 
 
 @pytest.mark.parametrize("config", EVERY, ids=lambda c: c["model_type"])

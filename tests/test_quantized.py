@@ -65,9 +65,8 @@ def test_a_packed_weight_stands_for_what_onnxruntime_multiplies_with(
 def test_sound_artifacts_pass(tiny_config, tmp_path, weights, options) -> None:
     artifact = export(tiny_config, out=tmp_path / "x", weights=weights, **options)
     assert artifact.manifest.lowering == "ort"
-    for seed in range(3):
-        report = verify(artifact, seed=seed)
-        assert (report.status, report.weights) == ("passed", "proven")
+    report = verify(artifact)
+    assert (report.status, report.weights) == ("passed", "proven")
     assert {node.op_type for node in onnx.load(artifact.model).graph.node} >= {"MatMulNBits"}
 
 
