@@ -1,6 +1,8 @@
 """What the tests share: real weights, and tiny artifacts made once."""
 
+import functools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,16 @@ TINY = {
     "num_hidden_layers": 2,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_read_once() -> None:
+    """torch's exporter reads its table of a thousand operators anew for every export, which is a
+    third of the time that a small one takes; here there are hundreds."""
+    from torch.onnx._internal.exporter import _registration
+
+    scripts = _registration.onnxscript_apis
+    scripts.get_torchlib_ops = functools.cache(scripts.get_torchlib_ops)
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +48,13 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
-    """Artifacts of the tiny config, each made once; copy one before changing it."""
-    folder = tmp_path_factory.mktemp("tiny")
+    """Artifacts of the tiny config, each made once; copy one before changing it.
+
+    Processes that run tests side by side share them: an artifact is there as a whole or not at all.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny"
+    folder.mkdir(exist_ok=True)
 
     def make(
         lowering: str = "standard",

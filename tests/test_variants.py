@@ -9,10 +9,13 @@ from scripts.prove_variants import CASES, PAGE, VARIANTS, prove
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "every_lowering", [False, pytest.param(True, marks=pytest.mark.long)], ids=["two", "every one"]
+)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variant_is_right_in_all_six_cases(variant: str) -> None:
+def test_variant_is_right_in_all_six_cases(variant: str, every_lowering: bool) -> None:
     transformers_logging.set_verbosity_error()
-    cells = list(prove(variant))
+    cells = list(prove(variant, every_lowering))
     assert {cell.case for cell in cells} == set(CASES)
     assert [cell for cell in cells if not cell.right] == []
 
