@@ -34,9 +34,9 @@ def test_inputs_and_outputs_are_bound_in_place(tiny, monkeypatch) -> None:
         monkeypatch.setattr(
             type(session),
             "_bind",
-            lambda self, way, name, dtype, value: (
+            lambda self, way, name, value: (
                 bound.update({name: value}),
-                bind(self, way, name, dtype, value),
+                bind(self, way, name, value),
             )[1],
         )
         inputs = call(1, 2, 3)

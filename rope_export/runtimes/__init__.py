@@ -2,7 +2,7 @@
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rope_export.stream import Stream
 
     Array: TypeAlias = np.ndarray | torch.Tensor
+    Held: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, int]], dict[str, Array]]
 
 
 class Session(ABC):
@@ -65,6 +66,11 @@ class Session(ABC):
     ) -> dict[str, "Array"]:
         """Run checked inputs; `axes` has the size of every dynamic axis, `into` the tensors that
         some outputs are to be written to, which may be inputs of a fixed cache."""
+
+    def _hold(self, kept: Mapping[str, "Array"], into: Mapping[str, "Array"]) -> "Held":
+        """A way to make many calls over the same tensors: `kept` are inputs of each, `into` as for
+        `_run`. It takes the other inputs and the size of every axis, and gives every output."""
+        return lambda inputs, axes: self._run({**kept, **inputs}, axes, into)
 
     def close(self) -> None:  # noqa: B027 - most runtimes have nothing to give back
         """Give back what the session holds; it cannot run afterwards."""

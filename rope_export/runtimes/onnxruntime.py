@@ -13,7 +13,7 @@ from rope_export.errors import ArtifactError, RopeExportError, TensorError, Unav
 from rope_export.runtimes import Missing, Session, allocate, is_torch
 
 if TYPE_CHECKING:
-    from rope_export.runtimes import Array
+    from rope_export.runtimes import Array, Held
 
 BFLOAT16 = 16
 """TensorProto.BFLOAT16: numpy has no such type, so onnxruntime is told the number."""
@@ -101,6 +101,10 @@ class OnnxRuntimeSession(Session):
     def __init__(self, manifest: Manifest, inner: Any, runtime: OnnxRuntime) -> None:
         super().__init__(manifest)
         self._inner, self._runtime = inner, runtime
+        self._elements = {
+            tensor.name: BFLOAT16 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype).type
+            for tensor in (*self.inputs, *self.outputs)
+        }
         self.assigned: dict[str, Counter[str]] = defaultdict(Counter)
         for subgraph in inner.get_provider_graph_assignment_info():
             self.assigned[subgraph.ep_name].update(node.op_type for node in subgraph.get_nodes())
@@ -124,29 +128,45 @@ class OnnxRuntimeSession(Session):
     def _run(
         self, inputs: Mapping[str, "Array"], axes: Mapping[str, int], into: Mapping[str, "Array"]
     ) -> dict[str, "Array"]:
+        return self._hold({}, into)(inputs, axes)
+
+    def _hold(self, kept: Mapping[str, "Array"], into: Mapping[str, "Array"]) -> "Held":
+        binding = self._open().io_binding()
+        for name, value in kept.items():
+            self._bind(binding.bind_input, name, value)
+        for name, value in into.items():
+            self._bind(binding.bind_output, name, value)
+        fresh = [tensor for tensor in self.outputs if tensor.name not in into]
+
+        def run(inputs: Mapping[str, "Array"], axes: Mapping[str, int]) -> dict[str, "Array"]:
+            # A contiguous copy must outlive the call.
+            held: dict[str, Any] = {name: _contiguous(value) for name, value in inputs.items()}
+            for name, value in held.items():
+                self._bind(binding.bind_input, name, value)
+            outputs = allocate(fresh, axes, inputs[self.inputs[0].name]) | dict(into)
+            for tensor in fresh:
+                self._bind(binding.bind_output, tensor.name, outputs[tensor.name])
+            if any(is_torch(v) and v.device.type == "cuda" for v in held.values()):
+                import torch
+
+                torch.cuda.current_stream().synchronize()  # the inputs are written
+            inner = self._open()
+            try:
+                inner.run_with_iobinding(binding)
+            except Exception as error:
+                raise RopeExportError(f"onnxruntime failed: {_line(error)}") from error
+            binding.synchronize_outputs()
+            return outputs
+
+        return run
+
+    def _open(self) -> Any:
+        """Raises: RopeExportError if the session was closed."""
         if self._inner is None:
             raise RopeExportError("the session is closed.")
-        binding = self._inner.io_binding()
-        held: dict[str, Any] = {}  # a contiguous copy must outlive the call
-        for tensor in self.inputs:
-            value = held[tensor.name] = _contiguous(inputs[tensor.name])
-            self._bind(binding.bind_input, tensor.name, tensor.dtype, value)
-        fresh = [tensor for tensor in self.outputs if tensor.name not in into]
-        outputs = allocate(fresh, axes, inputs[self.inputs[0].name]) | dict(into)
-        for tensor in self.outputs:
-            self._bind(binding.bind_output, tensor.name, tensor.dtype, outputs[tensor.name])
-        if any(is_torch(v) and v.device.type == "cuda" for v in held.values()):
-            import torch
+        return self._inner
 
-            torch.cuda.current_stream().synchronize()  # the inputs are written
-        try:
-            self._inner.run_with_iobinding(binding)
-        except Exception as error:
-            raise RopeExportError(f"onnxruntime failed: {_line(error)}") from error
-        binding.synchronize_outputs()
-        return outputs
-
-    def _bind(self, bind: Any, name: str, dtype: str, value: "Array") -> None:
+    def _bind(self, bind: Any, name: str, value: "Array") -> None:
         if isinstance(value, np.ndarray):
             device, index, address = "cpu", 0, value.ctypes.data
         else:
@@ -158,8 +178,7 @@ class OnnxRuntimeSession(Session):
                     f"takes tensors on cpu"
                     + (f" or {self._runtime.device}." if self._runtime.device != "cpu" else ".")
                 )
-        element = BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype).type
-        bind(name, device, index, element, tuple(value.shape), address)
+        bind(name, device, index, self._elements[name], tuple(value.shape), address)
 
     def close(self) -> None:
         self._inner = None
