@@ -20,11 +20,10 @@ def test_the_number_of_families_is_the_proven_one() -> None:
     assert f"reads\n{proven[1]} model families" in README.read_text(encoding="utf-8")
 
 
-def test_the_example_runs(smollm2, tmp_path, monkeypatch, capsys) -> None:
-    code = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert code
+def test_the_examples_run(smollm2, tmp_path, monkeypatch, capsys) -> None:
+    code = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "smollm2-135m").symlink_to(smollm2)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code[1], "README.md", "exec"), {})
-    assert capsys.readouterr().out == "(1, 5, 576) (1, 3, 5, 64)\n"
+    exec(compile("\n".join(code), "README.md", "exec"), {})
+    assert capsys.readouterr().out == "(1, 5, 576) (1, 3, 5, 64)\n[6 4]\n"
