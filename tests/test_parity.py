@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from contextlib import ExitStack
+from itertools import cycle, product
 
 import numpy as np
 import pytest
@@ -154,11 +155,14 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(
-    "draws", [25, pytest.param(1_000, marks=pytest.mark.long)], ids=["25", "1000"]
-)
+DTYPES = ["float32", "float16"]
+DRAWS = [
+    *[(25, shape, dtype) for shape, dtype in zip(SHAPES, cycle(DTYPES), strict=False)],
+    *[pytest.param(1_000, *one, marks=pytest.mark.long) for one in product(SHAPES, DTYPES)],
+]
+
+
+@pytest.mark.parametrize(("draws", "shape", "dtype"), DRAWS)
 def test_sound_draws_raise_no_alarm(draws, shape, dtype, tmp_path) -> None:
     """Each draw has inputs of its own; both lowerings run them."""
     config = tmp_path / "config.json"

@@ -1,0 +1,32 @@
+"""Long runs, short ones of them in CI: decoding into a fixed cache, and threads on one artifact."""
+
+import numpy as np
+import pytest
+
+from rope_export.runtimes.onnxruntime import OnnxRuntimeSession
+from scripts import soak
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds"),
+    [(100, 0.3), pytest.param(10_000, 60.0, marks=pytest.mark.long)],
+    ids=["short", "long"],
+)
+def test_nothing_goes_wrong(smollm2, steps: int, seconds: float) -> None:
+    found = list(soak.soak(smollm2, steps, seconds))
+    assert [one.wrong for one in found] == [0, 0, 0, 0]
+    assert all(one.calls > soak.THREADS for one in found)
+    assert found[0].grown < soak.SMALL
+
+
+def test_a_wrong_answer_is_counted(smollm2, monkeypatch) -> None:
+    plain = OnnxRuntimeSession._hold
+
+    def forgetful(self, kept, into):
+        """A fixed cache that is read but never written."""
+        run = plain(self, kept, {n: np.empty_like(x) for n, x in into.items()})
+        return lambda inputs, axes: run(inputs, axes)
+
+    monkeypatch.setattr(OnnxRuntimeSession, "_hold", forgetful)
+    decoding = next(iter(soak.soak(smollm2, 100, 0.0)))
+    assert decoding.wrong > 90
