@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from rope_export import Artifact, AttentionSpec
+from rope_export import Artifact, AttentionSpec, export
 from rope_export.attention import allowed_slots
 from rope_export.bench import (
     Choice,
@@ -573,3 +573,23 @@ def test_names_of_artifacts_are_folders_or_paths(tmp_path, artifact) -> None:
     assert list(named([artifact, *others])) == list(map(str, [artifact, *others]))
     with pytest.raises(InputError, match="no artifact"):
         named([])
+
+
+def test_weights_in_few_bits_may_be_off_by_what_was_proven_and_no_more(
+    tiny_config, tmp_path, monkeypatch
+) -> None:
+    """Activations rounded to int8 are further off eager than rounding in float32 would allow."""
+    artifact = export(tiny_config, out=tmp_path / "int4", weights="int4", cache="fixed").path
+    choice = Choice(only=("int4",))
+    (row,) = bench([artifact], shapes=SMALL[:1], plan=QUICK, choice=choice).rows
+    assert row.status == "measured"
+    assert proof.UNIT_ROUNDOFF["float32"] * 1e3 < row.error < row.allowed
+    plain = contenders.ArtifactContender._run
+
+    def shifted(self, feeds):
+        outputs = plain(self, feeds)
+        return outputs | {"attention_output": outputs["attention_output"] * (1 + row.allowed)}
+
+    monkeypatch.setattr(contenders.ArtifactContender, "_run", shifted)
+    (row,) = bench([artifact], shapes=SMALL[:1], plan=QUICK, choice=choice, trust=True).rows
+    assert row.status == "wrong"
