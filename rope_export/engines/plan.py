@@ -199,13 +199,14 @@ def _newer_of_same_major(version: str, built: str) -> bool:
     return now[:1] == then[:1] and now >= then
 
 
-def check_gpu(path: Path, facts: EngineFacts, here: gpu.Gpu) -> None:
+def check_gpu(path: Path | None, facts: EngineFacts, here: gpu.Gpu) -> None:
     """Raises: ArtifactError if the plan has no kernels for the GPU that is here."""
     if here.capability not in facts.compute_capabilities:
         ahead = f" --compute-capability {here.capability}" if facts.gpu is None else ""
         raise ArtifactError(
-            f"{path / PLAN}: is for compute capability {', '.join(facts.compute_capabilities)}; "
-            f"this GPU is {here}. Build it again: {rebuild(path, facts)}{ahead}"
+            f"{PLAN}: is for compute capability {', '.join(facts.compute_capabilities)}; "
+            f"this GPU is {here}. Build it again: "
+            f"{rebuild(path or Path('ENGINE_DIR'), facts)}{ahead}"
         )
 
 
