@@ -26,6 +26,8 @@ class Lowering(ABC):
     runtimes: what it is made for, the first that is available being the one to verify it with.
     needs: the oldest version of a package that runs its operators, by the package's name.
     quantizes: whether it can have weights in few bits.
+    engine: whether it is made for an engine that is built of the file; "auto" and tuning, which
+        look for what a runtime does best with the file itself, leave it out then.
     heads_axis: as in `attention.Expression`.
     """
 
@@ -34,6 +36,7 @@ class Lowering(ABC):
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnxruntime:cuda", "reference")
     needs: ClassVar[Mapping[str, str]] = {}
     quantizes: ClassVar[bool] = False
+    engine: ClassVar[bool] = False
     heads_axis: ClassVar[int] = 1
 
     def refusal(self, spec: AttentionSpec) -> str | None:
@@ -188,7 +191,8 @@ def _order(spec: AttentionSpec, cache: str) -> list[str]:
     With a fixed cache onnxruntime's own come first: Attention-24 computes over the whole capacity
     however few entries are in use. They are of no use in bfloat16, which needs another runtime.
     """
-    known = sorted(lowerings().values(), key=lambda x: -x.caches.get(cache, 0))
+    known = [x for x in lowerings().values() if not x.engine]
+    known.sort(key=lambda x: -x.caches.get(cache, 0))
     standard = [x.name for x in known if not x.needs]
     own = [x.name for x in known if x.needs]
     fixed = cache == "fixed" and spec.dtype != "bfloat16"

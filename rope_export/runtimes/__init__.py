@@ -132,6 +132,11 @@ def dtype_name(value: "Array") -> str:
     raise TensorError(f"{type(value).__name__} given; inputs are numpy arrays or torch tensors.")
 
 
+def address(value: "Array") -> int:
+    """Where the first element lies."""
+    return int(value.ctypes.data if isinstance(value, np.ndarray) else value.data_ptr())
+
+
 def to_numpy(value: "Array") -> np.ndarray:
     """A numpy array of the same values, without a copy if `value` lies on the CPU."""
     if isinstance(value, np.ndarray):

@@ -9,7 +9,7 @@ from rope_export.engines.plan import Engine, EngineManifest, check_gpu, check_ve
 from rope_export.engines.profiles import selected
 from rope_export.engines.session import Calls
 from rope_export.errors import ProfileError, RopeExportError, TensorError, UnavailableError
-from rope_export.runtimes import Missing, Session, is_torch, to_numpy, to_torch, written
+from rope_export.runtimes import Missing, Session, address, is_torch, to_numpy, to_torch, written
 
 if TYPE_CHECKING:
     from rope_export.engines.execution import Context, Device
@@ -106,17 +106,18 @@ class EngineSession(Session):
                     f"{self._device.place}, which takes tensors from there or from the CPU."
                 )
             there[name] = tensor.to(self._device.place)
+        before = {name: name.removesuffix("_out") for name in into}
         caches = {
-            name: there[name.removesuffix("_out")]
+            name: there[before[name]]
             for name, target in into.items()
-            if target is inputs[name.removesuffix("_out")]
+            if there[before[name]].data_ptr() == address(target)
         }
         with torch.no_grad():
             outputs = self._calls.run(profile, there, axes, caches)
         found = {
             name: tensor.to(like.device) if is_torch(like) else to_numpy(tensor)
             for name, tensor in outputs.items()
-            if name not in caches or outputs[name] is not caches[name]
+            if tensor is not caches.get(name)
         }
         return written(found, {n: x for n, x in into.items() if n in found}) | dict(into)
 
