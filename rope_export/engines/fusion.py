@@ -1,5 +1,6 @@
 """Whether attention was fused: interim, until the other half of the work brings its own."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -43,7 +44,7 @@ def logger(trt: Any, verbose: bool) -> Any:
 
 
 def fusion(lines: Sequence[str], network: NetworkFacts, dtype: str) -> Fusion:
-    kernels = tuple(line for line in lines if "_gemm_mha_v2" in line)[:1]
+    kernels = tuple(sorted(set(re.findall(r"_gemm_mha_v2", "\n".join(lines)))))
     return Fusion(
         fused=bool(kernels),
         kernels=kernels,
