@@ -28,16 +28,17 @@ class Tensorrt(Lowering):
     engine: ClassVar[bool] = True
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
+        """Interleaved pairs are moved to halves and back, which costs no kernel: the builder fails
+        on the operator's own interleaved form before a cache that grows."""
+        if rope.layout == "half_split":
+            return _turned(x, cos, sin, rope)
+        pairs = x[..., : rope.rotary_dim].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+        turned = _turned(torch.cat((pairs, x[..., rope.rotary_dim :]), dim=-1), cos, sin, rope)
         if rope.layout == "permuted":
-            pairs = x[..., : rope.rotary_dim].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-            x = torch.cat((pairs, x[..., rope.rotary_dim :]), dim=-1)
-        return torch.onnx.ops.rotary_embedding(
-            x,
-            cos,
-            sin,
-            interleaved=rope.layout == "interleaved",
-            rotary_embedding_dim=0 if rope.rotary_dim == x.shape[-1] else rope.rotary_dim,
-        )
+            return turned
+        halves = turned[..., : rope.rotary_dim].unflatten(-1, (2, -1))
+        interleaved = halves.transpose(-1, -2).flatten(-2)
+        return torch.cat((interleaved, turned[..., rope.rotary_dim :]), dim=-1)
 
     def keep(self, past: Tensor | None, new: Tensor, lengths: Tensor | None) -> Tensor:
         if past is None or lengths is None:
@@ -82,6 +83,12 @@ class Tensorrt(Lowering):
         if visible is not None:
             heads = torch.where(visible, heads, 0.0)
         return heads, k, v
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
+    """RotaryEmbedding-23 of pairs that lie in halves."""
+    width = 0 if rope.rotary_dim == x.shape[-1] else rope.rotary_dim
+    return torch.onnx.ops.rotary_embedding(x, cos, sin, rotary_embedding_dim=width)
 
 
 def _bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
