@@ -18,21 +18,29 @@ ENGINES = Path(rope_export.__file__).parent / "engines"
 LISTED = json.loads(Path(__file__).with_name("tensorrt_names.json").read_text(encoding="utf-8"))
 RTX, FULL = (LISTED[f"{name}"] for name in ("tensorrt_rtx 1.7.1.116", "tensorrt 11.4.0.106"))
 
-CLASSES = {
-    "builder": "Builder",
-    "config": "IBuilderConfig",
-    "made": "IOptimizationProfile",
-    "parser": "OnnxParser",
-    "parsed": "INetworkDefinition",
-    "runtime": "Runtime",
-    "loaded": "ICudaEngine",
-    "_loaded": "ICudaEngine",
-    "_runtime": "Runtime",
-    "_config": "IRuntimeConfig",
-    "_inner": "IExecutionContext",
-    "_cache": "IRuntimeCache",
+OBJECTS = {
+    "builder.py": {
+        "builder": "Builder",
+        "config": "IBuilderConfig",
+        "made": "IOptimizationProfile",
+        "parsed": "INetworkDefinition",
+    },
+    "execution.py": {
+        "runtime": "Runtime",
+        "_runtime": "Runtime",
+        "loaded": "ICudaEngine",
+        "_loaded": "ICudaEngine",
+        "_config": "IRuntimeConfig",
+        "_inner": "IExecutionContext",
+        "_cache": "IRuntimeCache",
+    },
+    "network.py": {
+        "parser": "OnnxParser",
+        "network": "INetworkDefinition",
+        "attention": "IAttention",
+    },
 }
-"""What the engines' code calls TensorRT's objects."""
+"""What the files that hold TensorRT's objects call them, and their classes."""
 
 FILES = sorted(ENGINES.glob("*.py"))
 
@@ -49,23 +57,24 @@ def chain(node: ast.AST) -> tuple[str, ...]:
 
 def used(path: Path) -> Iterator[tuple[str, ...]]:
     """Names of the module itself, and members of its classes: ("BuilderFlag", "TF32")."""
+    objects = OBJECTS.get(path.name, {})
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Attribute):
             continue
         parts = chain(node)
         if "trt" in parts[:2]:
             names = parts[parts.index("trt") + 1 :]
-            if names and names[0] != "__version__":
+            if names and not names[:2][-1].startswith("__"):
                 yield names[:2]
-        elif len(parts) >= 2 and parts[-2] in CLASSES and parts[0] in ("self", parts[-2]):
-            yield CLASSES[parts[-2]], parts[-1]
+        elif len(parts) >= 2 and parts[-2] in objects and parts[0] in ("self", parts[-2]):
+            yield objects[parts[-2]], parts[-1]
 
 
 def has(names: tuple[str, ...], listed: dict[str, list[str] | None]) -> bool:
     if names[0] not in listed:
         return False
     members = listed[names[0]]
-    return len(names) == 1 or names[1] == "__members__" or names[1] in (members or ())
+    return len(names) == 1 or names[1] in (members or ())
 
 
 def asked_for(path: Path) -> set[str]:
@@ -107,7 +116,6 @@ def test_names_are_found_at_all() -> None:
     everything = {names for path in FILES for names in used(path)}
     for names in (
         ("BuilderFlag", "TF32"),
-        ("ComputeCapability", "__members__"),
         ("Builder", "build_serialized_network"),
         ("IBuilderConfig", "set_compute_capability"),
         ("IExecutionContext", "execute_async_v3"),

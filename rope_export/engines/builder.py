@@ -16,8 +16,8 @@ from rope_export.contract import TensorType
 from rope_export.engines import fusion, network, static
 from rope_export.engines.build_cache import Built
 from rope_export.engines.module import Module
-from rope_export.engines.plan import Options, fixed_tensors
-from rope_export.engines.profiles import Profile
+from rope_export.engines.plan import Engine, Options, fixed_tensors
+from rope_export.engines.profiles import Profile, sizes_of
 from rope_export.errors import InputError, RopeExportError
 
 Progress = Callable[[str], None]
@@ -62,15 +62,10 @@ def build(module: Module, order: Order, progress: Progress) -> Built:
     builder's own words for what it cannot build."""
     trt, log = module.trt, fusion.logger(module.trt, True)
     with tempfile.TemporaryDirectory(prefix="rope_export-") as folder:
-        model = order.model
-        if order.sizes:
-            model = Path(folder) / model.name
-            static.fixed(order.model, order.sizes, model)
+        model = _sized(order, Path(folder))
         progress("parsing")
         builder = trt.Builder(log)
-        parsed = builder.create_network(_strongly_typed(module))
-        network.parse(trt, parsed, model, log)
-        _check_tensors(trt, parsed, order)
+        parsed = _parsed(module, builder, model, order, log)
         facts = network.facts(trt, parsed)
         config = _config(module, builder, order)
         progress("building")
@@ -83,6 +78,47 @@ def build(module: Module, order: Order, progress: Progress) -> Built:
         swap.write(order.timing_cache, cache)
     found = fusion.fusion(log.lines, facts, order.dtype)
     return Built(plan=bytes(memoryview(plan)), network=facts.to_json(), fusion=found.to_json())
+
+
+def again(module: Module, engine: Engine) -> dict[str, Any]:
+    """What an engine's model is parsed to now, as its manifest has it.
+
+    Raises: as `build`.
+    """
+    manifest, trt = engine.manifest, module.trt
+    order = Order(
+        model=engine.model,
+        dtype=manifest.dtype,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        sizes=sizes_of(engine.facts.profiles),
+        profiles=engine.facts.profiles,
+        compute_capabilities=engine.facts.compute_capabilities,
+        options=engine.facts.options,
+        timing_cache=None,
+    )
+    log = fusion.logger(trt, False)
+    network.refuse(engine.model)
+    with tempfile.TemporaryDirectory(prefix="rope_export-") as folder:
+        model = _sized(order, Path(folder))
+        parsed = _parsed(module, trt.Builder(log), model, order, log)
+        return network.facts(trt, parsed).to_json()
+
+
+def _sized(order: Order, folder: Path) -> Path:
+    """The model with its sizes fixed, in the folder; the model itself where there are none."""
+    if not order.sizes:
+        return order.model
+    model = folder / order.model.name
+    static.fixed(order.model, order.sizes, model)
+    return model
+
+
+def _parsed(module: Module, builder: Any, model: Path, order: Order, log: Any) -> Any:
+    parsed = builder.create_network(_strongly_typed(module))
+    network.parse(module.trt, parsed, model, log)
+    _check_tensors(module.trt, parsed, order)
+    return parsed
 
 
 def _strongly_typed(module: Module) -> int:

@@ -26,7 +26,7 @@ with extra("export", "comparing with eager PyTorch"):
     from rope_export.parity.cases import Case, cases
     from rope_export.parity.corners import corners
     from rope_export.parity.metrics import errors
-    from rope_export.parity.numbers import numbers
+    from rope_export.parity.numbers import numbers, structure
     from rope_export.parity.properties import Property, properties
     from rope_export.parity.reference import ReferenceLayer, Trace
     from rope_export.parity.rows import Report, Row, counted, judged
@@ -86,6 +86,7 @@ def verify(
             found = corners(opened.facts, spec, large=large)
             every += [case for case in found.cases if case not in every]
             report.left_out += found.left_out
+            report.rows += structure(opened, seed)
         known = list(properties(judge.layer, manifest, seed))
         for at, case in enumerate(every):
             progress(case.name, at / (len(every) + len(known)))

@@ -1,8 +1,38 @@
-"""Whether what an engine's plan computes was compared on a GPU, now or before."""
+"""What is known of an engine beside its model: its structure, and whether a GPU ran its plan."""
 
-from rope_export.engines import gpu
-from rope_export.engines.plan import PLAN, Engine
-from rope_export.parity.rows import Report
+from rope_export.engines import builder, gpu, module
+from rope_export.engines.plan import PLAN, Engine, check_version
+from rope_export.errors import UnavailableError
+from rope_export.parity.rows import Report, Row, counted
+
+
+def structure(engine: Engine, seed: int) -> list[Row]:
+    """Whether the model is parsed to the layers that the manifest says; nothing where the module is
+    not here to parse it.
+
+    Raises: InputError for a form that TensorRT computes otherwise; ArtifactError for a plan of
+        another version.
+    """
+    facts = engine.facts
+    try:
+        here = module.load(facts.engine)
+    except UnavailableError:
+        return []
+    check_version(engine.path, facts, here.version)
+    found = builder.again(here, engine)
+    differing = [
+        name for name in found.keys() | facts.network if found.get(name) != facts.network.get(name)
+    ]
+    return [
+        counted(
+            case="structure of the network",
+            seed=seed,
+            runtime="file",
+            output="layers",
+            metric="differing facts",
+            error=float(len(differing)),
+        )
+    ]
 
 
 def numbers(engine: Engine, report: Report) -> str:
