@@ -109,6 +109,8 @@ def test_prompts_and_single_tokens_use_their_own_profile(engine) -> None:
         stream.step(tokens(2, count, at))
     assert [made["profile"] for made in machine.calls] == [0, 1, 1, 0, 1]
     assert [made["sizes"]["past"] for made in machine.calls] == [0, 7, 8, 9, 14]
+    for sequence in (2, 1, 2):  # a past of the same shape has to be said again
+        session.run(call(1, sequence, 4))
     assert machine.made == 1
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,14 +17,14 @@ import pytest
 
 from rope_export import Artifact, build_engine, export, open_session, verify
 from rope_export.artifact import file_hash
-from rope_export.cli import run
+from rope_export.cli import output, run
 from rope_export.engines import build_cache, builder, gpu, module, static
 from rope_export.engines.plan import Engine, check_gpu
 from rope_export.engines.profiles import DEFAULTS, Profile, profiles_for, selected
 from rope_export.errors import ArtifactError, InputError, UnavailableError
 from rope_export.parity.corners import corners
 from rope_export.spec import AttentionSpec
-from tests.test_cli import refused
+from tests.test_cli import refused, rewrite
 
 GROWING = "batch=1:1:3,sequence=1:8:32,past=0:0:64"
 FIXED = "batch=1:1:3,sequence=1:8:16,capacity=24"
@@ -418,6 +419,26 @@ def test_an_option_that_cannot_be_met_is_one_line(fault, tiny, tmp_path, capfd) 
     assert not list(tmp_path.iterdir())
 
 
+def test_native_code_is_silenced_and_python_is_not(capfd) -> None:
+    """TensorRT's compiler writes some errors to stderr by itself, beside its logger."""
+    with output.native_silenced():
+        os.write(2, b"native\n")
+        print("ours", file=sys.stderr)
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "ours\nafter\n"
+
+
+def test_attention_that_is_not_fused_is_refused_with_what_helps(tiny, tmp_path, capsys) -> None:
+    source = str(tiny("tensorrt", "float32", "growing").path)
+    words = ["--out", str(tmp_path / "out"), "--profile", GROWING]
+    told = refused(capsys, "build", source, *words, "--require-fused")
+    assert "no attention kernel computes in float32" in told
+    assert "export with dtype float16 or bfloat16" in told
+    assert not list(tmp_path.iterdir())
+    assert run(["build", source, *words]) == 0
+    assert "attention NOT fused" in capsys.readouterr().out
+
+
 def test_options_reach_the_builder(build) -> None:
     engine = build(weight_streaming=True, optimization_level=0, workspace=2**30, tf32=True)
     assert engine.facts.options.weight_streaming
@@ -449,7 +470,12 @@ def test_whatever_differs_is_built(change, build, tiny, tmp_path, monkeypatch) -
     monkeypatch.setattr(builder, "build", lambda *given: seen.append(1) or real(*given))
     options = dict(CHANGES[change])
     if options.pop("source", None):
-        options["source"] = tiny("tensorrt", "bfloat16", "growing")
+        source = tiny("tensorrt", "float16", "growing").path
+        copied = Path(shutil.copytree(source, tmp_path / "copied"))
+        model = onnx.load(copied / "model.onnx")
+        model.doc_string = "another"
+        rewrite(copied, model)
+        options["source"] = copied
     if version := options.pop("version", None):
         monkeypatch.setattr(module.Module, "version", property(lambda self: version))
     build(**options)
