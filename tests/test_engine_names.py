@@ -1,11 +1,6 @@
-"""Every name of TensorRT that is used exists in both modules, or is asked for before it is used.
-
-The list was read off the bindings of tensorrt 11.4.0.106 and tensorrt_rtx 1.7.1.116 with dir(); the
-one that is installed here is compared with it.
-"""
+"""Every name of TensorRT that the code uses is in both modules, or asked for with hasattr."""
 
 import ast
-import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,125 +9,148 @@ import pytest
 
 import rope_export
 
-ENGINES = Path(rope_export.__file__).parent / "engines"
-LISTED = json.loads(Path(__file__).with_name("tensorrt_names.json").read_text(encoding="utf-8"))
-RTX, FULL = (LISTED[f"{name}"] for name in ("tensorrt_rtx 1.7.1.116", "tensorrt 11.4.0.106"))
-
-OBJECTS = {
-    "builder.py": {
-        "builder": "Builder",
-        "config": "IBuilderConfig",
-        "made": "IOptimizationProfile",
-        "parsed": "INetworkDefinition",
-    },
-    "execution.py": {
-        "runtime": "Runtime",
-        "_runtime": "Runtime",
-        "loaded": "ICudaEngine",
-        "_loaded": "ICudaEngine",
-        "_config": "IRuntimeConfig",
-        "_inner": "IExecutionContext",
-        "_cache": "IRuntimeCache",
-    },
-    "network.py": {
-        "parser": "OnnxParser",
-        "network": "INetworkDefinition",
-        "attention": "IAttention",
-    },
+PACKAGE = Path(rope_export.__file__).parent
+KNOWN = json.loads((Path(__file__).parent / "data" / "tensorrt_names.json").read_text("utf-8"))
+MODULES = ("tensorrt", "tensorrt_rtx")
+FILES = sorted((PACKAGE / "engines").glob("*.py"))
+FILES += [p for p in [PACKAGE / "runtimes" / "tensorrt.py"] if p.exists()]
+MADE = {
+    "create_network": "INetworkDefinition",
+    "create_builder_config": "IBuilderConfig",
+    "create_optimization_profile": "IOptimizationProfile",
+    "create_timing_cache": "ITimingCache",
+    "create_execution_context": "IExecutionContext",
+    "create_runtime_config": "IRuntimeConfig",
+    "create_runtime_cache": "IRuntimeCache",
+    "deserialize_cuda_engine": "ICudaEngine",
+    "get_layer": "ILayer",
+    "get_error": "ParserError",
 }
-"""What the files that hold TensorRT's objects call them, and their classes."""
-
-FILES = sorted(ENGINES.glob("*.py"))
-
-
-def chain(node: ast.AST) -> tuple[str, ...]:
-    """a.b.c as its parts; nothing for what is more than names."""
-    if isinstance(node, ast.Name):
-        return (node.id,)
-    if isinstance(node, ast.Attribute):
-        inner = chain(node.value)
-        return (*inner, node.attr) if inner else ()
-    return ()
-
-
-def used(path: Path) -> Iterator[tuple[str, ...]]:
-    """Names of the module itself, and members of its classes: ("BuilderFlag", "TF32")."""
-    objects = OBJECTS.get(path.name, {})
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.Attribute):
-            continue
-        parts = chain(node)
-        if "trt" in parts[:2]:
-            names = parts[parts.index("trt") + 1 :]
-            if names and not names[:2][-1].startswith("__"):
-                yield names[:2]
-        elif len(parts) >= 2 and parts[-2] in objects and parts[0] in ("self", parts[-2]):
-            yield objects[parts[-2]], parts[-1]
+"""What a method that makes an object gives."""
+GIVEN = {
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "config": "IBuilderConfig",
+    "layer": "ILayer",
+    "attention": "IAttention",
+    "engine": "ICudaEngine",
+    "context": "IExecutionContext",
+}
+"""What a parameter of that name is, where its type is Any."""
+TOGETHER = {
+    "ComputeCapability": {"num_compute_capabilities", "set_compute_capability"},
+    "get_engine_validity": {"EngineValidity", "EngineInvalidityDiagnostics"},
+}
+"""Names that a module has if it has the one that the code asks for."""
+Use = tuple[str, str, int]
 
 
-def has(names: tuple[str, ...], listed: dict[str, list[str] | None]) -> bool:
-    if names[0] not in listed:
-        return False
-    members = listed[names[0]]
-    return len(names) == 1 or names[1] in (members or ())
+def called(node: ast.expr) -> str | None:
+    """The class of what an expression makes, if it is one of TensorRT's."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return None
+    if is_module(node.func.value):
+        return node.func.attr
+    return MADE.get(node.func.attr)
 
 
-def asked_for(path: Path) -> set[str]:
-    """Names that the file asks for with hasattr or has."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and chain(node.func)[-1:] in (("has",), ("hasattr",)):
-            found |= {
-                part
-                for argument in node.args
-                if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
-                for part in argument.value.split(".")
-            }
+def is_module(node: ast.expr) -> bool:
+    """`trt`, or the attribute `trt` of something."""
+    name = node.id if isinstance(node, ast.Name) else getattr(node, "attr", None)
+    return name == "trt"
+
+
+def objects(function: ast.FunctionDef) -> dict[str, str]:
+    """The TensorRT class of each local name, as far as it can be told."""
+    found = {}
+    for given in (*function.args.args, *function.args.kwonlyargs):
+        if given.annotation is not None and ast.unparse(given.annotation) == "Any":
+            found |= {given.arg: GIVEN[given.arg]} if given.arg in GIVEN else {}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and (made := called(node.value)):
+            found |= {target.id: made for target in node.targets if isinstance(target, ast.Name)}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute):
+            (target,) = node.targets
+            if isinstance(target, ast.Attribute) and target.attr == "__class__":
+                found[ast.unparse(target.value)] = node.value.attr
     return found
 
 
-GUARDED = {"set_runtime_cache": "create_runtime_cache", "IRuntimeCache": "create_runtime_cache"}
-GUARDED |= {"EngineValidity": "get_engine_validity", "engine_header_size": "get_engine_validity"}
-GUARDED |= {"EngineInvalidityDiagnostics": "get_engine_validity"}
-GUARDED |= {"num_compute_capabilities": "ComputeCapability"}
-GUARDED |= {"set_compute_capability": "ComputeCapability"}
-"""What comes with a name that is asked for."""
+def uses(tree: ast.AST) -> Iterator[Use]:
+    """Class ("" for the module itself), name and line of every attribute of TensorRT's."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            if is_module(node.value):
+                yield "", node.attr, node.lineno
+            elif isinstance(node.value, ast.Attribute) and is_module(node.value.value):
+                yield node.value.attr, node.attr, node.lineno
+    for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
+        known = objects(function)
+        for node in ast.walk(function):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in known:
+                yield known[ast.unparse(node.value)], node.attr, node.lineno
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_names_exist_in_both_modules_or_are_asked_for(path: Path) -> None:
-    asked = set().union(*map(asked_for, FILES))
-    for names in used(path):
-        lacking = [listed is RTX for listed in (RTX, FULL) if not has(names, listed)]
-        if not lacking:
-            continue
-        assert len(lacking) == 1, f"{path.name}: neither module has {'.'.join(names)}"
-        guards = {*names, *(GUARDED[name] for name in names if name in GUARDED)}
-        assert guards & asked, f"{path.name}: only one module has {'.'.join(names)}"
+def asked_for(tree: ast.AST) -> set[str]:
+    """Names that the code asks for before it uses them, dotted ones by their parts."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args)
+    asking = (c for c in calls if ast.unparse(c.func).rpartition(".")[2] in ("hasattr", "has"))
+    said = (c.args[-1].value for c in asking if isinstance(c.args[-1], ast.Constant))
+    names = {part for name in said for part in str(name).split(".")}
+    return names.union(*(TOGETHER.get(name, set()) for name in names))
 
 
-def test_names_are_found_at_all() -> None:
-    """The search sees what it is about: a module's name, a class's member, an object's method."""
-    everything = {names for path in FILES for names in used(path)}
-    for names in (
-        ("BuilderFlag", "TF32"),
-        ("Builder", "build_serialized_network"),
-        ("IBuilderConfig", "set_compute_capability"),
-        ("IExecutionContext", "execute_async_v3"),
-        ("ICudaEngine", "get_aliased_input_tensor"),
-        ("IRuntimeConfig", "set_runtime_cache"),
-    ):
-        assert names in everything
-        assert has(names, RTX)
-    assert not has(("BuilderFlag", "FP16"), FULL)
+def missing(source: str, asked: str = "") -> list[str]:
+    """The names that a module lacks and that are not asked for, there or in `asked`."""
+    tree = ast.parse(source)
+    gated = asked_for(tree) | asked_for(ast.parse(asked))
+    found = []
+    for owner, name, line in uses(tree):
+        for module in MODULES:
+            facts = KNOWN[module]
+            names = facts["names"] if owner == "" else facts["members"].get(owner, [])
+            optional = gated & {owner, name}
+            if name not in names and not name.startswith("__") and not optional:
+                found.append(f"line {line}: {module} {facts['version']} has no {owner}.{name}")
+    return found
 
 
-def test_the_module_that_is_installed_is_the_one_that_was_listed() -> None:
-    trt = importlib.import_module("tensorrt_rtx")
-    assert trt.__version__ == "1.7.1.116"
-    for name, members in RTX.items():
-        if name.startswith("tensorrt_rtx"):
-            continue
-        assert hasattr(trt, name)
-        for member in members or ():
-            assert hasattr(getattr(trt, name), member), f"{name}.{member}"
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+def test_names_are_in_both_modules_or_asked_for(path: Path) -> None:
+    every = "\n".join(p.read_text(encoding="utf-8") for p in FILES)
+    assert missing(path.read_text(encoding="utf-8"), every) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ("trt.OnnxParsr", "has no .OnnxParsr"),
+        ("trt.LayerType.ATTENTION", "has no LayerType.ATTENTION"),
+        ("module.trt.Builder.nothing", "has no Builder.nothing"),
+        ("trt.ComputeCapability", "tensorrt 11.4.0.106 has no .ComputeCapability"),
+        ("def f(trt):\n b = trt.Builder(1)\n c = b.create_builder_config()\n c.fp16", "fp16"),
+        ("def f(network: Any):\n network.num_layer", "has no INetworkDefinition.num_layer"),
+    ],
+)
+def test_a_name_that_is_missing_is_found(source: str, named: str) -> None:
+    assert named in "\n".join(missing(source))
+
+
+def test_a_name_that_is_asked_for_may_be_missing() -> None:
+    gated = "if hasattr(trt, 'ComputeCapability'):\n trt.ComputeCapability.SM89"
+    assert missing(gated) == []
+    assert missing("def f(network: NetworkFacts):\n network.rotary") == []
+
+
+def test_the_installed_module_has_the_names_that_are_listed() -> None:
+    """The list is what it says it is."""
+    installed = pytest.importorskip(
+        "tensorrt_rtx", reason="needs TensorRT for RTX: pip install 'rope_export[rtx]'"
+    )
+    facts = KNOWN["tensorrt_rtx"]
+    if installed.__version__ != facts["version"]:
+        pytest.skip(f"the list is of {facts['version']}, this is {installed.__version__}")
+    for owner, names in facts["members"].items():
+        assert set(names) <= set(dir(getattr(installed, owner)))

@@ -6,13 +6,14 @@ onnx/docs/Operators.md.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from rope_export.engines.graph import Graph
 
-NARROW = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
+NARROW: dict[int | None, str] = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 ATTENTION_HONOURED = {
     "scale",
     "is_causal",
@@ -37,7 +38,7 @@ Check = Callable[[Graph, NodeProto], str | None]
 
 
 def wrong(model: onnx.ModelProto) -> Iterator[str]:
-    """What is wrong with the model for TensorRT: the node, the rule and the way out, a line each."""
+    """What is wrong with the model for TensorRT: the node, the rule and the way out, in a line."""
     for graph in Graph.every(model):
         for node in graph.nodes:
             for check in CHECKS.get(node.op_type, ()):
@@ -98,8 +99,8 @@ def _causal_cache(graph: Graph, node: NodeProto) -> str | None:
     if grown is None:
         return None
     return (
-        f"has is_causal=1, which counts from the first key, on keys that {grown!r} made of a cache: "
-        f"new tokens would see the oldest entries only; {EXPORT}, whose mask counts cache slots"
+        f"has is_causal=1, which counts from the first key, on keys that {grown!r} made of a "
+        f"cache: new tokens would see its oldest entries only; {EXPORT}, whose mask counts slots"
     )
 
 
@@ -146,7 +147,7 @@ def _overflowing_scores(graph: Graph, node: NodeProto) -> str | None:
 
 def _too_low(graph: Graph, mask: str, element: int | None) -> str | None:
     """Whether a mask holds numbers to which no score can be added."""
-    if element not in (TensorProto.FLOAT, *NARROW):
+    if element is None or element not in (TensorProto.FLOAT, *NARROW):
         return None
     import ml_dtypes
 
@@ -165,11 +166,12 @@ def _too_low(graph: Graph, mask: str, element: int | None) -> str | None:
 
 
 def _narrow_angles(graph: Graph, node: NodeProto) -> str | None:
-    narrow = {graph.type_of(x) for x in graph.values_before(node.input[0])} & NARROW.keys()
+    kinds = map(graph.type_of, sorted(graph.values_before(node.input[0])))
+    narrow = [NARROW[kind] for kind in kinds if kind in NARROW]
     if not narrow:
         return None
     return (
-        f"takes an angle that went through {NARROW[narrow.pop()]}, which has no odd position above "
+        f"takes an angle that went through {narrow[0]}, which has no odd position above "
         f"2,048 or 256; cast int64 positions to float32, and cos and sin last; or {EXPORT}"
     )
 
@@ -217,7 +219,7 @@ def _given(node: NodeProto, at: int) -> bool:
     return len(node.input) > at and node.input[at] != ""
 
 
-def _attribute(node: NodeProto, name: str, default: object = 0) -> object:
+def _attribute(node: NodeProto, name: str, default: Any = 0) -> Any:
     found = [a for a in node.attribute if a.name == name and a.type != AttributeProto.UNDEFINED]
     return helper.get_attribute_value(found[0]) if found else default
 

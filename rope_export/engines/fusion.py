@@ -20,9 +20,9 @@ class Fusion:
     """What became of the attention of a network.
 
     fused: every attention layer is one kernel. kernels: the fused ones by name. rotary, attention,
-    kv_cache_updates: layers of the parsed network. scratch_bytes: memory that the engine needs while
-    it runs, beside weights and tensors, at the largest shapes. reason, remedy: where not fused, why,
-    and the change that helps.
+    kv_cache_updates: layers of the parsed network. scratch_bytes: memory that a call needs beside
+    weights and tensors, at the largest shapes. reason, remedy: where not fused, why, and the change
+    that helps.
     """
 
     fused: bool
@@ -57,7 +57,7 @@ def logger(trt: Any, verbose: bool) -> Any:
     """
     failed = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
 
-    class Kept(trt.ILogger):  # type: ignore[misc]
+    class Kept(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.lines: list[str] = []

@@ -37,8 +37,9 @@ class NetworkFacts:
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> "NetworkFacts":
         """Raises: InputError if it was written by another version."""
+        plain: Any = {n: tuple(x) if isinstance(x, list) else x for n, x in given.items()}
         try:
-            return cls(**{n: tuple(x) if isinstance(x, list) else x for n, x in given.items()})
+            return cls(**plain)
         except TypeError as error:
             raise InputError(
                 f"the plan's network facts do not fit this version of rope_export ({error}). "

@@ -43,6 +43,10 @@ class Lowering(ABC):
         """The feature of `spec` that this lowering cannot express, by name, or nothing."""
         return None
 
+    def cache_refusal(self, spec: AttentionSpec, cache: str) -> str | None:
+        """Why it cannot express `cache` for a spec that it can express with another, or nothing."""
+        return None
+
     def split(self, x: Tensor, width: int) -> Tensor:
         """As `attention.Expression.split`, by a shape that does not have to be computed."""
         heads = x.shape[2] // width
@@ -218,4 +222,4 @@ def refusal(
             f"cache {cache!r} with causal=False: a layer that sees later tokens has no cache; "
             f"use cache 'none'"
         )
-    return lowering.refusal(spec)
+    return lowering.refusal(spec) or lowering.cache_refusal(spec, cache)

@@ -14,8 +14,8 @@ from rope_export.spec import AttentionSpec, RopeSpec
 
 
 class Tensorrt(Lowering):
-    """RotaryEmbedding-23, Attention-23 under an explicit mask, and TensorScatter-24 for fixed caches,
-    each in the form that becomes one layer of a TensorRT network.
+    """RotaryEmbedding-23, Attention-23 under an explicit mask, and TensorScatter-24 for fixed
+    caches, each in the form that becomes one layer of a TensorRT network.
 
     The operators say less here than in `standard`. TensorRT takes no past inputs, softcap or
     softmax_precision of Attention, drops the lengths of a cache without a word, and counts
@@ -26,6 +26,14 @@ class Tensorrt(Lowering):
     name = "tensorrt"
     caches: ClassVar[Mapping[str, int]] = {"none": 23, "growing": 23, "fixed": 24}
     engine: ClassVar[bool] = True
+
+    def cache_refusal(self, spec: AttentionSpec, cache: str) -> str | None:
+        if spec.latent is not None and cache == "fixed":
+            return (
+                "lowering 'tensorrt' cannot express cache 'fixed' of a latent: TensorRT's caches "
+                "are (batch, heads, capacity, features); use cache 'growing'"
+            )
+        return None
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
         """Interleaved pairs are moved to halves and back, which costs no kernel: the builder fails
