@@ -36,11 +36,27 @@ GIVEN = {
     "attention": "IAttention",
     "engine": "ICudaEngine",
     "context": "IExecutionContext",
+    "parsed": "INetworkDefinition",
+    "runtime": "Runtime",
+    "loaded": "ICudaEngine",
 }
 """What a parameter of that name is, where its type is Any."""
+HELD = {
+    "self._inner": "IExecutionContext",
+    "self._runtime": "Runtime",
+    "self._loaded": "ICudaEngine",
+    "self._config": "IRuntimeConfig",
+    "self._cache": "IRuntimeCache",
+}
+"""What an attribute of that name holds."""
 TOGETHER = {
     "ComputeCapability": {"num_compute_capabilities", "set_compute_capability"},
-    "get_engine_validity": {"EngineValidity", "EngineInvalidityDiagnostics"},
+    "get_engine_validity": {
+        "EngineValidity",
+        "EngineInvalidityDiagnostics",
+        "engine_header_size",
+    },
+    "create_runtime_cache": {"IRuntimeCache", "set_runtime_cache"},
 }
 """Names that a module has if it has the one that the code asks for."""
 Use = tuple[str, str, int]
@@ -63,7 +79,7 @@ def is_module(node: ast.expr) -> bool:
 
 def objects(function: ast.FunctionDef) -> dict[str, str]:
     """The TensorRT class of each local name, as far as it can be told."""
-    found = {}
+    found = dict(HELD)
     for given in (*function.args.args, *function.args.kwonlyargs):
         if given.annotation is not None and ast.unparse(given.annotation) == "Any":
             found |= {given.arg: GIVEN[given.arg]} if given.arg in GIVEN else {}
@@ -132,6 +148,7 @@ def test_names_are_in_both_modules_or_asked_for(path: Path) -> None:
         ("trt.ComputeCapability", "tensorrt 11.4.0.106 has no .ComputeCapability"),
         ("def f(trt):\n b = trt.Builder(1)\n c = b.create_builder_config()\n c.fp16", "fp16"),
         ("def f(network: Any):\n network.num_layer", "has no INetworkDefinition.num_layer"),
+        ("def f(self):\n self._inner.execute_v4(1)", "has no IExecutionContext.execute_v4"),
     ],
 )
 def test_a_name_that_is_missing_is_found(source: str, named: str) -> None:

@@ -72,17 +72,23 @@ class Cuda:
         import torch
 
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(self.place))
         return event
 
     def wait(self, mark: Any) -> None:
-        mark.wait()
+        import torch
+
+        torch.cuda.current_stream(self.place).wait_event(mark)
 
     def capture(self, work: Callable[[int], None]) -> Callable[[], None]:
         import torch
 
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # What other threads do to the GPU meanwhile is no part of it, and does not spoil it.
+        with (
+            torch.cuda.device(self.place),
+            torch.cuda.graph(graph, capture_error_mode="thread_local"),
+        ):
             work(self.stream())
         return graph.replay
 
