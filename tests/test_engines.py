@@ -37,6 +37,12 @@ def kept(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("kept")
 
 
+@pytest.fixture(autouse=True)
+def users_cache(kept, monkeypatch) -> None:
+    """The user's own is left alone."""
+    monkeypatch.setenv("ROPE_EXPORT_CACHE", str(kept / "own"))
+
+
 @pytest.fixture(scope="module")
 def build(tiny, kept, tmp_path_factory) -> Callable[..., Engine]:
     """A new engine of a tiny layer, for a test to damage."""
