@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rope_export.artifact import Artifact
     from rope_export.attention import RotaryAttention
+    from rope_export.engines import build_engine
     from rope_export.errors import RopeExportError
     from rope_export.exporter import export
     from rope_export.parity import verify
@@ -23,6 +24,7 @@ _HOME = {
     "AttentionSpec": "rope_export.spec",
     "RopeExportError": "rope_export.errors",
     "RotaryAttention": "rope_export.attention",
+    "build_engine": "rope_export.engines",
     "export": "rope_export.exporter",
     "open_session": "rope_export.runtimes",
     "verify": "rope_export.parity",
@@ -33,6 +35,7 @@ __all__ = [
     "AttentionSpec",
     "RopeExportError",
     "RotaryAttention",
+    "build_engine",
     "export",
     "open_session",
     "verify",

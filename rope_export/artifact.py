@@ -123,7 +123,8 @@ class Artifact:
 
     @classmethod
     def open(cls, path: "str | Path | Artifact") -> "Artifact":
-        """The artifact at `path`, after finishing an interrupted save and checking every hash.
+        """The artifact at `path`, after finishing an interrupted save and checking every hash;
+        of an engine's folder an Engine, which is an artifact as well.
 
         Raises: ArtifactError if it is not one, or its files are not what its manifest says.
         """
@@ -138,6 +139,10 @@ class Artifact:
             facts = json.loads(manifest.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ArtifactError(f"{manifest}: is not JSON ({error}).") from error
+        if isinstance(facts, dict) and facts.get("kind") == "engine":
+            from rope_export.engines.plan import Engine
+
+            return Engine.read(path, facts)
         artifact = cls(path, Manifest.from_json(facts, manifest))
         artifact._verify_files()
         return artifact

@@ -35,6 +35,10 @@ class TensorError(InputError):
     """A tensor given to a session that breaks the contract of the artifact."""
 
 
+class ProfileError(TensorError):
+    """A call whose sizes lie outside of those that an engine was built for."""
+
+
 class UnavailableError(RopeExportError):
     """The runtime asked for, or the extra it needs, is not on this machine."""
 

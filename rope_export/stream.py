@@ -30,6 +30,13 @@ class Stream:
             )
         if batch < 1:
             raise InputError(f"batch={batch}: a stream has at least one row.")
+        if self.kind == "fixed" and session.capacity is not None:
+            if capacity not in (None, session.capacity):
+                raise InputError(
+                    f"capacity={capacity}: the engine was built for a cache of "
+                    f"{session.capacity}; leave it out, or build for another --profile."
+                )
+            capacity = session.capacity
         if self.kind == "fixed" and capacity is None:
             raise InputError("capacity is missing: a fixed cache is allocated when it is started.")
         if capacity is not None and capacity < 1:

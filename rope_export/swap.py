@@ -103,12 +103,12 @@ def replace(target: Path, fill: Callable[[Path], None]) -> None:
         raise
 
 
-def write(path: Path, text: str) -> None:
-    """Replace one file as a whole."""
+def write(path: Path, contents: str | bytes) -> None:
+    """Replace one file as a whole; text is written as UTF-8."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(contents.encode() if isinstance(contents, str) else contents)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())

@@ -13,11 +13,12 @@ from rope_export.artifact import Artifact
 from rope_export.bench.contenders import CannotError, Ready
 from rope_export.bench.field import Choice, Entrant, Layer, layers, named
 from rope_export.bench.machine import Machine, Neighbours
-from rope_export.bench.proof import Proof, Truth, WrongError, impossible, prove
+from rope_export.bench.proof import RUNTIME, Proof, Truth, WrongError, impossible, prove, timed_on
 from rope_export.bench.result import Bench, Memory, Row, compared
 from rope_export.bench.roofline import Limits, cores, measured, work
 from rope_export.bench.shapes import DEFAULT, Arrays, Shape, drawn, sweep
 from rope_export.bench.timing import Call, Plan, measure
+from rope_export.engines.plan import Engine
 from rope_export.errors import InputError, RopeExportError, extra
 
 with extra("export", "benchmarking"):
@@ -215,6 +216,17 @@ def _facts(artifact: Artifact, proof: Proof | None, capacity: int | None) -> dic
 
 def _notes(artifacts: Mapping[str, Artifact], machine: Machine) -> Iterator[str]:
     limits = machine.limits
+    for name, artifact in artifacts.items():
+        if isinstance(artifact, Engine):
+            where = timed_on(artifact)
+            yield (
+                f"{name} is an engine, timed on {where}: "
+                + (
+                    "not its plan but its ONNX model, for the GPU is not here."
+                    if where == RUNTIME
+                    else "with its tensors copied to the GPU and back."
+                )
+            )
     small = [
         name
         for name, artifact in artifacts.items()

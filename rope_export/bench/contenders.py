@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rope_export.artifact import Artifact
-from rope_export.bench.proof import RUNTIME, Truth, WrongError, apart
+from rope_export.bench.proof import Truth, WrongError, apart, timed_on
 from rope_export.bench.shapes import Arrays, Shape
 from rope_export.bench.timing import Call
 from rope_export.contract import LENGTHS, TensorType
@@ -53,7 +53,8 @@ class Contender(ABC):
 
 
 class ArtifactContender(Contender):
-    """An artifact on onnxruntime: through a Stream where its cache is fixed, by `run` otherwise.
+    """An artifact on onnxruntime, or an engine on its GPU: through a Stream where its cache is
+    fixed, by `run` otherwise.
 
     threads: of the session; onnxruntime's own choice unless given. capacity: slots of a fixed
     cache; without, as many as the shape fills. proven: the error that verification let pass.
@@ -72,10 +73,10 @@ class ArtifactContender(Contender):
         self.capacity = capacity
         self.spec = AttentionSpec.from_json(artifact.manifest.spec)
         self.weight_bytes = sum(int(f["bytes"]) for f in artifact.manifest.files.values())
-        self.session = open_session(artifact, RUNTIME, threads=threads)
+        self.session = open_session(artifact, timed_on(artifact), threads=threads)
 
     def prepare(self, shape: Shape, inputs: Arrays, truth: Truth | None) -> Ready:
-        capacity = shape.total if self.capacity is None else self.capacity
+        capacity = self.session.capacity or self.capacity or shape.total
         if self.manifest.cache == "none" and shape.past:
             raise CannotError("it has no cache, so past must be 0")
         if self.manifest.cache == "fixed" and capacity < shape.total:

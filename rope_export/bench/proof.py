@@ -16,8 +16,9 @@ import numpy as np
 
 from rope_export.artifact import Artifact
 from rope_export.bench.shapes import Arrays, Shape
+from rope_export.engines.plan import Engine
 from rope_export.errors import RopeExportError, extra
-from rope_export.runtimes import dtype_name, to_numpy, to_torch
+from rope_export.runtimes import dtype_name, runtime, to_numpy, to_torch
 from rope_export.spec import AttentionSpec
 
 with extra("export", "comparing with eager PyTorch"):
@@ -27,12 +28,23 @@ with extra("export", "comparing with eager PyTorch"):
     from rope_export.parity.rows import Row
 
 RUNTIME = "onnxruntime"
-"""Where artifacts are timed, and must have been proven."""
+"""Where artifacts are timed, and must have been proven; see `timed_on`."""
 
 PRESSURE = 4
 """Copies of the scores that eager PyTorch holds at once."""
 
 Progress = Callable[[str, float], None]
+
+
+def timed_on(artifact: Artifact) -> str:
+    """The runtime: of an engine its own where the GPU is that it is for, RUNTIME otherwise.
+
+    Raises: ArtifactError for an engine that the GPU or the module here does not take.
+    """
+    if not isinstance(artifact, Engine):
+        return RUNTIME
+    own = artifact.facts.engine
+    return own if runtime(own).unavailable(artifact.manifest) is None else RUNTIME
 
 
 class WrongError(RopeExportError):
@@ -43,7 +55,7 @@ class WrongError(RopeExportError):
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What `verify` says of an artifact on RUNTIME, now or in its evidence.
+    """What `verify` says of an artifact where it is timed, now or in its evidence.
 
     error: of weights in few bits the largest relative L2 error of the attention output, which is
     more than rounding makes and was let pass; 0 of others.
@@ -66,29 +78,30 @@ def prove(artifact: Artifact, *, trust: bool, progress: Progress) -> Proof:
         if found is not None:
             return found
     report = verify(artifact, progress=progress)
-    here = [row for row in report.rows if row.runtime == RUNTIME]
+    place = timed_on(artifact)
+    here = [row for row in report.rows if row.runtime == place]
     if report.status == "failed":
         failed = [row for row in report.rows if row.status == "failed"]
         first = f"{failed[0].case}, {failed[0].output} on {failed[0].runtime}"
         return Proof(status="failed", reason=f"{len(failed)} comparisons failed, first {first}")
     if not here:
-        skipped = [x["reason"] for x in report.skipped if x["runtime"] == RUNTIME]
-        reason = skipped[0] if skipped else f"it is not made for {RUNTIME}"
+        skipped = [x["reason"] for x in report.skipped if x["runtime"] == place]
+        reason = skipped[0] if skipped else f"it is not made for {place}"
         return Proof(status="nothing compared", reason=reason)
     error = 0.0 if artifact.manifest.quantization is None else _worst(here)
-    artifact.record(proven={"runtime": RUNTIME, "files": _hashes(artifact), "error": error})
+    artifact.record(proven={"runtime": place, "files": _hashes(artifact), "error": error})
     return Proof(status="passed", error=error)
 
 
 def _evidence(artifact: Artifact) -> Proof | None:
     """What the evidence proves of these very files, if it does."""
-    evidence, files = artifact.evidence, _hashes(artifact)
+    evidence, files, place = artifact.evidence, _hashes(artifact), timed_on(artifact)
     parity, own = evidence.get("parity", {}), evidence.get("proven", {})
     if parity.get("status") != "passed":
         return None
-    if (own.get("runtime"), own.get("files")) == (RUNTIME, files):
+    if (own.get("runtime"), own.get("files")) == (place, files):
         return Proof(status="passed", trusted=True, error=own["error"])
-    rows = [row for row in parity.get("worst", []) if row["runtime"] == RUNTIME]
+    rows = [row for row in parity.get("worst", []) if row["runtime"] == place]
     # Of weights in few bits this does not say how far they are off.
     if parity.get("files") != files or not rows or artifact.manifest.quantization is not None:
         return None

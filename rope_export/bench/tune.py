@@ -74,10 +74,10 @@ def tuned(
 def _candidates(
     source: str | Path, folder: Path, options: dict[str, Any], progress: Progress
 ) -> dict[str, Path]:
-    """An artifact of every lowering that can express the layer, by the lowering's name."""
+    """An artifact of every lowering for runtimes that can express the layer, by its name."""
     made: dict[str, Path] = {}
     refusals = []
-    for name in lowerings():
+    for name in (x.name for x in lowerings().values() if not x.engine):
         progress(f"exporting in lowering {name}", None)
         try:
             export(source, out=folder / name, lowering=name, **options)

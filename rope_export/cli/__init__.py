@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from rope_export import __version__
-from rope_export.cli import bench, doctor, export, inspect, verify
+from rope_export.cli import bench, build, doctor, export, inspect, verify
 from rope_export.errors import RopeExportError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command()(export.export)
 app.command()(verify.verify)
 app.command()(inspect.inspect)
+app.command()(build.build)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 

@@ -1,37 +1,49 @@
-"""rope-export inspect: what an artifact or an ONNX file is."""
+"""rope-export inspect: what an artifact, an engine or an ONNX file is."""
 
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from rope_export.artifact import Artifact
 from rope_export.cli import output
+from rope_export.engines.plan import Engine
+from rope_export.engines.profiles import Profile
 from rope_export.errors import ArtifactError, extra
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="An artifact or an .onnx file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="An artifact, an engine or an .onnx file.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
-    """Show an artifact's facts, tensors and evidence, or an ONNX file's operators and tensors."""
+    """Show what an artifact or an engine is and its evidence, or what an ONNX file holds."""
     if path.is_file():
         facts = _model(path)
     else:
         artifact = Artifact.open(path)
-        evidence = artifact.evidence
-        facts = {"artifact": str(path), **artifact.manifest.to_json(), "evidence": evidence}
+        facts = {**_facts(path, artifact), "evidence": artifact.evidence}
     if as_json:
         output.print_json(facts)
         return 0
     grid = Table(show_header=False, box=None, pad_edge=False)
     for name, value in facts.items():
-        grid.add_row(name, escape(_text(name, value)))
+        grid.add_row(name, _text(name, value))
     output.out().print(grid)
     return 0
+
+
+def _facts(path: Path, artifact: Artifact) -> dict[str, Any]:
+    """Of an engine what the plan is, and in a few words what it was built from."""
+    if not isinstance(artifact, Engine):
+        return {"artifact": str(path), **artifact.manifest.to_json()}
+    manifest = artifact.manifest
+    names = ("lowering", "dtype", "cache", "padding", "source")
+    origin = {name: getattr(manifest, name) for name in names}
+    return {"engine folder": str(path), **artifact.facts.to_json(), "built from": origin}
 
 
 def _model(path: Path) -> dict[str, Any]:
@@ -85,10 +97,18 @@ def _text(name: str, value: Any) -> str:
         parity = value.get("parity")
         if not parity:
             return "not verified yet"
-        return (
-            f"{parity['status']}: {parity['rows']} rows, {parity['failed']} failed, weights "
-            + (parity["weights"])
+        numbers = f"; numbers {parity['numbers']}" if parity.get("numbers") else ""
+        return f"{parity['status']}: {parity['rows']} rows, {parity['failed']} failed, weights " + (
+            parity["weights"] + numbers
         )
+    if name == "profiles":
+        return "\n".join(str(Profile.from_json(profile)) for profile in value)
+    if name == "fusion":
+        return "\n".join(f"{key}: {_flat(part)}" for key, part in value.items())
     if isinstance(value, dict):
         return "\n".join(f"{key}: {part}" for key, part in value.items())
     return str(value)
+
+
+def _flat(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

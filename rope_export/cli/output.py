@@ -1,8 +1,10 @@
 """What the commands print: results on stdout, progress on stderr."""
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +23,32 @@ def out() -> Console:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
+
+
+@contextmanager
+def native_silenced() -> Iterator[None]:
+    """Without what native code writes to stderr by itself, such as TensorRT's builder beside the
+    logger that it is given; Python's own stderr goes where it went."""
+    try:
+        ours = sys.stderr.fileno() == 2
+    except (OSError, ValueError, AttributeError):
+        ours = False  # Python's stderr is something else already
+    before, kept = sys.stderr, os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        if ours:
+            sys.stderr.flush()
+            sys.stderr = os.fdopen(os.dup(kept), "w", buffering=1, encoding="utf-8")
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        for handle in (null, kept):
+            os.close(handle)
+        if ours:
+            with suppress(OSError):
+                sys.stderr.close()
+            sys.stderr = before
 
 
 @contextmanager

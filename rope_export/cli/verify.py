@@ -9,7 +9,9 @@ from rope_export.cli import output
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="The artifact's folder.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The artifact's folder, or an engine's.")
+    ],
     runtime: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A runtime to compare; may be repeated."),
@@ -19,6 +21,10 @@ def verify(
         typer.Option(metavar="SOURCE", help="Where its weights come from, if that has moved."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the drawn inputs.")] = 0,
+    large: Annotated[
+        bool,
+        typer.Option("--large", help="Also the corners of an engine that take gigabytes."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Compare an artifact with eager PyTorch and a float64 reference, case by case."""
@@ -27,7 +33,7 @@ def verify(
         from rope_export.parity import verify as run
         from rope_export.parity.report import table
 
-        report = run(path, source=source, runtimes=runtime, seed=seed, progress=step)
+        report = run(path, source=source, runtimes=runtime, seed=seed, large=large, progress=step)
     if as_json:
         output.print_json(report.to_json())
     else:

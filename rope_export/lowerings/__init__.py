@@ -26,6 +26,8 @@ class Lowering(ABC):
     runtimes: what it is made for, the first that is available being the one to verify it with.
     needs: the oldest version of a package that runs its operators, by the package's name.
     quantizes: whether it can have weights in few bits.
+    engine: whether it is made for an engine that is built of the file; "auto" and tuning, which
+        look for what a runtime does best with the file itself, leave it out then.
     heads_axis: as in `attention.Expression`.
     """
 
@@ -34,10 +36,15 @@ class Lowering(ABC):
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnxruntime:cuda", "reference")
     needs: ClassVar[Mapping[str, str]] = {}
     quantizes: ClassVar[bool] = False
+    engine: ClassVar[bool] = False
     heads_axis: ClassVar[int] = 1
 
     def refusal(self, spec: AttentionSpec) -> str | None:
         """The feature of `spec` that this lowering cannot express, by name, or nothing."""
+        return None
+
+    def cache_refusal(self, spec: AttentionSpec, cache: str) -> str | None:
+        """Why it cannot express `cache` for a spec that it can express with another, or nothing."""
         return None
 
     def split(self, x: Tensor, width: int) -> Tensor:
@@ -188,7 +195,8 @@ def _order(spec: AttentionSpec, cache: str) -> list[str]:
     With a fixed cache onnxruntime's own come first: Attention-24 computes over the whole capacity
     however few entries are in use. They are of no use in bfloat16, which needs another runtime.
     """
-    known = sorted(lowerings().values(), key=lambda x: -x.caches.get(cache, 0))
+    known = [x for x in lowerings().values() if not x.engine]
+    known.sort(key=lambda x: -x.caches.get(cache, 0))
     standard = [x.name for x in known if not x.needs]
     own = [x.name for x in known if x.needs]
     fixed = cache == "fixed" and spec.dtype != "bfloat16"
@@ -214,4 +222,4 @@ def refusal(
             f"cache {cache!r} with causal=False: a layer that sees later tokens has no cache; "
             f"use cache 'none'"
         )
-    return lowering.refusal(spec)
+    return lowering.refusal(spec) or lowering.cache_refusal(spec, cache)

@@ -4,6 +4,7 @@ A row passes when the runtime's error is at most twice eager's own, both against
 reference, and eager's is within an a-priori bound on rounding: see `bounds` for both figures.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 
 from rope_export.artifact import Artifact, Manifest
 from rope_export.contract import cache_names, cached
-from rope_export.errors import RopeExportError, UnavailableError, extra
+from rope_export.engines.plan import Engine
+from rope_export.errors import ProfileError, RopeExportError, UnavailableError, extra
 from rope_export.quantized import Quantization
 from rope_export.runtimes import Session, open_session, runtime, to_numpy, to_torch
 
@@ -22,7 +24,9 @@ with extra("export", "comparing with eager PyTorch"):
     from rope_export.attention import RotaryAttention
     from rope_export.parity.bounds import ceiling, floors
     from rope_export.parity.cases import Case, cases
+    from rope_export.parity.corners import corners
     from rope_export.parity.metrics import errors
+    from rope_export.parity.numbers import numbers, structure
     from rope_export.parity.properties import Property, properties
     from rope_export.parity.reference import ReferenceLayer, Trace
     from rope_export.parity.rows import Report, Row, counted, judged
@@ -41,14 +45,19 @@ def verify(
     source: str | Path | None = None,
     runtimes: Sequence[str] | None = None,
     seed: int = 0,
+    large: bool = False,
     progress: Progress = lambda step, done: None,
 ) -> Report:
     """Compare an artifact with eager PyTorch and a float64 reference; its evidence records it.
 
-    artifact: its folder, or an open Artifact. source: the checkpoint its weights come from, if it
-    is not where it was when it was exported. runtimes: names to compare; without, those the
-    artifact is made for that are available here. seed: of the drawn inputs. progress: called with
-    the name of each case and the share that is done.
+    Of an engine the ONNX model is compared at the corners of its profiles as well, and its plan
+    where the GPU is that it is for: until then the report's numbers are unverified.
+
+    artifact: its folder, or an open Artifact or Engine. source: the checkpoint its weights come
+    from, if it is not where it was when it was exported. runtimes: names to compare; without, those
+    the artifact is made for that are available here. seed: of the drawn inputs. large: also those
+    corners of an engine that take minutes and gigabytes. progress: called with the name of each
+    case and the share that is done.
     Raises: ArtifactError and CheckpointError for what cannot be read; UnavailableError if a runtime
         that was asked for does not exist.
     """
@@ -73,6 +82,11 @@ def verify(
             int8_block=_int8_block(manifest),
         )
         every = list(cases(manifest))
+        if isinstance(opened, Engine):
+            found = corners(opened.facts, spec, large=large)
+            every += [case for case in found.cases if case not in every]
+            report.left_out += found.left_out
+            report.rows += structure(opened, seed)
         known = list(properties(judge.layer, manifest, seed))
         for at, case in enumerate(every):
             progress(case.name, at / (len(every) + len(known)))
@@ -80,6 +94,10 @@ def verify(
         for at, known_property in enumerate(known, len(every)):
             progress(known_property.name, at / (len(every) + len(known)))
             judge.property(known_property)
+    for name, count in judge.outside.items():
+        report.left_out.append(f"{count} cases lie outside of the engine's profiles on {name}.")
+    if isinstance(opened, Engine):
+        report.numbers = numbers(opened, report)
     if weights.original is not None:
         report.loss = _loss(judge.layer, weights.original, manifest, seed)
     opened.record(parity=_evidence(report, manifest, seed))
@@ -165,6 +183,7 @@ class _Judge:
     ) -> None:
         self.eager, self.layer, self.sessions = eager, layer, sessions
         self.rough = layer.rounding(int8_block)
+        self.outside: Counter[str] = Counter()
         self.outputs, self.report, self.seed = outputs, report, seed
         pairs = [cache_names(x, kind) for x in cached(layer.spec) for kind in ("growing", "fixed")]
         self.before = {after: before for before, after in pairs}
@@ -234,6 +253,9 @@ class _Judge:
         for name, session in {"eager": None, **self.sessions}.items():
             try:
                 sides = (here, there) if session is None else known.sides(_runner(session))
+            except ProfileError:
+                self.outside[name] += 1
+                continue
             except RopeExportError as error:
                 self._failed(known.name, name, error)
                 continue
@@ -251,6 +273,9 @@ class _Judge:
     def _run(self, session: Session, case: str, name: str, inputs: Arrays) -> Arrays | None:
         try:
             return _runner(session)(inputs)
+        except ProfileError:
+            self.outside[name] += 1
+            return None
         except RopeExportError as error:
             self._failed(case, name, error)
             return None
@@ -316,5 +341,7 @@ def _evidence(report: Report, manifest: Manifest, seed: int) -> dict[str, object
         "worst": [row.to_json() for row in worst.values()],
         "skipped": report.skipped,
         "loss": report.loss,
+        "numbers": report.numbers,
+        "left_out": report.left_out,
         "eager": {"torch": torch.__version__, "device": "cpu", "tf32": False},
     }

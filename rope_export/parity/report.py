@@ -42,6 +42,14 @@ def verdict(report: Report) -> Iterator[str]:
         f"{report.weights}"
         + (" (the source is gone; give it with --source)." if report.weights == "unproven" else ".")
     )
+    if report.numbers == "unverified":
+        proven = "structure and ONNX proven" if report.passed else "nothing proven"
+        yield (
+            f"numbers unverified: {proven}; on a machine with the GPU, rope-export verify adds "
+            f"what the plan computes."
+        )
+    elif report.numbers is not None:
+        yield f"numbers {report.numbers}."
     if report.loss is not None:
         yield (
             "beside the source's own weights, in float64: "
@@ -50,6 +58,7 @@ def verdict(report: Report) -> Iterator[str]:
         )
     for skipped in report.skipped:
         yield f"skipped {skipped['runtime']}: {skipped['reason']}"
+    yield from report.left_out
     yield from report.problems
 
 

@@ -101,7 +101,9 @@ class Report:
         gone. skipped: runtimes that were asked for and could not run, with the reason. problems:
         one line for everything that went wrong beyond a figure. loss: where weights are stored in
         few bits, how far the layer's output is from that of the source's own, by each metric; it
-        is told, not judged.
+        is told, not judged. numbers: of an engine, whether what its plan computes was compared on a
+        GPU: "unverified", or "passed on" or "failed on" which. left_out: one line for what was not
+        compared.
     """
 
     weights: Literal["proven", "unproven"]
@@ -109,10 +111,14 @@ class Report:
     skipped: list[dict[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     loss: dict[str, float] | None = None
+    numbers: str | None = None
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def status(self) -> Literal["passed", "failed", "nothing compared"]:
         if any(row.status == "failed" for row in self.rows):
+            return "failed"
+        if self.numbers is not None and self.numbers.startswith("failed"):
             return "failed"
         ran = {row.runtime for row in self.rows} - {"eager", "file"}
         return "passed" if ran else "nothing compared"
@@ -129,4 +135,6 @@ class Report:
             "skipped": self.skipped,
             "problems": self.problems,
             "loss": self.loss,
+            "numbers": self.numbers,
+            "left_out": self.left_out,
         }

@@ -50,10 +50,16 @@ class Session(ABC):
             check_lengths(inputs[LENGTHS].tolist(), axes["sequence"], axes["capacity"])
         return self._run(inputs, axes, {})
 
+    @property
+    def capacity(self) -> int | None:
+        """The one capacity that a fixed cache must have here, if it must have one."""
+        return None
+
     def start(self, batch: int = 1, capacity: int | None = None) -> "Stream":
         """A sequence of calls that keeps its own cache, for one thread.
 
-        batch: rows. capacity: entries of each row's cache; needed where the cache is fixed.
+        batch: rows. capacity: entries of each row's cache; needed where the cache is fixed, but for
+        an engine, which has one.
         Raises: InputError if the artifact has no cache, or capacity does not fit it.
         """
         from rope_export.stream import Stream
@@ -132,6 +138,11 @@ def dtype_name(value: "Array") -> str:
     raise TensorError(f"{type(value).__name__} given; inputs are numpy arrays or torch tensors.")
 
 
+def address(value: "Array") -> int:
+    """Where the first element lies."""
+    return int(value.ctypes.data if isinstance(value, np.ndarray) else value.data_ptr())
+
+
 def to_numpy(value: "Array") -> np.ndarray:
     """A numpy array of the same values, without a copy if `value` lies on the CPU."""
     if isinstance(value, np.ndarray):
@@ -179,10 +190,12 @@ def open_session(
 ) -> Session:
     """Open an artifact on one runtime; it never falls back to another.
 
-    artifact: its folder, or an open Artifact. runtime: "onnxruntime" (CPU), "onnxruntime:cuda",
-    "reference" (onnx's evaluator) or "eager" (PyTorch, with the weights in the file). threads: that
-    one call may use; all cores unless given. Sessions of one process on the same files and with
-    the same options share their weights and threads.
+    artifact: its folder, or an open Artifact; an engine's as well. runtime: "onnxruntime" (CPU),
+    "onnxruntime:cuda", "onnxruntime:tensorrt", "onnxruntime:tensorrt-rtx", "reference" (onnx's
+    evaluator) or "eager" (PyTorch, with the weights in the file); of an engine these run its ONNX
+    model, and "tensorrt" or "tensorrt-rtx" its plan. threads: that one call may use; all cores
+    unless given. Sessions of one process on the same files and with the same options share their
+    weights and threads.
     Raises: ArtifactError if the folder is not what its manifest says; UnavailableError if the
         runtime is not on this machine or cannot run this artifact.
     """

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from importlib import import_module
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakValueDictionary
@@ -9,6 +10,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from rope_export.artifact import Artifact, Manifest
+from rope_export.engines import gpu
 from rope_export.errors import ArtifactError, RopeExportError, TensorError, UnavailableError
 from rope_export.runtimes import Missing, Session, allocate, is_torch
 
@@ -20,6 +22,12 @@ BFLOAT16 = 16
 
 ERRORS_ONLY = 3
 """onnxruntime's log severity."""
+
+PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+"""The package that brings onnxruntime's provider of TensorRT for RTX."""
+
+RIGHT_IN_TENSORRT = ("tensorrt", "portable")
+"""Lowerings without a form that TensorRT parses and computes otherwise."""
 
 HEAVY = {"Attention", "Gemm", "GroupQueryAttention", "MatMul", "RotaryEmbedding", "Softmax"}
 """Operators that must run where the user asked; shape arithmetic may stay on the CPU."""
@@ -42,18 +50,11 @@ class OnnxRuntime(Missing):
         self.extra = extra
 
     def unavailable(self, manifest: Manifest | None = None) -> str | None:
-        reason = self.missing()
-        if reason:
+        reason = self.missing() or self.absent()
+        if reason or manifest is None:
             return reason
         import onnxruntime
 
-        if self.provider not in onnxruntime.get_available_providers():
-            return (
-                f"this onnxruntime has no {self.provider}; in an environment without the package "
-                f"'onnxruntime': pip install 'rope_export[{self.extra}]'"
-            )
-        if manifest is None:
-            return None
         wanted = manifest.needs.get("onnxruntime")
         if wanted is not None and _numbers(onnxruntime.__version__) < _numbers(wanted):
             return (
@@ -63,6 +64,23 @@ class OnnxRuntime(Missing):
         if manifest.dtype == "bfloat16" and self.device == "cpu":
             return "the CPU provider has no bfloat16 kernels; use runtime 'reference' or a GPU"
         return None
+
+    def absent(self) -> str | None:
+        """Why the provider cannot start in this onnxruntime, or nothing."""
+        import onnxruntime
+
+        if self.provider in onnxruntime.get_available_providers():
+            return None
+        return (
+            f"this onnxruntime has no {self.provider}; in an environment without the package "
+            f"'onnxruntime': pip install 'rope_export[{self.extra}]'"
+        )
+
+    def start(self, model: str, options: Any) -> Any:
+        """onnxruntime's session on this provider."""
+        import onnxruntime
+
+        return onnxruntime.InferenceSession(model, options, providers=[self.provider])
 
     def open(self, artifact: Artifact, threads: int | None = None) -> Session:
         """Raises: UnavailableError if the provider did not start or left operators to another."""
@@ -83,13 +101,67 @@ class OnnxRuntime(Missing):
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
-            return onnxruntime.InferenceSession(
-                str(artifact.model), options, providers=[self.provider]
-            )
+            return self.start(str(artifact.model), options)
         except Exception as error:  # onnxruntime's own kinds derive from Exception alone
             raise ArtifactError(f"{artifact.model}: onnxruntime refuses it: {_line(error)}") from (
                 error
             )
+
+
+class TensorrtProvider(OnnxRuntime):
+    """onnxruntime's providers that hand the graph to TensorRT: what it computes otherwise than
+    ONNX says, it computes otherwise here as well."""
+
+    def unavailable(self, manifest: Manifest | None = None) -> str | None:
+        reason = super().unavailable(manifest)
+        if reason or manifest is None or manifest.lowering in RIGHT_IN_TENSORRT:
+            return reason
+        return (
+            f"TensorRT does not compute lowering {manifest.lowering!r} as ONNX says; export with "
+            f"lowering 'tensorrt'"
+        )
+
+    def absent(self) -> str | None:
+        return super().absent() or gpu.missing()
+
+    def open(self, artifact: Artifact, threads: int | None = None) -> Session:
+        """Raises: InputError for a form that TensorRT computes otherwise."""
+        from rope_export.engines.network import refuse
+
+        refuse(artifact.model)
+        return super().open(artifact, threads)
+
+
+class RtxProvider(TensorrtProvider):
+    """TensorRT for RTX, a plugin in a package of its own."""
+
+    needs: ClassVar[Mapping[str, str]] = {**OnnxRuntime.needs, PLUGIN: "ort-rtx"}
+
+    def absent(self) -> str | None:
+        try:
+            return gpu.missing() or (None if self._devices() else f"{self.provider} finds no GPU")
+        except UnavailableError as error:
+            return str(error)
+
+    def start(self, model: str, options: Any) -> Any:
+        import onnxruntime
+
+        options.add_provider_for_devices(self._devices()[:1], {})
+        return onnxruntime.InferenceSession(model, options)
+
+    def _devices(self) -> list[Any]:
+        """The GPUs that the plugin can use, once onnxruntime has loaded it."""
+        import onnxruntime
+
+        with _OPENING:
+            known = [d for d in onnxruntime.get_ep_devices() if d.ep_name == self.provider]
+            if not known:
+                library = import_module(PLUGIN).get_library_path()
+                try:
+                    onnxruntime.register_execution_provider_library(self.provider, library)
+                except Exception as error:
+                    raise UnavailableError(f"{PLUGIN} does not load: {_line(error)}") from error
+            return [d for d in onnxruntime.get_ep_devices() if d.ep_name == self.provider]
 
 
 class OnnxRuntimeSession(Session):
@@ -200,4 +272,6 @@ def _line(error: Exception) -> str:
 RUNTIMES = (
     OnnxRuntime("onnxruntime", "CPUExecutionProvider", "cpu", "cpu"),
     OnnxRuntime("onnxruntime:cuda", "CUDAExecutionProvider", "cuda", "gpu"),
+    TensorrtProvider("onnxruntime:tensorrt", "TensorrtExecutionProvider", "cuda", "gpu"),
+    RtxProvider("onnxruntime:tensorrt-rtx", "NvTensorRTRTXExecutionProvider", "cuda", "ort-rtx"),
 )

@@ -21,7 +21,9 @@ class Reference(Missing):
         """threads: not used, it computes on one."""
         from onnx.reference import ReferenceEvaluator
 
-        evaluator = ReferenceEvaluator(str(artifact.model), new_ops=[_wide_matmul()])
+        evaluator = ReferenceEvaluator(
+            str(artifact.model), new_ops=[_wide_matmul(), _wide_attention()]
+        )
         return ReferenceSession(artifact.manifest, evaluator)
 
 
@@ -60,6 +62,26 @@ def _wide_matmul() -> Any:
             return (np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(a.dtype),)
 
     return MatMul
+
+
+def _wide_attention() -> Any:
+    """Attention whose softmax is in float32 where the node does not say, as in every runtime.
+
+    By the definition it is then in the type of the scores, and the evaluator adds up thousands of
+    bfloat16 weights in bfloat16.
+    """
+    from onnx import TensorProto
+    from onnx.reference.ops import op_attention
+
+    class Attention(op_attention.Attention_23):
+        op_domain = ""
+
+        def _run(self, *given: Any, **attributes: Any) -> Any:
+            if given[0].dtype.itemsize < 4 and attributes.get("softmax_precision") is None:
+                attributes["softmax_precision"] = TensorProto.FLOAT
+            return super()._run(*given, **attributes)
+
+    return Attention
 
 
 RUNTIMES = (Reference(),)

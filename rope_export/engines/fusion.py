@@ -1,0 +1,125 @@
+"""Whether the builder made one kernel of each attention layer, as its own log tells."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from rope_export.engines.network import KERNEL_HEADS, NetworkFacts
+from rope_export.errors import InputError
+
+KERNEL = re.compile(r"^Name: (\w*mha\w*), LayerType:", re.MULTILINE)
+"""A fused attention kernel in the list of layers, such as _gemm_mha_v2_myl1_5."""
+LAYERS = "Layers:\n"
+"""What the list begins with that the builder logs at the end, in full detail."""
+SCRATCH = re.compile(r"(?:Max|Total) Scratch Memory: (\d+) bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """What became of the attention of a network.
+
+    fused: every attention layer is one kernel. kernels: the fused ones by name. rotary, attention,
+    kv_cache_updates: layers of the parsed network. scratch_bytes: memory that a call needs beside
+    weights and tensors, at the largest shapes. reason, remedy: where not fused, why, and the change
+    that helps.
+    """
+
+    fused: bool
+    kernels: tuple[str, ...]
+    rotary: int
+    attention: int
+    kv_cache_updates: int
+    scratch_bytes: int | None
+    reason: str | None = None
+    remedy: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return found | {"kernels": list(self.kernels)}
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> "Fusion":
+        """Raises: InputError if it was written by another version."""
+        try:
+            return cls(**{**given, "kernels": tuple(given["kernels"])})
+        except (TypeError, KeyError) as error:
+            raise InputError(
+                f"the plan's fusion report does not fit this version of rope_export ({error!r}). "
+                f"Build the engine again."
+            ) from error
+
+
+def logger(trt: Any, verbose: bool) -> Any:
+    """An ILogger that keeps what it is told, in `lines`, and errors in `errors` as well.
+
+    verbose: keep every line, which `fusion` needs; without, only warnings and errors.
+    """
+    failed = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
+
+    class Kept(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in failed:
+                self.errors.append(message)
+            if verbose or severity in (*failed, trt.ILogger.WARNING):
+                self.lines.append(message)
+
+    return Kept()
+
+
+def fusion(lines: Sequence[str], network: NetworkFacts, dtype: str) -> Fusion:
+    """What a build's log says of its attention.
+
+    lines: of a logger that keeps all, from a build with ProfilingVerbosity.DETAILED. dtype: of the
+    artifact, such as "float16".
+    """
+    lists = [line for line in lines if line.startswith(LAYERS)]
+    found = [KERNEL.findall(text) for text in lists]
+    # A list for each device or profile that the builder lays out on its own: all must be fused.
+    fused = bool(found) and network.attention > 0
+    fused = fused and network.softmax == 0 and min(map(len, found)) >= network.attention
+    scratch = [int(size) for line in lines for size in SCRATCH.findall(line)]
+    reason, remedy = (None, None) if fused else _why(network, dtype, bool(lists))
+    return Fusion(
+        fused=fused,
+        kernels=tuple(sorted({name for names in found for name in names})),
+        rotary=network.rotary,
+        attention=network.attention,
+        kv_cache_updates=network.kv_cache_updates,
+        scratch_bytes=max(scratch, default=None),
+        reason=reason,
+        remedy=remedy,
+    )
+
+
+def _why(network: NetworkFacts, dtype: str, listed: bool) -> tuple[str, str]:
+    """Why attention is not fused, and what helps."""
+    beyond = [size for size in network.head_dims if size not in KERNEL_HEADS]
+    if not listed:
+        return (
+            "the builder's log has no list of layers, so nothing is known",
+            "build with full profiling verbosity and a log that keeps every line",
+        )
+    if network.attention == 0 or network.softmax:
+        return (
+            "attention is said in matrix products and a softmax, not as an attention layer",
+            "export with lowering 'tensorrt', which says it so only where scores are capped",
+        )
+    if dtype == "float32":
+        return "no attention kernel computes in float32", "export with dtype float16 or bfloat16"
+    if beyond:
+        low, high = KERNEL_HEADS[0], KERNEL_HEADS[-1]
+        return (
+            f"head_dim is {beyond[0]}; attention kernels take {low} to {high}, in steps of "
+            f"{KERNEL_HEADS.step}",
+            "none: the model's heads have this size",
+        )
+    return (
+        "the builder chose no attention kernel for these shapes and devices",
+        "build for fewer compute capabilities, or with narrower profiles",
+    )

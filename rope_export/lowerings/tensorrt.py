@@ -1,0 +1,139 @@
+"""What TensorRT's parser takes, computes as ONNX defines it, and its builder fuses."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rope_export import attention
+from rope_export.lowerings import Lowering
+from rope_export.lowerings.portable import products
+from rope_export.spec import AttentionSpec, RopeSpec
+
+
+class Tensorrt(Lowering):
+    """RotaryEmbedding-23, Attention-23 under an explicit mask, and TensorScatter-24 for fixed
+    caches, each in the form that becomes one layer of a TensorRT network.
+
+    The operators say less here than in `standard`. TensorRT takes no past inputs, softcap or
+    softmax_precision of Attention, drops the lengths of a cache without a word, and counts
+    causality from the first key; so the mask says it all. The file runs in onnxruntime too, which
+    is how its numbers are proven without a GPU.
+    """
+
+    name = "tensorrt"
+    caches: ClassVar[Mapping[str, int]] = {"none": 23, "growing": 23, "fixed": 24}
+    engine: ClassVar[bool] = True
+
+    def cache_refusal(self, spec: AttentionSpec, cache: str) -> str | None:
+        if spec.latent is not None and cache == "fixed":
+            return (
+                "lowering 'tensorrt' cannot express cache 'fixed' of a latent: TensorRT's caches "
+                "are (batch, heads, capacity, features); use cache 'growing'"
+            )
+        return None
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
+        """Interleaved pairs are moved to halves and back, which costs no kernel: the builder fails
+        on the operator's own interleaved form before a cache that grows."""
+        if rope.layout == "half_split":
+            return _turned(x, cos, sin, rope)
+        pairs = x[..., : rope.rotary_dim].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+        turned = _turned(torch.cat((pairs, x[..., rope.rotary_dim :]), dim=-1), cos, sin, rope)
+        if rope.layout == "permuted":
+            return turned
+        halves = turned[..., : rope.rotary_dim].unflatten(-1, (2, -1))
+        interleaved = halves.transpose(-1, -2).flatten(-2)
+        return torch.cat((interleaved, turned[..., rope.rotary_dim :]), dim=-1)
+
+    def keep(self, past: Tensor | None, new: Tensor, lengths: Tensor | None) -> Tensor:
+        if past is None or lengths is None:
+            return attention.append(past, new)
+        return torch.onnx.ops.symbolic(
+            "::TensorScatter",
+            (past, new, lengths),
+            {"axis": -2},
+            dtype=past.dtype,
+            shape=past.shape,
+            version=24,
+        )
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        past_key: Tensor | None,
+        past_value: Tensor | None,
+        lengths: Tensor | None,
+        attention_mask: Tensor | None,
+        spec: AttentionSpec,
+        sinks: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A row that sees nothing is given every slot and then zeroed: of an empty row, runtimes
+        make different things. Scores that are capped have no operator that TensorRT takes; they are
+        said in matrix products, which it does not fuse."""
+        if past_key is not None and past_value is not None:
+            k, v = self.keep(past_key, k, lengths), self.keep(past_value, v, lengths)
+        allowed = attention.allowed_slots(
+            q.shape[2], k.shape[2], attention_mask, spec, q.device, lengths
+        )
+        if spec.softcap is not None:
+            heads = products(q, k, v, allowed, spec, sinks, attention_mask is not None)
+            return heads, k, v
+        visible = None
+        if attention_mask is not None:
+            visible = allowed.any(dim=-1, keepdim=True)
+            allowed = allowed | ~visible
+        heads = _attention(q, k, v, _bias(allowed, q.dtype), spec, sinks)
+        if visible is not None:
+            heads = torch.where(visible, heads, 0.0)
+        return heads, k, v
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
+    """RotaryEmbedding-23 of pairs that lie in halves."""
+    width = 0 if rope.rotary_dim == x.shape[-1] else rope.rotary_dim
+    return torch.onnx.ops.rotary_embedding(x, cos, sin, rotary_embedding_dim=width)
+
+
+def _bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores: nothing where a slot may be seen, elsewhere half the lowest
+    number of `dtype`.
+
+    Half: with a score added, or in units of log2 e as kernels have it, it stays finite, and a block
+    of slots that are all masked makes no NaN. It hides a slot whatever its score as long as scores
+    differ by less than that half less 104, where float32's exp ends: 32,648 in float16, in which
+    scores beyond 65,504 do not exist. A mask of bools would say the same and costs TensorRT seven
+    kernels more.
+    """
+    return torch.where(allowed, 0.0, torch.finfo(dtype).min / 2).to(dtype)
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, spec: AttentionSpec, sinks: Tensor | None
+) -> Tensor:
+    """Attention-23 over all slots: (B, H, S, V).
+
+    It has one head size, so the narrower of keys and values is filled up with zeros, which add
+    nothing to a score and are cut off the output. A sink is one more slot with a key and value of
+    zeros, whose score is its bias: a mask for each head, but the attention stays one operator.
+    """
+    width = v.shape[3]
+    wide = max(spec.head_dim, width)
+    q, k, v = (F.pad(x, (0, wide - x.shape[3])) if x.shape[3] < wide else x for x in (q, k, v))
+    if sinks is not None:
+        sink = sinks[None, :, None, None].expand(bias.shape[0], -1, bias.shape[2], 1)
+        bias = torch.cat((bias.expand(-1, spec.heads, -1, -1), sink), dim=-1)
+        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+    heads = torch.onnx.ops.symbolic(
+        "::Attention",
+        (q, k, v, bias),
+        {"scale": spec.softmax_scale},
+        dtype=q.dtype,
+        shape=(*q.shape[:3], wide),
+        version=23,
+    )
+    return heads[..., :width] if width < wide else heads
