@@ -14,6 +14,7 @@ ORDER = [
     {"spec", "swap", "external_data"},
     {"contract", "quantized"},
     {"rope", "artifact"},
+    {"engines"},
     {"attention", "latent", "runtimes", "simplify"},
     {"stream"},
     {"lowerings", "checkpoints", "deployed"},
@@ -69,6 +70,7 @@ def test_imports_go_one_way(path: Path) -> None:
 def test_heavy_packages_are_imported_where_they_belong(path: Path) -> None:
     tops = {name.partition(".")[0] for name in module_level(path)}
     assert not tops & {"transformers", "onnxruntime", "huggingface_hub"}
+    assert not tops & {"tensorrt", "tensorrt_rtx"}
     if part(path) not in TORCH:
         assert not tops & {"torch", "onnx", "onnx_ir", "safetensors"}
 
