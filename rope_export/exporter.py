@@ -66,7 +66,8 @@ def export(
     drawn from `seed`, or a hub id. out: the artifact's folder. layer: index of the layer. part:
     key of the inner config of a model of several towers, such as "vision_config"; the text
     decoder's unless given.
-    lowering: "portable", "standard", "ort", or "auto" for the one that suits layer and cache best.
+    lowering: "portable", "standard", "ort", "tensorrt" for building engines, or "auto" for the one
+    that suits layer and cache best in onnxruntime.
     cache: "none"; "growing" for past in and present out; "fixed" for one that is allocated once and
     written in place. dtype: "float32", "float16" or "bfloat16", of weights and activations.
     weights: "int8" or "int4" to store the projections in so few bits, with a scale for block_size

@@ -172,7 +172,12 @@ CONFIGS: dict[str, tuple[dict[str, Any], bool, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+QUICK = ("sinks", "capped scores", "interleaved pairs")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=() if x in QUICK else pytest.mark.long) for x in CONFIGS]
+)
 def test_features_build_and_say_whether_they_fuse(made, name) -> None:
     config, fused, reason = CONFIGS[name]
     found = built(made(config, dtype="float16", padding=True), "float16")
@@ -181,8 +186,8 @@ def test_features_build_and_say_whether_they_fuse(made, name) -> None:
     assert (found.remedy is None) == fused
 
 
-def test_an_artifact_for_every_runtime_is_not_fused(made) -> None:
-    found = built(made(WIDE, lowering="portable", dtype="float16"), "float16")
+def test_an_artifact_for_every_runtime_is_not_fused(tiny) -> None:
+    found = built(tiny("portable", "float16", "growing").model, "float16")
     assert (found.fused, found.attention, found.rotary) == (False, 0, 0)
     assert "lowering 'tensorrt'" in str(found.remedy)
 

@@ -23,7 +23,9 @@ def export(
         str | None,
         typer.Option(help="Inner config of a model of several towers, such as vision_config."),
     ] = None,
-    lowering: Annotated[str, typer.Option(help="auto, portable, standard or ort.")] = "auto",
+    lowering: Annotated[
+        str, typer.Option(help="auto, portable, standard, ort or tensorrt.")
+    ] = "auto",
     cache: Annotated[str, typer.Option(help="none, growing or fixed.")] = "growing",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     weights: Annotated[
