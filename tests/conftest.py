@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,15 @@ TINY = {
     "num_hidden_layers": 2,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
 }
+
+
+def taking_turns(combinations: Iterable[tuple[object, ...]]) -> list[object]:
+    """One of every two combinations, the first of a pair and then the second of the next; the
+    others are behind the long marker."""
+    return [
+        one if (at + at // 2) % 2 == 0 else pytest.param(*one, marks=pytest.mark.long)
+        for at, one in enumerate(combinations)
+    ]
 
 
 @pytest.fixture(scope="session", autouse=True)

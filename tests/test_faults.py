@@ -1,6 +1,7 @@
 """A fault in the shared block, wrong in eager and in the artifact alike, must not pass."""
 
 import dataclasses
+from itertools import product
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from rope_export import RotaryAttention, attention, export, verify
 from rope_export.lowerings import ort, standard
 from rope_export.lowerings.portable import Portable
+from tests.conftest import taking_turns
 
 ROTATE = attention.rotate
 PROJECT = RotaryAttention.project
@@ -65,8 +67,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("fault", "dtype"), taking_turns(product(FAULTS, ["float32", "float16"])))
 def test_a_shared_fault_fails(fault, dtype, tiny_config, tmp_path, monkeypatch) -> None:
     for place, name, broken in FAULTS[fault]:
         monkeypatch.setattr(place, name, broken)

@@ -49,6 +49,7 @@ FACTS = {
     "granite-3.3-8b": Facts(32, 8, 128, 1e7),
     "llama-2-7b": Facts(32, 32, 128, 1e4),
     "llama-3.1-8b": Facts(32, 8, 128, 5e5, "llama3"),
+    "llama-3.2-1b": Facts(32, 8, 64, 5e5, "llama3"),
     "mistral-7b-v0.1": Facts(32, 8, 128, 1e4, window=4096, sliding=32),
     "mistral-7b-v0.3": Facts(32, 8, 128, 1e6),
     "olmo-2-1124-7b": Facts(32, 32, 128, 5e5),
@@ -84,6 +85,12 @@ SCALED = {
     },
     "llama-3.1-8b": {
         "factor": 8,
+        "original_max_position_embeddings": 8192,
+        "low_freq_factor": 1,
+        "high_freq_factor": 4,
+    },
+    "llama-3.2-1b": {
+        "factor": 32,
         "original_max_position_embeddings": 8192,
         "low_freq_factor": 1,
         "high_freq_factor": 4,

@@ -1,5 +1,6 @@
 """Real weights: layers 0 and 29 of SmolLM2-135M against transformers' own attention."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 from rope_export import AttentionSpec, RotaryAttention, export, verify
 from rope_export.checkpoints import open_source
 from rope_export.parity.cases import cases
+from tests.conftest import taking_turns
 
 CALLS = [(1, 0), (7, 0), (512, 0), (1, 1), (1, 2_000)]
 """New tokens and cached tokens; the first decode, after 0 cached tokens, is (1, 0)."""
@@ -79,9 +81,10 @@ def test_cos_and_sin_equal_transformers_bit_for_bit(pair: Pair) -> None:
         assert torch.equal(torch.cat((ours, ours), dim=-1), expected)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("lowering", ["portable", "standard"])
-@pytest.mark.parametrize("layer", [0, 29])
+@pytest.mark.parametrize(
+    ("layer", "lowering", "dtype"),
+    taking_turns(product([0, 29], ["portable", "standard"], ["float32", "float16"])),
+)
 def test_artifact_is_inside_the_parity_budget(smollm2, tmp_path, layer, lowering, dtype) -> None:
     artifact = export(
         smollm2, layer=layer, out=tmp_path / "layer", lowering=lowering, dtype=dtype, padding=True

@@ -10,7 +10,7 @@ from scripts.prove_variants import CASES, PAGE, VARIANTS, prove
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "every_lowering", [False, pytest.param(True, marks=pytest.mark.long)], ids=["two", "every one"]
+    "every_lowering", [False, pytest.param(True, marks=pytest.mark.long)], ids=["auto", "every one"]
 )
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variant_is_right_in_all_six_cases(variant: str, every_lowering: bool) -> None:

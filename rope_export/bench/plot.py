@@ -48,6 +48,7 @@ def plot(bench: Bench, path: Path) -> None:
     with extra("report", "plotting"):
         import matplotlib
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
     rows = [row for row in bench.rows if drawable(row.shape)]
     batches = sorted({row.shape.batch for row in rows})
     figure = Figure(figsize=(2 + 5 * len(batches), 4.5), layout="constrained")
@@ -56,11 +57,14 @@ def plot(bench: Bench, path: Path) -> None:
         _draw(panel, [row for row in rows if row.shape.batch == batch])
         panel.set_title(f"batch {batch}", fontsize="medium")
     panels[0].set_ylabel("milliseconds a call")
+    panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].yaxis.set_minor_formatter(NullFormatter())
     shown = [panel.get_legend_handles_labels() for panel in panels]
     handles = {
         label: line for lines, labels in shown for line, label in zip(lines, labels, strict=True)
     }
-    figure.legend(handles.values(), handles, loc="outside right upper", fontsize="small")
+    figure.legend(handles.values(), handles, loc="outside right center", fontsize="small")
     figure.suptitle(title(bench), fontsize="small")
     # The same figures give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "rope_export"}):
