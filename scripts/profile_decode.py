@@ -15,12 +15,12 @@ from datetime import date
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import onnxruntime
 import torch
 
 from rope_export import export
 from rope_export.artifact import Artifact
+from rope_export.bench.contenders import steps
 from rope_export.bench.machine import cpu_name
 from rope_export.bench.roofline import Limits, cores, measured, weight_bytes, work
 from rope_export.bench.shapes import Shape, drawn
@@ -47,21 +47,17 @@ class Share:
 
 def profile(artifact: Artifact, shape: Shape, folder: Path, threads: int) -> list[Share]:
     """Medians over steps of one shape, the longest first, with what lies between nodes at last."""
-    options = onnxruntime.SessionOptions()
+    options = RUNTIMES[0].options()
     options.intra_op_num_threads = threads
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    inner = onnxruntime.InferenceSession(
-        str(artifact.model), options, providers=["CPUExecutionProvider"]
-    )
+    inner = RUNTIMES[0].load(artifact, options)
     session = OnnxRuntimeSession(artifact.manifest, inner, RUNTIMES[0])
     spec = AttentionSpec.from_json(artifact.manifest.spec)
-    inputs = drawn(spec, shape, 0)
     stream = session.start(batch=shape.batch, capacity=shape.total)
+    step = steps(stream, shape, drawn(spec, shape, 0))
     for _ in range(WARM + STEPS):
-        stream.lengths = np.full(shape.batch, shape.past)
-        stream.step(inputs["hidden_states"], inputs["position_ids"])
+        step()
     events = json.loads(Path(inner.end_profiling()).read_text(encoding="utf-8"))
     return list(_shares(events, spec, shape))
 

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel, DynamicCache
 
 from rope_export import open_session
 from rope_export.checkpoints.config import select, spec_of
-from rope_export.lowerings import lowering_for, lowerings
+from rope_export.lowerings import lowering_for, lowerings, refusal
 from rope_export.spec import AttentionSpec
 from scripts.prove_families.calls import comparable, tables
 from scripts.prove_families.capture import Capture, captures
@@ -211,10 +211,9 @@ def prove(variant: str, every_lowering: bool = True) -> Iterator[Cell]:
         seen.add(spec)
         weights = weights_of(read, spec, capture)
         layers = {case: every[at] for case, every in found.items()}
-        chosen = lowering_for("auto", spec, "growing").name
-        for lowering in lowerings().values():
-            if lowering.refusal(spec) is None and (every_lowering or lowering.name == chosen):
-                yield from _in(variant, lowering.name, layers, spec, weights)
+        able = [x for x in lowerings().values() if refusal(x, spec, "growing") is None]
+        for lowering in able if every_lowering else [lowering_for("auto", spec, "growing")]:
+            yield from _in(variant, lowering.name, layers, spec, weights)
 
 
 def _in(

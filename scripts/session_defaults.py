@@ -13,11 +13,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 
 from rope_export import export
 from rope_export.artifact import Artifact
+from rope_export.bench.contenders import steps
 from rope_export.bench.machine import cpu_name
 from rope_export.bench.roofline import cores
 from rope_export.bench.shapes import Shape, drawn
@@ -66,27 +66,15 @@ class Found:
 
 
 def _session(artifact: Artifact, change: Callable[[Options], None]) -> OnnxRuntimeSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options = RUNTIMES[0].options()
     change(options)
-    inner = onnxruntime.InferenceSession(
-        str(artifact.model), options, providers=[RUNTIMES[0].provider]
-    )
-    return OnnxRuntimeSession(artifact.manifest, inner, RUNTIMES[0])
+    return OnnxRuntimeSession(artifact.manifest, RUNTIMES[0].load(artifact, options), RUNTIMES[0])
 
 
 def _call(session: OnnxRuntimeSession, shape: Shape) -> Call:
     spec = AttentionSpec.from_json(session.manifest.spec)
-    inputs = drawn(spec, shape, 0)
     stream = session.start(batch=shape.batch, capacity=shape.total)
-    at = np.full(shape.batch, shape.past)
-
-    def step() -> object:
-        stream.lengths = at
-        return stream.step(inputs["hidden_states"], inputs["position_ids"])
-
-    return step
+    return steps(stream, shape, drawn(spec, shape, 0))
 
 
 def compare(source: Path, plan: Plan) -> Iterator[Found]:

@@ -16,7 +16,6 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from rope_export import Artifact, AttentionSpec, export
-from rope_export.attention import allowed_slots
 from rope_export.bench import (
     Choice,
     Plan,
@@ -38,6 +37,7 @@ from rope_export.bench.roofline import Limits
 from rope_export.bench.shapes import drawn
 from rope_export.cli import run
 from rope_export.errors import InputError
+from rope_export.expression import allowed_slots
 from rope_export.parity.rows import Report, counted
 from rope_export.spec import NormSpec, PositionScale
 from tests.test_cli import refused

@@ -6,14 +6,14 @@ from itertools import product
 import pytest
 import torch
 
-from rope_export import RotaryAttention, attention, export, verify
+from rope_export import RotaryAttention, export, expression, verify
 from rope_export.lowerings import ort, standard
 from rope_export.lowerings.portable import Portable
 from tests.conftest import taking_turns
 
-ROTATE = attention.rotate
+ROTATE = expression.rotate
 PROJECT = RotaryAttention.project
-ATTEND = attention.attend
+ATTEND = expression.attend
 PORTABLE_ATTEND = Portable.attend
 
 
@@ -55,13 +55,13 @@ def portable_unscaled(self, q, k, v, past_key, past_value, lengths, attention_ma
 
 
 FAULTS = {
-    "* sin dropped on k": [(attention, "rotate", keys_without_sin)],
-    "pairing swapped": [(attention, "rotate", other_pairs)],
+    "* sin dropped on k": [(expression, "rotate", keys_without_sin)],
+    "pairing swapped": [(expression, "rotate", other_pairs)],
     "k negated": [(RotaryAttention, "project", negated_keys)],
-    "causal mask off by one": [(attention, "allowed_slots", mask_off_by_one)],
+    "causal mask off by one": [(expression, "allowed_slots", mask_off_by_one)],
     "angles in float16": [(RotaryAttention, "cos_sin", half_angles)],
     "1 / sqrt(d) forgotten": [
-        (attention, "attend", eager_unscaled),
+        (expression, "attend", eager_unscaled),
         (Portable, "attend", portable_unscaled),
     ],
 }

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from rope_export import Artifact, AttentionSpec, RotaryAttention, attention, export, verify
+from rope_export import (
+    Artifact,
+    AttentionSpec,
+    RotaryAttention,
+    attention,
+    export,
+    expression,
+    verify,
+)
 from rope_export.errors import InputError, SpecError
 from rope_export.lowerings import lowering_for
 from rope_export.lowerings.portable import Portable
@@ -176,7 +184,7 @@ def without(**changed: Any) -> Callable[..., Any]:
         spec = dataclasses.replace(spec, **changed)
         return PORTABLE(self, q, k, v, past_key, past_value, lengths, attention_mask, spec, sinks)
 
-    return lambda: [(attention, "attend", eager), (Portable, "attend", portable)]
+    return lambda: [(expression, "attend", eager), (Portable, "attend", portable)]
 
 
 def sinks_of_another_sign() -> list[tuple[Any, str, Any]]:
@@ -186,18 +194,18 @@ def sinks_of_another_sign() -> list[tuple[Any, str, Any]]:
     def portable(self, q, k, v, past_key, past_value, lengths, attention_mask, spec, sinks):
         return PORTABLE(self, q, k, v, past_key, past_value, lengths, attention_mask, spec, -sinks)
 
-    return [(attention, "attend", eager), (Portable, "attend", portable)]
+    return [(expression, "attend", eager), (Portable, "attend", portable)]
 
 
 GATE = RotaryAttention.gate
-ALLOWED, ATTEND, PORTABLE = attention.allowed_slots, attention.attend, Portable.attend
+ALLOWED, ATTEND, PORTABLE = expression.allowed_slots, expression.attend, Portable.attend
 FAULTS: dict[str, tuple[dict[str, Any], Callable[[], list[tuple[Any, str, Any]]]]] = {
     "only the norm's weight": (
         NORMED,
         lambda: [(attention.Norm, "forward", lambda self, x: x * self.weight)],
     ),
     "softcap forgotten": (CAPPED, without(softcap=None)),
-    "window forgotten": (CAPPED, lambda: [(attention, "allowed_slots", no_window)]),
+    "window forgotten": (CAPPED, lambda: [(expression, "allowed_slots", no_window)]),
     "sinks of another sign": (SUNK, sinks_of_another_sign),
     "gate upside down": (
         GATED,

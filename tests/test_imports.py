@@ -15,7 +15,8 @@ ORDER = [
     {"contract", "quantized"},
     {"rope", "artifact"},
     {"engines"},
-    {"attention", "latent", "runtimes", "simplify"},
+    {"expression", "runtimes", "simplify"},
+    {"attention", "latent"},
     {"stream"},
     {"lowerings", "checkpoints", "deployed"},
     {"exporter"},
@@ -26,7 +27,17 @@ ORDER = [
 """Each part may import at module level from its own row and those above; runtimes open eager
 and read weights inside functions, as spec does for from_hf and from_json."""
 
-TORCH = {"attention", "latent", "rope", "lowerings", "checkpoints", "exporter", "parity", "bench"}
+TORCH = {
+    "expression",
+    "attention",
+    "latent",
+    "rope",
+    "lowerings",
+    "checkpoints",
+    "exporter",
+    "parity",
+    "bench",
+}
 TORCH |= {"simplify"}
 
 

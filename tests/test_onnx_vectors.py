@@ -7,7 +7,7 @@ import pytest
 import torch
 from onnx.backend.test.loader import load_model_tests
 
-from rope_export.attention import rotate
+from rope_export.expression import rotate
 from rope_export.rope.default import DefaultRope
 
 with warnings.catch_warnings():

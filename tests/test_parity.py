@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rope_export import AttentionSpec, RotaryAttention, export, open_session, verify
+from rope_export import Artifact, AttentionSpec, RotaryAttention, export, open_session, verify
 from rope_export.parity import Report, _Judge, frequencies
 from rope_export.parity.cases import FAR, Case, cases
 from rope_export.parity.reference import ReferenceLayer
@@ -111,6 +111,14 @@ def test_the_rule_of_a_row() -> None:
 def test_nothing_run_is_not_passed() -> None:
     assert Report(weights="proven").status == "nothing compared"
     assert not Report(weights="proven").passed
+
+
+def test_comparing_nothing_leaves_the_evidence_as_it_was(tiny, tmp_path) -> None:
+    artifact = Artifact.open(shutil.copytree(tiny().path, tmp_path / "copy"))
+    assert verify(artifact).passed
+    before = artifact.evidence
+    assert verify(artifact, runtimes=["tensorrt"]).status == "nothing compared"
+    assert artifact.evidence == before
 
 
 def test_weights_are_unproven_where_the_source_is_gone(smollm2, tmp_path) -> None:

@@ -8,9 +8,9 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from rope_export import AttentionSpec, RotaryAttention
-from rope_export.attention import rotate
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.errors import SpecError
+from rope_export.expression import rotate
 from rope_export.rope.default import DefaultRope
 from rope_export.rope.linear import LinearRope
 

@@ -91,7 +91,7 @@ class ArtifactContender(Contender):
         stream = self.session.start(batch=shape.batch, capacity=capacity)
         if allowed is not None:
             self._try(stream, shape, feeds, allowed)
-        return Ready(call=_steps(stream, shape, feeds), error=error, allowed=allowed)
+        return Ready(call=steps(stream, shape, feeds), error=error, allowed=allowed)
 
     def _run(self, feeds: Arrays) -> Arrays:
         """Raises: CannotError for what the session refuses."""
@@ -118,7 +118,7 @@ class ArtifactContender(Contender):
         self.session.close()
 
 
-def _steps(stream: Stream, shape: Shape, feeds: Arrays) -> Call:
+def steps(stream: Stream, shape: Shape, feeds: Arrays) -> Call:
     """Steps that each start from `past` entries: zeros, for what lies there takes no time."""
     hidden, positions = feeds["hidden_states"], feeds.get("position_ids")
     at = np.full(shape.batch, shape.past, np.int64)

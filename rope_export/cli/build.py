@@ -1,5 +1,6 @@
 """rope-export build: a TensorRT engine from an artifact."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,7 +109,7 @@ def size(text: str) -> int:
     return int(number) * UNITS[unit]
 
 
-def summary(engine: "Engine") -> "list[str]":
+def summary(engine: "Engine") -> list[str]:
     """An engine in a few lines."""
     facts = engine.facts
     plan = facts.files["engine.plan"]["bytes"] / 1e6
@@ -122,7 +123,7 @@ def summary(engine: "Engine") -> "list[str]":
     ]
 
 
-def fused(network: "dict[str, Any] | Any", fusion: "dict[str, Any] | Any") -> str:
+def fused(network: Mapping[str, Any], fusion: Mapping[str, Any]) -> str:
     """What became of the layers, in one line."""
     counts = (
         f"{network['rotary']} rotary, {network['attention']} attention, "

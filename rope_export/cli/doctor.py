@@ -10,7 +10,7 @@ from rich.table import Table
 from rope_export import __version__
 from rope_export.cli import output
 from rope_export.engines import gpu
-from rope_export.engines.module import load, modules
+from rope_export.engines.module import builders
 from rope_export.runtimes import runtimes
 
 PACKAGES = {
@@ -34,12 +34,11 @@ def doctor(
     """Show which runtimes work on this machine, and what to install for the others."""
     available = {name: runtime.unavailable() for name, runtime in runtimes().items()}
     packages = {name: _version(name) for name in PACKAGES}
-    builders = {engine: _cannot_build(engine, reason) for engine, _, reason in modules()}
     device = str(gpu.here() or f"none: {gpu.missing()}")
     if as_json:
         python = platform.python_version()
         runs = [{"runtime": n, "available": r is None, "reason": r} for n, r in available.items()]
-        builds = [{"engine": n, "builds": r is None, "reason": r} for n, r in builders.items()]
+        builds = [{"engine": n, "builds": r is None, "reason": r} for n, r in builders().items()]
         facts = {"rope_export": __version__, "python": python, "gpu": device}
         output.print_json({**facts, "packages": packages, "runtimes": runs, "engines": builds})
         return 0
@@ -51,7 +50,7 @@ def doctor(
         grid.add_row(f"package {name}", version or "not installed", way)
     for name, reason in available.items():
         grid.add_row(f"runtime {name}", "works" if reason is None else "not here", reason or "")
-    for name, reason in builders.items():
+    for name, reason in builders().items():
         state = "builds" if reason is None else "not here"
         grid.add_row(f"engine {name}", state, reason or "")
     grid.add_row("GPU", device, "")
@@ -60,13 +59,6 @@ def doctor(
         grid.add_row("conflict", "onnxruntime and onnxruntime-gpu", "uninstall one of the two")
     output.out().print(grid)
     return 0
-
-
-def _cannot_build(engine: str, reason: str | None) -> str | None:
-    """Why no engine of this kind can be built here."""
-    if reason is None and not load(engine).ahead_of_time and gpu.here() is None:
-        return f"it builds on the GPU it builds for, and {gpu.missing()}"
-    return reason
 
 
 def _version(package: str) -> str | None:

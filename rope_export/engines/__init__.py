@@ -3,7 +3,7 @@ tensorrt-rtx ahead of time for GPUs that are not."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rope_export import __version__
 from rope_export.artifact import Artifact
@@ -13,6 +13,9 @@ from rope_export.engines.module import Module
 from rope_export.engines.plan import Engine, EngineFacts, Options
 from rope_export.engines.profiles import profiles_for, sizes_of
 from rope_export.errors import InputError, UnavailableError
+
+if TYPE_CHECKING:
+    from rope_export.engines.builder import Order
 
 Progress = Callable[[str], None]
 
@@ -82,7 +85,12 @@ def build_engine(
     module = modules.find(engine)
     capabilities = _capabilities(module, compute_capabilities)
     timings = None if timing_cache is None else _timing_cache(module, Path(timing_cache))
-    here = None if module.ahead_of_time else _needed_gpu(module)
+    reason = module.cannot_build()
+    if reason:
+        raise UnavailableError(
+            f"--engine {module.engine}: {reason}; use --engine tensorrt-rtx, which builds without."
+        )
+    here = None if module.ahead_of_time else gpu.here()
     if refit and gpu.here() is None:
         raise UnavailableError(f"--refit: the builder needs a GPU for it, and {gpu.missing()}.")
     network.refuse(source.model)
@@ -159,16 +167,6 @@ def _timing_cache(module: Module, path: Path) -> Path:
     return path
 
 
-def _needed_gpu(module: Module) -> gpu.Gpu:
-    here = gpu.here()
-    if here is None:
-        raise UnavailableError(
-            f"{module.engine} builds on the GPU it builds for, and {gpu.missing()}; use "
-            f"--engine tensorrt-rtx, which builds without one."
-        )
-    return here
-
-
 def _cache_folder(cache: str | Path | bool) -> Path | None:
     if cache is True:
         return build_cache.location()
@@ -177,7 +175,7 @@ def _cache_folder(cache: str | Path | bool) -> Path | None:
 
 def _built(
     module: Module,
-    order: Any,
+    order: "Order",
     model: dict[str, str],
     here: gpu.Gpu | None,
     folder: Path | None,

@@ -215,9 +215,9 @@ def type_name(trt: Any, dtype: Any) -> str:
 
 def _failed(errors: Sequence[str], order: Order) -> RopeExportError:
     """The builder's own words in one line, and what helps where an option was given."""
-    told = [e for e in errors if not WITHOUT_GPU.search(e)] or list(errors) or ["no reason given"]
+    told = fusion.told([e for e in errors if not WITHOUT_GPU.search(e)] or errors)
     options = order.options.to_json()
     ways = [way for name, way in REMEDIES.items() if options[name]]
     kind = InputError if ways else RopeExportError
     remedy = f" Remedy: {'; '.join(ways)}." if ways else ""
-    return kind(f"TensorRT cannot build it: {' '.join('; '.join(told).split())}{remedy}")
+    return kind(f"TensorRT cannot build it: {told}{remedy}")

@@ -118,7 +118,7 @@ class PlanContext:
 
     def _check(self, done: bool, what: str) -> None:
         if not done:
-            told = " ".join("; ".join(self._log.errors).split()) or "no reason given"
+            told = fusion.told(self._log.errors)
             self._log.errors.clear()
             raise RopeExportError(f"TensorRT refused {what}: {told}")
 
@@ -141,8 +141,9 @@ class Plan:
             self._runtime.engine_host_code_allowed = True  # ours, its sha256 is verified
         loaded = self._runtime.deserialize_cuda_engine(plan)
         if loaded is None:
-            told = " ".join("; ".join(self._log.errors).split()) or "no reason given"
-            raise RopeExportError(f"{engine.plan}: TensorRT does not load it: {told}")
+            raise RopeExportError(
+                f"{engine.plan}: TensorRT does not load it: {fusion.told(self._log.errors)}"
+            )
         self._loaded = loaded
         _check_tensors(trt, loaded, engine)
         if engine.facts.options.weight_streaming:
@@ -159,8 +160,9 @@ class Plan:
     def context(self) -> Context:
         made = self._loaded.create_execution_context(self._config)
         if made is None:
-            told = " ".join("; ".join(self._log.errors).split()) or "no reason given"
-            raise RopeExportError(f"TensorRT makes no execution context: {told}")
+            raise RopeExportError(
+                f"TensorRT makes no execution context: {fusion.told(self._log.errors)}"
+            )
         return PlanContext(made, self._log)
 
     def close(self) -> None:

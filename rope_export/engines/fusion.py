@@ -72,6 +72,11 @@ def logger(trt: Any, verbose: bool) -> Any:
     return Kept()
 
 
+def told(errors: Sequence[str]) -> str:
+    """What a logger was told of errors, in one line."""
+    return " ".join("; ".join(errors).split()) or "no reason given"
+
+
 def fusion(lines: Sequence[str], network: NetworkFacts, dtype: str) -> Fusion:
     """What a build's log says of its attention.
 

@@ -5,7 +5,6 @@ What only one of them has is asked for by `has`, never by a version.
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +44,12 @@ class Module:
     def ahead_of_time(self) -> bool:
         """Whether it builds for GPUs that are not here, and without one."""
         return self.has("ComputeCapability")
+
+    def cannot_build(self) -> str | None:
+        """Why it builds no engine here, or nothing."""
+        if self.ahead_of_time or gpu.here() is not None:
+            return None
+        return f"it builds on the GPU it builds for, and {gpu.missing()}"
 
     def capabilities(self) -> dict[str, Any]:
         """The compute capabilities it builds for, such as "8.9", ascending; none where it builds
@@ -118,10 +123,6 @@ def find(engine: str | None = None) -> Module:
     raise UnavailableError("; or ".join(reasons))
 
 
-def modules() -> Iterator[tuple[str, str | None, str | None]]:
-    """Each engine, the version of its module, and why it is not there."""
-    for engine in PACKAGES:
-        try:
-            yield engine, load(engine).version, None
-        except UnavailableError as error:
-            yield engine, None, str(error)
+def builders() -> dict[str, str | None]:
+    """Each engine, and why none of its kind can be built here, or nothing."""
+    return {engine: missing(engine) or load(engine).cannot_build() for engine in PACKAGES}

@@ -7,7 +7,6 @@ takes a profile whose least is above its largest without a word, so everything i
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rope_export.artifact import Manifest
 from rope_export.contract import TensorType
@@ -220,6 +219,6 @@ def _distance(profile: Profile, sizes: Mapping[str, int]) -> float:
     return (sequence.max - sequence.min) * 1e6 + off
 
 
-def sizes_of(profiles: Sequence[Profile]) -> dict[str, Any]:
+def sizes_of(profiles: Sequence[Profile]) -> dict[str, int]:
     """What every profile fixes to the same number, by axis: the capacity of a fixed cache."""
     return {n: r.max for p in profiles for n, r in p.axes.items() if n == "capacity"}

@@ -12,7 +12,7 @@ from rope_export import external_data
 from rope_export.errors import InputError, extra
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, TensorShapeProto
+    from onnx import GraphProto, TensorShapeProto
 
 
 def fixed(model: Path, sizes: Mapping[str, int], to: Path) -> None:
@@ -24,32 +24,22 @@ def fixed(model: Path, sizes: Mapping[str, int], to: Path) -> None:
     with extra("export", "fixing an axis of an ONNX file"):
         import onnx
 
+        from rope_export.engines.graph import Graph
+
     loaded = onnx.load(str(model), load_external_data=False)
     inputs = {dim.dim_param for shape in _shapes(loaded.graph, "input") for dim in shape.dim}
     for name in sizes:
         if name not in inputs:
             raise InputError(f"{model}: no input has an axis {name!r} that could be fixed.")
-    for graph in _graphs(loaded):
+    for graph in Graph.every(loaded):
         for field in ("input", "output", "value_info"):
-            for shape in _shapes(graph, field):
+            for shape in _shapes(graph.proto, field):
                 for dim in shape.dim:
                     if dim.dim_param in sizes:
                         dim.dim_value = sizes[dim.dim_param]
     for name in external_data.locations(model.read_bytes()):
         shutil.copyfile(model.parent / name, to.parent / name)
     to.write_bytes(loaded.SerializeToString())
-
-
-def _graphs(model: "ModelProto") -> "Iterator[GraphProto]":
-    """The graph and those inside its nodes."""
-    waiting = [model.graph]
-    while waiting:
-        graph = waiting.pop()
-        yield graph
-        for node in graph.node:
-            for attribute in node.attribute:
-                waiting += [attribute.g] if attribute.HasField("g") else []
-                waiting += attribute.graphs
 
 
 def _shapes(graph: "GraphProto", field: str) -> "Iterator[TensorShapeProto]":

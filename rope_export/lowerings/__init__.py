@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rope_export import attention
+from rope_export import expression
 from rope_export.attention import RotaryAttention
 from rope_export.errors import InputError
 from rope_export.quantized import Packed, Quantization
@@ -28,7 +28,7 @@ class Lowering(ABC):
     quantizes: whether it can have weights in few bits.
     engine: whether it is made for an engine that is built of the file; "auto" and tuning, which
         look for what a runtime does best with the file itself, leave it out then.
-    heads_axis: as in `attention.Expression`.
+    heads_axis: as in `expression.Expression`.
     """
 
     name: ClassVar[str]
@@ -39,31 +39,37 @@ class Lowering(ABC):
     engine: ClassVar[bool] = False
     heads_axis: ClassVar[int] = 1
 
-    def refusal(self, spec: AttentionSpec) -> str | None:
-        """The feature of `spec` that this lowering cannot express, by name, or nothing."""
-        return None
-
-    def cache_refusal(self, spec: AttentionSpec, cache: str) -> str | None:
-        """Why it cannot express `cache` for a spec that it can express with another, or nothing."""
+    def refusal(self, spec: AttentionSpec, cache: str) -> str | None:
+        """The feature of `spec` that this lowering cannot express with `cache`, which is one of its
+        own, by name, or nothing."""
         return None
 
     def split(self, x: Tensor, width: int) -> Tensor:
-        """As `attention.Expression.split`, by a shape that does not have to be computed."""
+        """As `expression.Expression.split`, by a shape that does not have to be computed."""
         heads = x.shape[2] // width
         return _reshaped(x, [0, 0, heads, width], (*x.shape[:2], heads, width))
 
     def join(self, x: Tensor) -> Tensor:
-        """As `attention.Expression.join`."""
+        """As `expression.Expression.join`."""
         width = x.shape[2] * x.shape[3]
         return _reshaped(x, [0, 0, width], (*x.shape[:2], width))
 
     @abstractmethod
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
-        """As `attention.Expression.rotate`."""
+        """As `expression.Expression.rotate`."""
 
     def keep(self, past: Tensor | None, new: Tensor, lengths: Tensor | None) -> Tensor:
-        """As `attention.Expression.keep`; a lowering with fixed caches writes in place."""
-        return attention.append(past, new)
+        """As `expression.Expression.keep`; into a fixed cache by TensorScatter-24, in place."""
+        if past is None or lengths is None:
+            return expression.append(past, new)
+        return torch.onnx.ops.symbolic(
+            "::TensorScatter",
+            (past, new, lengths),
+            {"axis": -2},
+            dtype=past.dtype,
+            shape=past.shape,
+            version=24,
+        )
 
     @abstractmethod
     def attend(
@@ -78,7 +84,13 @@ class Lowering(ABC):
         spec: AttentionSpec,
         sinks: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `attention.Expression.attend`."""
+        """As `expression.Expression.attend`."""
+
+
+def halves(x: Tensor, rope: RopeSpec) -> Tensor:
+    """x (..., D) with rotary pairs that lie side by side moved to halves, the rest as it is."""
+    pairs = x[..., : rope.rotary_dim].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    return torch.cat((pairs, x[..., rope.rotary_dim :]), dim=-1)
 
 
 def _reshaped(x: Tensor, said: list[int], shape: tuple[int, ...]) -> Tensor:
@@ -222,4 +234,4 @@ def refusal(
             f"cache {cache!r} with causal=False: a layer that sees later tokens has no cache; "
             f"use cache 'none'"
         )
-    return lowering.refusal(spec) or lowering.cache_refusal(spec, cache)
+    return lowering.refusal(spec, cache)

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rope_export import attention
-from rope_export.lowerings import Lowering
+from rope_export import expression
+from rope_export.lowerings import Lowering, halves
 from rope_export.spec import AttentionSpec, RopeSpec
 
 DOMAIN = "com.microsoft"
@@ -29,7 +29,7 @@ class Ort(Lowering):
     quantizes: ClassVar[bool] = True
     heads_axis: ClassVar[int] = 2
 
-    def refusal(self, spec: AttentionSpec) -> str | None:
+    def refusal(self, spec: AttentionSpec, cache: str) -> str | None:
         if spec.latent is not None:
             return "lowering 'ort' cannot express a latent: GroupQueryAttention caches keys"
         if spec.value_head_dim != spec.head_dim:
@@ -42,8 +42,7 @@ class Ort(Lowering):
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
         heads, width = x.shape[2], x.shape[3]
         if rope.layout == "permuted":
-            pairs = x[..., : rope.rotary_dim].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-            x = torch.cat((pairs, x[..., rope.rotary_dim :]), dim=-1)
+            x = halves(x, rope)
         turned = torch.onnx.ops.symbolic(
             "::RotaryEmbedding",
             (self.join(x), cos, sin),
@@ -77,7 +76,7 @@ class Ort(Lowering):
         total = past if lengths is not None else past + sequence
         bias = visible = None
         if attention_mask is not None or spec.chunk is not None or spec.window_after is not None:
-            allowed = attention.allowed_slots(
+            allowed = expression.allowed_slots(
                 sequence, total, attention_mask, spec, q.device, lengths
             )
             # Half the lowest number: a score added to it must not be infinite.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rope_export import attention
+from rope_export import expression
 from rope_export.lowerings import Lowering
 from rope_export.spec import AttentionSpec, RopeSpec
 
@@ -19,7 +19,7 @@ class Portable(Lowering):
     caches: ClassVar[Mapping[str, int]] = {"none": 18, "growing": 18}
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
-        return attention.rotate(x, cos, sin, rope)
+        return expression.rotate(x, cos, sin, rope)
 
     def attend(
         self,
@@ -33,8 +33,8 @@ class Portable(Lowering):
         spec: AttentionSpec,
         sinks: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        k, v = attention.append(past_key, k), attention.append(past_value, v)
-        allowed = attention.allowed_slots(q.shape[2], k.shape[2], attention_mask, spec, q.device)
+        k, v = expression.append(past_key, k), expression.append(past_value, v)
+        allowed = expression.allowed_slots(q.shape[2], k.shape[2], attention_mask, spec, q.device)
         return products(q, k, v, allowed, spec, sinks, attention_mask is not None), k, v
 
 
@@ -47,7 +47,7 @@ def products(
     sinks: Tensor | None,
     empty_rows: bool,
 ) -> Tensor:
-    """As `attention.attend`, but the heads of a group share one product with their key and value,
+    """As `expression.attend`, but the heads of a group share one product with their key and value,
     so that the cache is never repeated in memory, and the scale goes to q, the smaller side.
 
     empty_rows: whether there may be rows that see nothing.

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rope_export import attention
-from rope_export.lowerings import Lowering
+from rope_export import expression
+from rope_export.lowerings import Lowering, halves
 from rope_export.spec import AttentionSpec, RopeSpec
 
 ONNX_FLOAT = 1
@@ -22,33 +22,20 @@ class Standard(Lowering):
     name = "standard"
     caches: ClassVar[Mapping[str, int]] = {"none": 23, "growing": 23, "fixed": 24}
 
-    def refusal(self, spec: AttentionSpec) -> str | None:
+    def refusal(self, spec: AttentionSpec, cache: str) -> str | None:
         if spec.sinks:
             return "lowering 'standard' cannot express sinks: Attention-23 has no such input"
         return None
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
         if rope.layout == "permuted":
-            pairs = x[..., : rope.rotary_dim].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-            x = torch.cat((pairs, x[..., rope.rotary_dim :]), dim=-1)
+            x = halves(x, rope)
         return torch.onnx.ops.rotary_embedding(
             x,
             cos,
             sin,
             interleaved=rope.layout == "interleaved",
             rotary_embedding_dim=0 if rope.rotary_dim == x.shape[-1] else rope.rotary_dim,
-        )
-
-    def keep(self, past: Tensor | None, new: Tensor, lengths: Tensor | None) -> Tensor:
-        if past is None or lengths is None:
-            return attention.append(past, new)
-        return torch.onnx.ops.symbolic(
-            "::TensorScatter",
-            (past, new, lengths),
-            {"axis": -2},
-            dtype=past.dtype,
-            shape=past.shape,
-            version=24,
         )
 
     def attend(
@@ -76,7 +63,7 @@ class Standard(Lowering):
         whole = past_key is None and lengths is None and spec.latent is not None
         plain = spec.window is None and spec.window_after is None and spec.chunk is None
         if attention_mask is not None or not plain or (whole and spec.causal):
-            mask = attention.allowed_slots(
+            mask = expression.allowed_slots(
                 q.shape[2], total, attention_mask, spec, q.device, lengths
             )
         if attention_mask is not None:

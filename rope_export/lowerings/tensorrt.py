@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rope_export import attention
-from rope_export.lowerings import Lowering
+from rope_export import expression
+from rope_export.lowerings import Lowering, halves
 from rope_export.lowerings.portable import products
 from rope_export.spec import AttentionSpec, RopeSpec
 
@@ -27,7 +27,7 @@ class Tensorrt(Lowering):
     caches: ClassVar[Mapping[str, int]] = {"none": 23, "growing": 23, "fixed": 24}
     engine: ClassVar[bool] = True
 
-    def cache_refusal(self, spec: AttentionSpec, cache: str) -> str | None:
+    def refusal(self, spec: AttentionSpec, cache: str) -> str | None:
         if spec.latent is not None and cache == "fixed":
             return (
                 "lowering 'tensorrt' cannot express cache 'fixed' of a latent: TensorRT's caches "
@@ -40,25 +40,11 @@ class Tensorrt(Lowering):
         on the operator's own interleaved form before a cache that grows."""
         if rope.layout == "half_split":
             return _turned(x, cos, sin, rope)
-        pairs = x[..., : rope.rotary_dim].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-        turned = _turned(torch.cat((pairs, x[..., rope.rotary_dim :]), dim=-1), cos, sin, rope)
+        turned = _turned(halves(x, rope), cos, sin, rope)
         if rope.layout == "permuted":
             return turned
-        halves = turned[..., : rope.rotary_dim].unflatten(-1, (2, -1))
-        interleaved = halves.transpose(-1, -2).flatten(-2)
-        return torch.cat((interleaved, turned[..., rope.rotary_dim :]), dim=-1)
-
-    def keep(self, past: Tensor | None, new: Tensor, lengths: Tensor | None) -> Tensor:
-        if past is None or lengths is None:
-            return attention.append(past, new)
-        return torch.onnx.ops.symbolic(
-            "::TensorScatter",
-            (past, new, lengths),
-            {"axis": -2},
-            dtype=past.dtype,
-            shape=past.shape,
-            version=24,
-        )
+        pairs = turned[..., : rope.rotary_dim].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+        return torch.cat((pairs, turned[..., rope.rotary_dim :]), dim=-1)
 
     def attend(
         self,
@@ -77,7 +63,7 @@ class Tensorrt(Lowering):
         said in matrix products, which it does not fuse."""
         if past_key is not None and past_value is not None:
             k, v = self.keep(past_key, k, lengths), self.keep(past_value, v, lengths)
-        allowed = attention.allowed_slots(
+        allowed = expression.allowed_slots(
             q.shape[2], k.shape[2], attention_mask, spec, q.device, lengths
         )
         if spec.softcap is not None:
@@ -106,8 +92,8 @@ def _bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     Half: with a score added, or in units of log2 e as kernels have it, it stays finite, and a block
     of slots that are all masked makes no NaN. It hides a slot whatever its score as long as scores
     differ by less than that half less 104, where float32's exp ends: 32,648 in float16, in which
-    scores beyond 65,504 do not exist. A mask of bools would say the same and costs TensorRT seven
-    kernels more.
+    scores beyond 65,504 do not exist. A mask of bools would say the same and costs TensorRT kernels
+    of its own.
     """
     return torch.where(allowed, 0.0, torch.finfo(dtype).min / 2).to(dtype)
 

@@ -48,7 +48,8 @@ def verify(
     large: bool = False,
     progress: Progress = lambda step, done: None,
 ) -> Report:
-    """Compare an artifact with eager PyTorch and a float64 reference; its evidence records it.
+    """Compare an artifact with eager PyTorch and a float64 reference; its evidence records it, if
+    anything was compared.
 
     Of an engine the ONNX model is compared at the corners of its profiles as well, and its plan
     where the GPU is that it is for: until then the report's numbers are unverified.
@@ -100,7 +101,8 @@ def verify(
         report.numbers = numbers(opened, report)
     if weights.original is not None:
         report.loss = _loss(judge.layer, weights.original, manifest, seed)
-    opened.record(parity=_evidence(report, manifest, seed))
+    if report.status != "nothing compared":  # which says nothing, and must not hide what did
+        opened.record(parity=_evidence(report, manifest, seed))
     return report
 
 

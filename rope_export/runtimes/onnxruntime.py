@@ -89,17 +89,26 @@ class OnnxRuntime(Missing):
         with _OPENING:
             inner = _SHARED.get(key)
             if inner is None:
-                inner = _SHARED[key] = self._load(artifact, threads)
+                options = self.options()
+                if threads is not None:
+                    options.intra_op_num_threads = threads
+                inner = _SHARED[key] = self.load(artifact, options)
         return OnnxRuntimeSession(artifact.manifest, inner, self)
 
-    def _load(self, artifact: Artifact, threads: int | None) -> Any:
+    def options(self) -> Any:
+        """onnxruntime's SessionOptions, as sessions are opened with."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        return options
+
+    def load(self, artifact: Artifact, options: Any) -> Any:
+        """onnxruntime's InferenceSession of the artifact, which no other session shares.
+
+        Raises: ArtifactError if onnxruntime refuses the model.
+        """
         try:
             return self.start(str(artifact.model), options)
         except Exception as error:  # onnxruntime's own kinds derive from Exception alone
