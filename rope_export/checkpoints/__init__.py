@@ -13,14 +13,9 @@ from torch import Tensor
 
 from rope_export.checkpoints.config import Read, read_config, select, spec_of
 from rope_export.checkpoints.drawn import drawn_weights
+from rope_export.checkpoints.files import Folder, Locator, WeightFiles, weight_files
 from rope_export.checkpoints.hub import Hub
-from rope_export.checkpoints.tensors import (
-    Folder,
-    Locator,
-    files_by_tensor,
-    layer_tensors,
-    read_layer,
-)
+from rope_export.checkpoints.tensors import layer_tensors, read_layer, reader
 from rope_export.errors import CheckpointError
 from rope_export.spec import AttentionSpec, DType
 
@@ -31,9 +26,12 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 class Source:
     """One layer's facts, and a way to its weights, which are read only when asked for.
 
-    facts: what a manifest says of the source: its kind, layer, seed and the config's hash.
+    facts: what a manifest says of the source: its kind, layer, seed, the config's hash, the names
+    of the files that were read, and what should be known of them.
     path: where it was found, to find it again when the artifact is verified.
     names: full name of each tensor in the checkpoint.
+    locator, files: of a checkpoint, the way to its files and those that hold its weights.
+    notes: what a user should know of how the source was read, a sentence each.
     """
 
     spec: AttentionSpec
@@ -41,6 +39,9 @@ class Source:
     path: str
     names: dict[str, str]
     weights: Callable[[], dict[str, Tensor]]
+    locator: Locator | None = None
+    files: WeightFiles | None = None
+    notes: tuple[str, ...] = ()
 
 
 def open_source(
@@ -92,14 +93,22 @@ def _checkpoint(locator: Locator, path: str, layer: int, part: str | None, dtype
     config = read_config(file)
     read = select(config, part)
     spec = _spec(read, layer, dtype)
-    files = files_by_tensor(locator)
-    pieces = layer_tensors(files, layer, spec, read.layout(layer), read.part)
+    files = weight_files(locator, config)
+    pieces = layer_tensors(files.tensors, layer, spec, read.layout(layer), read.part)
+    used = [name for piece in pieces.values() for name in piece.names]
+    notes = files.notes + files.unlike_index(used)
+    facts = _facts("checkpoint", config, layer, part) | {"files": files.of(used)}
+    if isinstance(locator, Hub) and locator.revision is not None:
+        facts["revision"] = locator.revision
     return Source(
         spec=spec,
-        facts=_facts("checkpoint", config, layer, part),
+        facts=facts | ({"notes": list(notes)} if notes else {}),
         path=path,
         names={name: piece.name for name, piece in pieces.items()},
-        weights=lambda: read_layer(locator, files, pieces, spec),
+        weights=lambda: read_layer(reader(locator, files.tensors), pieces, spec),
+        locator=locator,
+        files=files,
+        notes=notes,
     )
 
 

@@ -1,96 +1,21 @@
 """Reads single tensors from safetensors files, sharded or not, without loading the others."""
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
+from rope_export.checkpoints.files import Locator, open_tensors
 from rope_export.checkpoints.layout import Piece, TensorLayout
 from rope_export.errors import CheckpointError
 from rope_export.spec import AttentionSpec
 
-INDEX = "model.safetensors.index.json"
 TOWERS = {
     "vision": ("visual", "vision", "image"),
     "audio": ("audio", "speech"),
 }
 """Words by which a tower's tensors are told from the text decoder's of the same layout."""
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-
-class Locator(Protocol):
-    """Finds a checkpoint's files by name: in a folder, or on a hub that fetches them."""
-
-    def find(self, name: str) -> Path | None:
-        """The file called `name`, or nothing if the checkpoint has none."""
-
-
-class Folder:
-    """A checkpoint on this machine."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def find(self, name: str) -> Path | None:
-        path = self.path / name
-        return path if path.is_file() else None
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-
-def files_by_tensor(locator: Locator) -> dict[str, str]:
-    """Which file holds which tensor, from the index or the only file's header.
-
-    Raises: CheckpointError if there are no safetensors, or an index names a file elsewhere.
-    """
-    index = locator.find(INDEX)
-    if index is None:
-        name = "model.safetensors"
-        path = locator.find(name)
-        if path is None:
-            raise CheckpointError(_missing(locator))
-        with _open(path) as tensors:
-            return dict.fromkeys(tensors.keys(), name)
-    try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if not all(isinstance(x, str) for pair in files.items() for x in pair):
-            raise TypeError("weight_map must map names to file names")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{index}: is not an index of safetensors files ({error})."
-        ) from error
-    for name in set(files.values()):
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{index}: names the file {name!r}; shards are .safetensors files beside the index."
-            )
-    return files
-
-
-def _missing(locator: Locator) -> str:
-    if isinstance(locator, Folder):
-        pickles = sorted(p.name for kind in PICKLES for p in locator.path.glob(kind))
-        if pickles:
-            return (
-                f"{locator}: holds {pickles[0]} but no safetensors; pickle files run code when "
-                f"they are loaded and are refused. Save the model with safe_serialization=True."
-            )
-    return f"{locator}: there is no model.safetensors and no {INDEX}."
-
-
-def _open(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: is damaged, truncated or not safetensors ({error}). Fetch it again."
-        ) from error
-
 
 def layer_tensors(
     files: Mapping[str, str],
@@ -150,9 +75,30 @@ def _of_tower(prefixes: set[str], tower: str) -> set[str]:
     return {p for p in prefixes if not any(word in p for word in every)} or prefixes
 
 
-def read_layer(
-    locator: Locator, files: Mapping[str, str], pieces: Mapping[str, Piece], spec: AttentionSpec
-) -> dict[str, Tensor]:
+Reader = Callable[[str], Tensor]
+"""Reads a tensor by its full name in the checkpoint, in the checkpoint's dtype."""
+
+
+def reader(locator: Locator, files: Mapping[str, str]) -> Reader:
+    """Reads single tensors from the files that hold them; `files`: name to file.
+
+    The reader raises CheckpointError for a file that is missing or damaged.
+    """
+
+    def read(full: str) -> Tensor:
+        path = locator.find(files[full])
+        if path is None:
+            raise CheckpointError(f"{locator}: the file {files[full]} with {full!r} is missing.")
+        try:
+            with open_tensors(path) as tensors:
+                return tensors.get_tensor(full)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: tensor {full!r} cannot be read ({error}).") from error
+
+    return read
+
+
+def read_layer(read: Reader, pieces: Mapping[str, Piece], spec: AttentionSpec) -> dict[str, Tensor]:
     """One layer's tensors, checked and rounded to the spec's dtype.
 
     Raises: CheckpointError for a damaged file, a wrong shape or dtype, NaN or infinite values, and
@@ -161,36 +107,15 @@ def read_layer(
     weights: dict[str, Tensor] = {}
     for name, piece in pieces.items():
         shape = spec.weight_shapes[name]
-        tensor = _taken(locator, files, piece, spec, shape)
+        try:
+            tensor = piece.out_of(read, spec)
+        except RuntimeError as error:  # torch's: the rows do not divide as the layout says
+            raise CheckpointError(
+                f"tensor {piece.name!r}: {shape} cannot be taken from it as the config says "
+                f"({error})."
+            ) from error
         weights[name] = deployed(piece.name, tensor, shape, spec.dtype)
     return weights
-
-
-def _taken(
-    locator: Locator,
-    files: Mapping[str, str],
-    piece: Piece,
-    spec: AttentionSpec,
-    shape: tuple[int, ...],
-) -> Tensor:
-    """The piece's tensor, in the checkpoint's dtype."""
-
-    def read(full: str) -> Tensor:
-        path = locator.find(files[full])
-        if path is None:
-            raise CheckpointError(f"{locator}: the file {files[full]} with {full!r} is missing.")
-        try:
-            with _open(path) as tensors:
-                return tensors.get_tensor(full)
-        except SafetensorError as error:
-            raise CheckpointError(f"{path}: tensor {full!r} cannot be read ({error}).") from error
-
-    try:
-        return piece.out_of(read, spec)
-    except RuntimeError as error:  # torch's: the rows do not divide as the layout says
-        raise CheckpointError(
-            f"tensor {piece.name!r}: {shape} cannot be taken from it as the config says ({error})."
-        ) from error
 
 
 def deployed(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: str) -> Tensor:

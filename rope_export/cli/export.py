@@ -81,6 +81,7 @@ def export(
 
             options |= {"lowering": lowering, "progress": lambda name: step(name, None)}
             artifact = run(source, out=out, **options)
+        output.notes(artifact.manifest.source.get("notes", ()))
         report = None
         if not no_verify:
             from rope_export.parity import verify

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -19,6 +19,13 @@ def out() -> Console:
     console = Console(highlight=False, markup=False)
     wide = Console(highlight=False, markup=False, width=150)
     return console if console.is_terminal else wide
+
+
+def notes(sentences: Iterable[str]) -> None:
+    """What a user should know and need not act on, a line each on stderr."""
+    console = Console(stderr=True, highlight=False, markup=False)
+    for sentence in sentences:
+        console.print(f"note: {sentence}", soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
