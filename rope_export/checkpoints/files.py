@@ -1,0 +1,215 @@
+"""Which of a checkpoint's files hold the weights: those that transformers opens."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from safetensors import SafetensorError, safe_open
+
+from rope_export.errors import CheckpointError
+
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+KEY = "transformers_weights"
+"""The config key that names another file or index than these two."""
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+"""Parts of tensors as torch.distributed saves them, which transformers looks for first."""
+
+
+class Locator(Protocol):
+    """Finds a checkpoint's files by name: in a folder, or on a hub that fetches them."""
+
+    def find(self, name: str) -> Path | None:
+        """The file called `name`, or nothing if the checkpoint has none."""
+
+    def listed(self) -> tuple[str, ...] | None:
+        """Names of the files that are there, or nothing where asking for each would fetch it."""
+
+
+class Folder:
+    """A checkpoint on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def find(self, name: str) -> Path | None:
+        path = self.path / name
+        return path if path.is_file() else None
+
+    def listed(self) -> tuple[str, ...]:
+        return tuple(sorted(path.name for path in self.path.iterdir()))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFiles:
+    """The files that count.
+
+    chosen: name of the file or index that transformers opens. tensors: full name of each tensor to
+    the name of the file that holds it. index: the same as the index says it, empty without one.
+    notes: what a user should know of the choice, a sentence each.
+    """
+
+    chosen: str
+    tensors: Mapping[str, str]
+    index: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def of(self, names: Iterable[str]) -> list[str]:
+        """The chosen file or index, then the shards that hold `names`."""
+        shards = sorted({self.tensors[name] for name in names} - {self.chosen})
+        return [self.chosen, *shards]
+
+    def unlike_index(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Notes on those of `names` that lie elsewhere than the index says."""
+        notes = []
+        for name in sorted(set(names)) if self.index else ():
+            said, true = self.index.get(name), self.tensors[name]
+            if said != true:
+                notes.append(
+                    f"{name} is read from {true}, where transformers finds it; {self.chosen} "
+                    + ("does not name it." if said is None else f"says {said}.")
+                )
+        return tuple(notes)
+
+
+def weight_files(locator: Locator, config: Mapping[str, Any]) -> WeightFiles:
+    """The files that transformers opens for `config`.
+
+    The file or index that the config's `transformers_weights` names, else model.safetensors, else
+    the index. Of an index, transformers reads the shards in the order of their names and whole, so
+    that of tensors that several shards hold the last counts, whatever the index says.
+
+    Raises: CheckpointError if there are no safetensors, or an index names a file elsewhere.
+    Source: transformers 5.24, modeling_utils._get_resolved_checkpoint_files, _load_pretrained_model.
+    """
+    names = locator.listed() or ()
+    parts = next(filter(DISTRIBUTED.fullmatch, names), None)
+    if parts is not None:
+        raise CheckpointError(
+            f"{locator}: holds {parts}, one process's part of a distributed checkpoint, which "
+            f"transformers reads before all else; not implemented. Save the model whole, with "
+            f"save_pretrained, into a folder of its own."
+        )
+    explicit = config.get(KEY)
+    if explicit is not None:
+        return _explicit(locator, explicit)
+    path = locator.find(WHOLE)
+    if path is not None:
+        beside = (
+            f"{WHOLE} is read, as transformers does; {INDEX} and the shards it names, which lie "
+            f"beside it, are not."
+        )
+        tensors = dict.fromkeys(tensor_names(path), WHOLE)
+        notes = (beside,) if INDEX in names else ()
+        return WeightFiles(chosen=WHOLE, tensors=tensors, index={}, notes=notes)
+    path = locator.find(INDEX)
+    if path is None:
+        raise CheckpointError(_missing(locator, names))
+    return _sharded(locator, path, INDEX)
+
+
+def _explicit(locator: Locator, name: Any) -> WeightFiles:
+    """What `transformers_weights` names, below the checkpoint's folder."""
+    what = f"config key {KEY}={name!r}"
+    if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
+        raise CheckpointError(f"{what}: it must name a .safetensors file or its index.")
+    if not _inside(name):
+        raise CheckpointError(f"{what}: it must lie in the checkpoint's own folder.")
+    name = str(PurePosixPath(os.path.normpath(name)))
+    path = locator.find(name)
+    if path is None:
+        raise CheckpointError(f"{what}: {locator} has no such file, and transformers reads no other.")
+    note = (f"{name} is read, as the config's {KEY} says.",)
+    if name.endswith(".json"):
+        sharded = _sharded(locator, path, name)
+        return WeightFiles(
+            chosen=name, tensors=sharded.tensors, index=sharded.index, notes=note + sharded.notes
+        )
+    tensors = dict.fromkeys(tensor_names(path), name)
+    return WeightFiles(chosen=name, tensors=tensors, index={}, notes=note)
+
+
+def _inside(name: str) -> bool:
+    """Whether a relative path stays below the folder it starts from."""
+    path = os.path.normpath(name)
+    return not os.path.isabs(path) and path != ".." and not path.startswith(".." + os.sep)
+
+
+def _sharded(locator: Locator, path: Path, chosen: str) -> WeightFiles:
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if not all(isinstance(x, str) for pair in index.items() for x in pair):
+            raise TypeError("weight_map must map names to file names")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: is not an index of safetensors files ({error})."
+        ) from error
+    shards = sorted(set(index.values()))
+    for name in shards:
+        if not _inside(name) or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{path}: names the file {name!r}; shards are .safetensors files of the "
+                f"checkpoint's own folder."
+            )
+    tensors = dict(index)
+    if locator.listed() is not None:  # a hub would fetch every shard
+        for name in shards:
+            tensors |= dict.fromkeys(_names_if_there(locator, name), name)
+    return WeightFiles(chosen=chosen, tensors=tensors, index=index)
+
+
+def _names_if_there(locator: Locator, name: str) -> list[str]:
+    """A shard's tensors; none where it is missing or damaged, which matters once it is read."""
+    path = locator.find(name)
+    try:
+        return [] if path is None else tensor_names(path)
+    except CheckpointError:
+        return []
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors in a safetensors file, from its header alone."""
+    with open_tensors(path) as tensors:
+        return list(tensors.keys())
+
+
+def open_tensors(path: Path) -> safe_open:
+    """Raises: CheckpointError for a file that is damaged or not safetensors."""
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: is damaged, truncated or not safetensors ({error}). Fetch it again."
+        ) from error
+
+
+def _missing(locator: Locator, names: tuple[str, ...]) -> str:
+    """Why there are no weights, by what lies there in their place."""
+    if "adapter_config.json" in names:
+        return (
+            f"{locator}: holds an adapter and no weights of the model that it was trained on. "
+            f"Give that model's folder as SOURCE and this one with --adapter."
+        )
+    other = [name for name in names if name.endswith(".safetensors")]
+    if other and re.fullmatch(r".*-\d+-of-\d+\.safetensors", other[0]):
+        return f"{locator}: holds {other[0]} but no {INDEX}, which tells what shards there are."
+    if other:
+        return (
+            f"{locator}: holds {other[0]} but neither {WHOLE} nor {INDEX}, which transformers "
+            f'looks for. To read it, add "{KEY}": "{other[0]}" to config.json.'
+        )
+    pickles = sorted(n for n in names for kind in PICKLES if PurePosixPath(n).match(kind))
+    if pickles:
+        return (
+            f"{locator}: holds {pickles[0]} but no safetensors; pickle files run code when "
+            f"they are loaded and are refused. Save the model with safe_serialization=True."
+        )
+    return f"{locator}: there is no {WHOLE} and no {INDEX}."
