@@ -1,0 +1,352 @@
+"""transformers' own model for a config, of which only one layer's attention is real.
+
+The model is built on meta by the class that the config names, as from_pretrained builds it. What
+lies before this attention in the model's forward is small (position embeddings, norms) and made
+real; the other layers of its stack hand their input on; whatever is large stays on meta.
+"""
+
+import importlib
+import inspect
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rope_export.checkpoints.config import Read
+from rope_export.checkpoints.tensors import layer_tensors
+from rope_export.spec import AttentionSpec
+
+SMALL = 2**24
+"""Elements of a module outside of the attention that is made real: norms, not embeddings."""
+ATTENTION = re.compile("att|mixer|mha", re.IGNORECASE)
+AUTO_CLASSES = (
+    "AutoModelForCausalLM",
+    "AutoModelForImageTextToText",
+    "AutoModelForMultimodalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModel",
+)
+"""Where the class is looked for if the config names no architecture."""
+
+
+class Unread(Exception):
+    """transformers cannot be asked about this layer; the message says why, in one line."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what transformers logs, warns of and shows progress of."""
+    from transformers.utils import logging as theirs
+
+    logger = logging.getLogger("transformers")
+    level, handlers = logger.level, logger.handlers[:]
+    bars = theirs.is_progress_bar_enabled()
+    try:
+        logger.setLevel(logging.CRITICAL)
+        theirs.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+        if bars:
+            theirs.enable_progress_bar()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skeleton:
+    """A model on meta and where this layer's attention is in it.
+
+    module: the attention, at `path`. output: path of the output projection where that is another
+    module's, as in BERT's kin. names: our tensors' names in the checkpoint, and what they become.
+    mapping: how transformers renames and converts a checkpoint's tensors.
+    """
+
+    model: Any
+    path: str
+    output: str | None
+    names: Mapping[str, str]
+    mapping: list[Any]
+    dtype: torch.dtype
+
+    @property
+    def module(self) -> nn.Module:
+        return self.model.get_submodule(self.path)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Paths of what the layer's tensors belong to."""
+        return (self.path,) if self.output is None else (self.path, self.output)
+
+
+def configured(folder: Path) -> Any:
+    """transformers' config object for a folder with config.json; code that lies there or on a hub
+    is never run.
+
+    Raises: Unread if transformers does not know the model without such code.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise Unread(f"transformers cannot read the config ({reason(error)})") from error
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line, without the advice that follows it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    return f"{type(error).__name__}: {text}"[:240]
+
+
+def model_class(config: Any) -> Any:
+    """The class that `architectures` names; without, the first auto class that has one.
+
+    Raises: Unread if there is none in transformers.
+    """
+    import transformers
+
+    for name in getattr(config, "architectures", None) or ():
+        found = getattr(transformers, name, None)
+        if found is None:
+            module = type(config).__module__.replace(".configuration_", ".modeling_")
+            found = getattr(importlib.import_module(module), name, None)
+        if inspect.isclass(found) and hasattr(found, "from_pretrained"):
+            return found
+    for name in AUTO_CLASSES:
+        known = getattr(getattr(transformers, name, None), "_model_mapping", {})
+        if type(config) in known:
+            return known[type(config)]
+    raise Unread(f"transformers has no model for {type(config).__name__}")
+
+
+def built(config: Any, dtype: torch.dtype) -> Any:
+    """The model on meta, in eager attention.
+
+    Raises: Unread for what transformers' own code raises.
+    """
+    eager(config)
+    cls = model_class(config)
+    try:
+        with ExitStack() as stack:
+            for context in _init_contexts(cls, dtype):
+                stack.enter_context(context)
+            model = cls(config)
+    except Exception as error:
+        raise Unread(f"transformers cannot build {cls.__name__} ({reason(error)})") from error
+    return model.eval()
+
+
+def _init_contexts(cls: Any, dtype: torch.dtype) -> list[Any]:
+    given = {"dtype": dtype, "is_quantized": False, "_is_ds_init_called": False}
+    known = inspect.signature(cls.get_init_context).parameters
+    if "allow_all_kernels" in known:
+        given["allow_all_kernels"] = None
+    return cls.get_init_context(**{k: v for k, v in given.items() if k in known})
+
+
+def eager(config: Any) -> None:
+    """Eager attention and experts, in every config inside of this one."""
+    seen = set()
+
+    def visit(at: Any) -> None:
+        if id(at) in seen:
+            return
+        seen.add(id(at))
+        at._attn_implementation = "eager"
+        at._experts_implementation = "eager"
+        for value in list(vars(at).values()):
+            if hasattr(value, "to_diff_dict"):
+                visit(value)
+
+    visit(config)
+
+
+def saved_names(model: Any, layer: int) -> dict[str, str]:
+    """Names under which save_pretrained writes the tensors of layers with this number, in one
+    file; experts left out, which are many and none of ours."""
+    state = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if "expert" not in name and _has_number(name, layer)
+    }
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        state = revert_weight_conversion(model, state)
+    except Exception as error:
+        raise Unread(f"transformers cannot name what it saves ({reason(error)})") from error
+    return dict.fromkeys(state, "model.safetensors")
+
+
+def _has_number(name: str, layer: int) -> bool:
+    """Whether some part of a dotted name is the layer's number, or that of its block of two."""
+    return not {str(layer), str(layer // 2)}.isdisjoint(name.split("."))
+
+
+def located(
+    model: Any, names: Mapping[str, str], layer: int, own: bool, dtype: torch.dtype
+) -> Skeleton:
+    """Where tensors called `names` in a checkpoint, by our names for them, end up in the model.
+
+    own: whether the output projection is in another module than the one that attends.
+    Raises: Unread if transformers has no such parameters, or they are another layer's.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [x for x in mapping if isinstance(x, WeightRenaming)]
+    converters = [x for x in mapping if isinstance(x, WeightConverter)]
+    state = model.state_dict()
+    targets = {}
+    for ours, name in names.items():
+        target, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if target not in state and name in state:
+            target = name
+        if target in state:
+            targets[ours] = target
+    inside = {k: v for k, v in targets.items() if not (own and k.startswith("o_proj."))}
+    if not inside:
+        raise Unread(f"{type(model).__name__} has no parameters for {next(iter(names.values()))!r}")
+    path = _attention_path(model, list(inside.values()))
+    if not _has_number(path, layer):
+        raise Unread(f"{path} of {type(model).__name__} is not layer {layer}")
+    output = targets.get("o_proj.weight", "").rpartition(".")[0]
+    outside = bool(output) and not output.startswith(f"{path}.")
+    return Skeleton(
+        model=model,
+        path=path,
+        output=output if outside else None,
+        names=targets,
+        mapping=mapping,
+        dtype=dtype,
+    )
+
+
+def _attention_path(model: nn.Module, names: list[str]) -> str:
+    """The module that holds all these parameters and attends."""
+    shared = names[0].split(".")[:-1]
+    for name in names[1:]:
+        parts = name.split(".")
+        while parts[: len(shared)] != shared:
+            shared.pop()
+    while shared:
+        module = model.get_submodule(".".join(shared))
+        if ATTENTION.search(type(module).__name__) and not isinstance(module, nn.ModuleList):
+            return ".".join(shared)
+        shared.pop()
+    raise Unread(f"{type(model).__name__} has no attention module that holds {names[0]!r}")
+
+
+class HandsOn(nn.Module):
+    """In place of another layer: its output is its input."""
+
+    def __init__(self, layer: nn.Module, as_tuple: bool) -> None:
+        super().__init__()
+        self.as_tuple: bool = as_tuple
+        for name, value in vars(layer).items():  # what models ask a layer for
+            if isinstance(value, str | int | float | bool | None) and not hasattr(self, name):
+                setattr(self, name, value)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else next(iter(kwargs.values()))
+        return (hidden,) if self.as_tuple else hidden
+
+
+def stack_of(model: nn.Module, path: str) -> tuple[nn.ModuleList, int] | None:
+    """The list of layers that holds the module at `path`, and at which index."""
+    parts = path.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        holder = model.get_submodule(".".join(parts[:end]))
+        if isinstance(holder, nn.ModuleList) and parts[end].isdigit():
+            return holder, int(parts[end])
+    return None
+
+
+def hollow(skeleton: Skeleton, as_tuple: bool) -> None:
+    """Takes the other layers of this attention's stack out of the model."""
+    found = stack_of(skeleton.model, skeleton.path)
+    if found is None:
+        return
+    layers, index = found
+    for at, layer in enumerate(layers):
+        if at != index and not isinstance(layer, HandsOn):
+            layers[at] = HandsOn(layer, as_tuple)
+        elif isinstance(layer, HandsOn):
+            layer.as_tuple = as_tuple
+
+
+@torch.no_grad()
+def made_real(skeleton: Skeleton) -> None:
+    """Small modules and buffers that are still on meta, as from_pretrained makes them: parameters
+    as ones, which never reach the attention, buffers by the model's own initialisation."""
+    from transformers import PreTrainedModel
+
+    owners: dict[str, Any] = {}
+    for name, module in skeleton.model.named_modules():
+        if isinstance(module, PreTrainedModel):
+            owners[name] = module
+    for name, module in list(skeleton.model.named_modules()):
+        if any(name == part or name.startswith(f"{part}.") for part in skeleton.parts):
+            parameters: dict[str, Any] = {}
+        else:
+            parameters = {k: v for k, v in module._parameters.items() if _is_small(v)}
+        buffers = {k: v for k, v in module._buffers.items() if _is_small(v)}
+        for key, value in parameters.items():
+            module._parameters[key] = nn.Parameter(
+                torch.ones(value.shape, dtype=value.dtype), requires_grad=False
+            )
+        for key, value in buffers.items():
+            module._buffers[key] = torch.zeros(value.shape, dtype=value.dtype)
+        if buffers:
+            owner = max((x for x in owners if _within(name, x)), key=len)
+            owners[owner]._init_weights(module)
+
+
+def _within(name: str, outer: str) -> bool:
+    return outer == "" or name == outer or name.startswith(f"{outer}.")
+
+
+def _is_small(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.device.type == "meta" and tensor.numel() <= SMALL
+
+
+def skeleton_of(
+    config: Any,
+    read: Read,
+    spec: AttentionSpec,
+    layer: int,
+    *,
+    files: Mapping[str, str] | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Skeleton:
+    """The model with this layer's attention found in it, its other layers hollow.
+
+    files: the checkpoint's tensors, by which its names are known; without, the names under which
+    transformers saves the model.
+    Raises: Unread for what transformers cannot do; CheckpointError if the names it saves are not
+    those that our reading expects.
+    """
+    model = built(config, dtype)
+    layout = read.layout(layer)
+    known = saved_names(model, layer) if files is None else files
+    pieces = layer_tensors(known, layer, spec, layout, read.part)
+    names = {ours: piece.name for ours, piece in pieces.items()}
+    skeleton = located(model, names, layer, bool(layout.own), dtype)
+    hollow(skeleton, as_tuple=False)
+    return skeleton
