@@ -7,11 +7,13 @@ D head_dim, V value_dim, R rotary_dim, A axes of a position.
 from collections.abc import Callable, Mapping
 from typing import Self
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from rope_export.errors import CheckpointError, extra
 
-from rope_export.errors import CheckpointError
+with extra("export", "RotaryAttention"):
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+
 from rope_export.expression import Eager, Expression
 from rope_export.spec import AttentionSpec, NormSpec
 

@@ -7,13 +7,21 @@ failed; 2 bad input or usage; 3 the runtime asked for is not here, or nothing co
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import typer
 
 from rope_export import __version__
-from rope_export.cli import bench, build, doctor, export, inspect, verify
+from rope_export.cli import bench, build, doctor, export, inspect, output, verify
 from rope_export.errors import RopeExportError
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"rope-export {__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="rope-export",
@@ -23,6 +31,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
 app.command()(export.export)
 app.command()(verify.verify)
 app.command()(inspect.inspect)
@@ -31,36 +53,40 @@ app.command()(bench.bench)
 app.command()(doctor.doctor)
 
 
-def run(arguments: Sequence[str]) -> int:
-    """The exit status of one command line; errors are one line on stderr."""
-    debug = "--debug" in arguments
+def run(arguments: Sequence[str], interrupted: Callable[[], object] = lambda: False) -> int:
+    """The exit status of one command line; errors are one line on stderr, and with --json one
+    object on stdout as well. interrupted: whether an error is what native code made of an
+    interrupt."""
+    debug, as_json = "--debug" in arguments, "--json" in arguments
     try:
         arguments = [a for a in arguments if a != "--debug"]
         status = app(args=arguments, prog_name="rope-export", standalone_mode=False)
         return status if isinstance(status, int) else 0
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130, debug)
-    except RopeExportError as error:
-        return _fail(str(error), error.status, debug)
-    except OSError as error:
-        return _fail(f"{error.filename or 'the system'}: {error.strerror or error}", 4, debug)
-    except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error of the command line's library
-            return _fail(error.format_message(), 2, debug) if str(error) else 2
-        if type(error).__name__ == "Abort":
-            return _fail("interrupted", 130, debug)
-        return _fail(
-            f"{type(error).__name__}: {error} (our own fault; --debug tells where)", 4, debug
-        )
+    except (KeyboardInterrupt, Exception) as error:
+        message, status = _meaning(KeyboardInterrupt() if interrupted() else error)
+        if debug:
+            traceback.print_exc()
+        return fail(message, status, as_json)
 
 
-def _fail(message: str, status: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    print(f"rope-export: {' '.join(message.split())}", file=sys.stderr)
+def _meaning(error: BaseException) -> tuple[str, int]:
+    """What an error is to the user: a message, empty where it has been printed, and a status."""
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        return "interrupted", 130
+    if isinstance(error, RopeExportError):
+        return str(error), error.status
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the system'}: {error.strerror or error}", 4
+    if hasattr(error, "format_message"):  # a usage error of the command line's library
+        return error.format_message() if str(error) else "", 2
+    return f"{type(error).__name__}: {error} (our own fault; --debug tells where)", 4
+
+
+def fail(message: str, status: int, as_json: bool = False) -> int:
+    """Print an error: one line on stderr, and with --json an object on stdout."""
+    line = " ".join(message.split())
+    if line and sys.stderr is not None:
+        print(f"rope-export: {line}", file=sys.stderr)
+    if as_json:
+        output.print_json({"error": line, "status": status})
     return status
-
-
-def main() -> None:
-    """The console script."""
-    sys.exit(run(sys.argv[1:]))

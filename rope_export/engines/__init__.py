@@ -168,9 +168,15 @@ def _timing_cache(module: Module, path: Path) -> Path:
 
 
 def _cache_folder(cache: str | Path | bool) -> Path | None:
+    """Raises: InputError if the folder that was asked for is a file."""
+    if cache is False:
+        return None
     if cache is True:
         return build_cache.location()
-    return None if cache is False else Path(cache)
+    folder = Path(cache)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; the build cache is a folder. Give another.")
+    return folder
 
 
 def _built(
@@ -201,7 +207,10 @@ def _built(
         return found
     built = builder.build(module, order, progress)
     if folder is not None:
-        build_cache.put(folder, name, built)
+        try:
+            build_cache.put(folder, name, built)
+        except OSError as error:  # the plan is what was asked for; keeping it is a convenience
+            progress(f"the build cache {folder} cannot be written ({error.strerror}): going on")
     return built
 
 

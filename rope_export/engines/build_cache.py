@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from rope_export import swap
-from rope_export.errors import InputError
 
 VARIABLE = "ROPE_EXPORT_CACHE"
 PLAN, FACTS = "engine.plan", "facts.json"
@@ -30,8 +29,9 @@ class Built:
     fusion: Mapping[str, Any]
 
 
-def location() -> Path:
-    """The folder of the cache: ROPE_EXPORT_CACHE, or the user's own cache folder."""
+def location() -> Path | None:
+    """The folder of the cache: ROPE_EXPORT_CACHE, or the user's own cache folder; nothing for a
+    user who has no home."""
     given = os.environ.get(VARIABLE)
     if given:
         return Path(given) / "engines"
@@ -39,7 +39,10 @@ def location() -> Path:
         base = os.environ.get("LOCALAPPDATA")
         return Path(base or Path.home() / "AppData" / "Local") / "rope_export" / "engines"
     base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base or Path.home() / ".cache") / "rope_export" / "engines"
+    try:
+        return Path(base or Path.home() / ".cache") / "rope_export" / "engines"
+    except RuntimeError:
+        return None
 
 
 def key(inputs: Mapping[str, Any]) -> str:
@@ -55,26 +58,24 @@ def code() -> str:
 
 
 def get(folder: Path, name: str) -> Built | None:
-    """What was built before under this name, if it is whole."""
+    """What was built before under this name, if it is whole and can be read."""
     entry = folder / name
-    swap.heal(entry)
     try:
+        swap.heal(entry)
         facts = json.loads((entry / FACTS).read_text(encoding="utf-8"))
         plan = (entry / PLAN).read_bytes()
         if hashlib.sha256(plan).hexdigest() != facts["plan"]:
             return None
         return Built(plan=plan, network=facts["network"], fusion=facts["fusion"])
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def put(folder: Path, name: str, built: Built) -> None:
     """Keep what was built.
 
-    Raises: InputError if the cache's folder is a file.
+    Raises: OSError if the folder cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; the build cache is a folder. Set {VARIABLE}.")
     facts = {
         "plan": hashlib.sha256(built.plan).hexdigest(),
         "network": dict(built.network),

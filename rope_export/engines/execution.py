@@ -153,8 +153,9 @@ class Plan:
         if hasattr(self._config, "create_runtime_cache"):
             self._kernels = _kernels_of(engine)
             self._cache = self._config.create_runtime_cache()
-            with suppress(FileNotFoundError):
-                self._cache.deserialize(self._kernels.read_bytes())
+            if self._kernels is not None:
+                with suppress(OSError):
+                    self._cache.deserialize(self._kernels.read_bytes())
             self._config.set_runtime_cache(self._cache)
 
     def context(self) -> Context:
@@ -168,16 +169,18 @@ class Plan:
     def close(self) -> None:
         """Keep the kernels that were compiled for this GPU, for the next time."""
         if self._kernels is not None:
-            self._kernels.parent.mkdir(parents=True, exist_ok=True)
-            swap.write(self._kernels, bytes(memoryview(self._cache.serialize())))
+            with suppress(OSError):  # they are compiled again where no folder can be written
+                self._kernels.parent.mkdir(parents=True, exist_ok=True)
+                swap.write(self._kernels, bytes(memoryview(self._cache.serialize())))
             self._kernels = None
 
 
-def _kernels_of(engine: Engine) -> Path:
+def _kernels_of(engine: Engine) -> Path | None:
     """Where the kernels are kept that tensorrt-rtx compiles when it first runs a plan."""
-    return build_cache.location().with_name("kernels") / str(
-        engine.facts.files["engine.plan"]["sha256"]
-    )
+    plans = build_cache.location()
+    if plans is None:
+        return None
+    return plans.with_name("kernels") / str(engine.facts.files["engine.plan"]["sha256"])
 
 
 def _check_validity(trt: Any, runtime: Any, engine: Engine, plan: bytes, here: gpu.Gpu) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rope_export.errors import SpecError
+from rope_export.errors import SpecError, extra
 from rope_export.spec.parts import LatentSpec, NormSpec, PositionScale
 from rope_export.spec.rope import RopeSpec
 
@@ -218,9 +218,11 @@ class AttentionSpec:
         config: a path to config.json or its folder, its contents as a dict, or a transformers
             config object. layer: index of the layer, from 0. part: of a model of several towers,
             the key of the inner config, such as "vision_config"; the text decoder unless given.
-        Raises: SpecError naming the key for every feature that is not implemented.
+        Raises: SpecError naming the key for every feature that is not implemented;
+            UnavailableError without the `export` extra.
         """
-        from rope_export.checkpoints.config import read_spec
+        with extra("export", "reading a config"):
+            from rope_export.checkpoints.config import read_spec
 
         return read_spec(config, layer=layer, part=part)
 
