@@ -88,7 +88,8 @@ def weight_files(locator: Locator, config: Mapping[str, Any]) -> WeightFiles:
     that of tensors that several shards hold the last counts, whatever the index says.
 
     Raises: CheckpointError if there are no safetensors, or an index names a file elsewhere.
-    Source: transformers 5.24, modeling_utils._get_resolved_checkpoint_files, _load_pretrained_model.
+    Source: transformers 5.24, modeling_utils: _get_resolved_checkpoint_files and
+    _load_pretrained_model.
     """
     names = locator.listed() or ()
     parts = next(filter(DISTRIBUTED.fullmatch, names), None)
@@ -126,7 +127,7 @@ def _explicit(locator: Locator, name: Any) -> WeightFiles:
     name = str(PurePosixPath(os.path.normpath(name)))
     path = locator.find(name)
     if path is None:
-        raise CheckpointError(f"{what}: {locator} has no such file, and transformers reads no other.")
+        raise CheckpointError(f"{what}: {locator} has no such file; transformers reads no other.")
     note = (f"{name} is read, as the config's {KEY} says.",)
     if name.endswith(".json"):
         sharded = _sharded(locator, path, name)
@@ -149,9 +150,7 @@ def _sharded(locator: Locator, path: Path, chosen: str) -> WeightFiles:
         if not all(isinstance(x, str) for pair in index.items() for x in pair):
             raise TypeError("weight_map must map names to file names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: is not an index of safetensors files ({error})."
-        ) from error
+        raise CheckpointError(f"{path}: is not an index of safetensors files ({error}).") from error
     shards = sorted(set(index.values()))
     for name in shards:
         if not _inside(name) or not name.endswith(".safetensors"):

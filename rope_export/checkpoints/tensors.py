@@ -17,6 +17,7 @@ TOWERS = {
 }
 """Words by which a tower's tensors are told from the text decoder's of the same layout."""
 
+
 def layer_tensors(
     files: Mapping[str, str],
     layer: int,
