@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from rope_export import Artifact, AttentionSpec, RotaryAttention, export, open_session, verify
-from rope_export.parity import Report, _Judge, frequencies
+from rope_export.parity import Report, frequencies
 from rope_export.parity.cases import FAR, Case, cases
+from rope_export.parity.judge import Judge
 from rope_export.parity.reference import ReferenceLayer
 from rope_export.parity.rows import judged
 from rope_export.parity.weights import true_weights
@@ -189,7 +190,7 @@ def test_sound_draws_raise_no_alarm(draws, shape, dtype, tmp_path) -> None:
     report = Report(weights="proven")
     with ExitStack() as stack:
         sessions = {name: stack.enter_context(open_session(x)) for name, x in made.items()}
-        judge = _Judge(
+        judge = Judge(
             eager=RotaryAttention.from_weights(spec, tensors),
             layer=ReferenceLayer(
                 spec,

@@ -1,0 +1,192 @@
+"""One case after the other: eager, the reference and every session on the same inputs."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from rope_export.attention import RotaryAttention
+from rope_export.contract import cache_names, cached
+from rope_export.errors import ProfileError, RopeExportError
+from rope_export.parity.bounds import ceiling, floors
+from rope_export.parity.cases import Case
+from rope_export.parity.metrics import errors
+from rope_export.parity.properties import Property
+from rope_export.parity.reference import ReferenceLayer, Trace
+from rope_export.parity.rows import Report, counted, judged
+from rope_export.runtimes import Session, to_numpy, to_torch
+from rope_export.spec import AttentionSpec
+
+Arrays = dict[str, np.ndarray]
+
+
+def frequencies(spec: AttentionSpec) -> Callable[[int], np.ndarray]:
+    """inv_freq of a call by its length: the variant's own, proven against transformers."""
+    rope = spec.rope
+
+    def at(length: int) -> np.ndarray:
+        assert rope is not None
+        given = torch.tensor(length) if rope.depends_on_length else None
+        return to_numpy(rope.inv_freq(given))
+
+    return at
+
+
+class Judge:
+    """Runs eager, the reference and every session on the same inputs, and writes the rows."""
+
+    def __init__(
+        self,
+        *,
+        eager: RotaryAttention,
+        layer: ReferenceLayer,
+        sessions: Mapping[str, Session],
+        outputs: Sequence[str],
+        report: Report,
+        seed: int,
+        int8_block: int | None = None,
+    ) -> None:
+        self.eager, self.layer, self.sessions = eager, layer, sessions
+        self.rough = layer.rounding(int8_block)
+        self.outside: Counter[str] = Counter()
+        self.outputs, self.report, self.seed = outputs, report, seed
+        pairs = [cache_names(x, kind) for x in cached(layer.spec) for kind in ("growing", "fixed")]
+        self.before = {after: before for before, after in pairs}
+
+    def run_eager(self, inputs: Arrays) -> Arrays:
+        values = self.eager(**{name: to_torch(value) for name, value in inputs.items()})
+        return {n: to_numpy(v) for n, v in zip(self.outputs, values, strict=False)}
+
+    def case(self, case: Case, inputs: Arrays) -> None:
+        """Judge the attention output where a token attends to something, the new part of the cache
+        by error, and bit for bit what was there before; what lies beyond is nobody's."""
+        trace = self.layer(inputs)
+        bound = ceiling(self.layer, trace)
+        eager = self.run_eager(inputs)
+        differences = {name: _judged(trace, name, eager[name]) for name in self.outputs}
+        eager_errors = {name: errors(*pair) for name, pair in differences.items()}
+        ceilings = self._ceilings(trace, bound, differences)
+        rough = ceilings
+        if self.rough is not self.layer:
+            rough = self._ceilings(trace, ceiling(self.rough, trace), differences)
+        for name, session in {"eager": None, **self.sessions}.items():
+            given = eager if session is None else self._run(session, case.name, name, inputs)
+            for output in self.outputs if given is not None else ():
+                assert given is not None
+                if not self._same_form(case.name, name, output, given[output], eager[output]):
+                    continue
+                self.report.rows += judged(
+                    case=case.name,
+                    seed=self.seed,
+                    runtime=name,
+                    output=output,
+                    errors=errors(*_judged(trace, output, given[output])),
+                    eager_errors=eager_errors[output],
+                    ceilings=ceilings[output],
+                    floors=floors(
+                        self.layer.spec,
+                        case.total,
+                        rough[output],
+                        differences[output][1].size,
+                    ),
+                )
+                if output in self.before and np.any(trace.starts):
+                    changed = _changed(given[output], inputs[self.before[output]], trace.starts)
+                    self._count(case.name, name, output, "past values changed", changed)
+
+    def _ceilings(
+        self,
+        trace: Trace,
+        bound: Arrays,
+        differences: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    ) -> dict[str, dict[str, float]]:
+        """The bounds on each output's elements, as errors by each metric."""
+        return {
+            name: errors(
+                _judged(trace, name, trace.outputs[name] + bound[name])[0],
+                differences[name][1],
+            )
+            for name in self.outputs
+        }
+
+    def property(self, known: Property) -> None:
+        """Judge how far the two sides are apart, in eager and on every runtime."""
+        here, there = known.sides(self.run_eager)
+        eager_errors = errors(here - there, there)
+        ceilings = errors(known.bound(self.layer), there)
+        rough = errors(known.bound(self.rough), there)
+        for name, session in {"eager": None, **self.sessions}.items():
+            try:
+                sides = (here, there) if session is None else known.sides(_runner(session))
+            except ProfileError:
+                self.outside[name] += 1
+                continue
+            except RopeExportError as error:
+                self._failed(known.name, name, error)
+                continue
+            self.report.rows += judged(
+                case=known.name,
+                seed=self.seed,
+                runtime=name,
+                output=known.output,
+                errors=errors(sides[0] - sides[1], sides[1]),
+                eager_errors=eager_errors,
+                ceilings=ceilings,
+                floors=floors(self.layer.spec, known.total, rough, there.size),
+            )
+
+    def _run(self, session: Session, case: str, name: str, inputs: Arrays) -> Arrays | None:
+        try:
+            return _runner(session)(inputs)
+        except ProfileError:
+            self.outside[name] += 1
+            return None
+        except RopeExportError as error:
+            self._failed(case, name, error)
+            return None
+
+    def _same_form(
+        self, case: str, name: str, output: str, value: np.ndarray, eager: np.ndarray
+    ) -> bool:
+        if (value.shape, value.dtype) == (eager.shape, eager.dtype):
+            return True
+        self._count(case, name, output, "shape or dtype", 1.0)
+        self.report.problems.append(
+            f"{case} on {name}: {output} is {value.dtype}{value.shape}, "
+            f"eager has {eager.dtype}{eager.shape}"
+        )
+        return False
+
+    def _failed(self, case: str, name: str, error: RopeExportError) -> None:
+        self._count(case, name, "every output", "calls that failed", 1.0)
+        self.report.problems.append(f"{case} on {name}: {error}")
+
+    def _count(self, case: str, name: str, output: str, metric: str, error: float) -> None:
+        row = counted(
+            case=case, seed=self.seed, runtime=name, output=output, metric=metric, error=error
+        )
+        self.report.rows.append(row)
+
+
+def _runner(session: Session) -> Callable[[Arrays], Arrays]:
+    return lambda inputs: {name: to_numpy(x) for name, x in session.run(inputs).items()}
+
+
+def _judged(trace: Trace, output: str, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Difference from the reference, and the reference, in the part that is judged by error."""
+    expected = trace.outputs[output]
+    if output == "attention_output":
+        return value[trace.attended] - expected[trace.attended], expected[trace.attended]
+    new = trace.new(expected)
+    return trace.new(value) - new, new
+
+
+def _changed(after: np.ndarray, before: np.ndarray, starts: np.ndarray) -> float:
+    """How many numbers of the entries that were in use have other bits; of as many rows."""
+    bits = np.dtype(f"u{before.dtype.itemsize}")
+    changed = 0
+    for now, then, at in zip(after, before, starts, strict=True):
+        kept = np.ascontiguousarray(now[..., :at, :]).view(bits)
+        changed += int(np.sum(kept != np.ascontiguousarray(then[..., :at, :]).view(bits)))
+    return float(changed)
