@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers.models
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from rope_export.checkpoints.config import SUSPICIOUS
@@ -78,21 +79,28 @@ def facts(cls: type[PreTrainedConfig]) -> dict[str, Any]:
 def _rope(cls: type[PreTrainedConfig]) -> dict[str, Any]:
     """The rotation of a config that says nothing of it. Plain ones are kept as the keys that an
     older config.json has, which it may give one without the other."""
-    try:
-        make: Any = cls
-        given = make().rope_parameters
-        asked = make(rope_theta=ASKED).rope_parameters
-        scaled = make(rope_scaling={"rope_type": "linear", "factor": 2.0}).rope_parameters
-    except (AttributeError, TypeError, ValueError):  # no rotation, or no config without arguments
-        return {}
-    if not isinstance(given, dict) or not given:
+    given = _rope_parameters(cls)
+    asked = _rope_parameters(cls, rope_theta=ASKED)
+    scaled = _rope_parameters(cls, rope_scaling={"rope_type": "linear", "factor": 2.0})
+    if given is None or asked is None:
         return {}
     theta = {} if isinstance(cls.default_theta, dict) else {"rope_theta": cls.default_theta}
     kept = {} if str(ASKED) in str(asked) else {"keeps_theta": True}
     plain = given.get("rope_type") == "default" and given.keys() <= OUTER
-    if plain and scaled.get("partial_rotary_factor") == given.get("partial_rotary_factor"):
+    partial = given.get("partial_rotary_factor")
+    if plain and (scaled is None or scaled.get("partial_rotary_factor") == partial):
         return theta | kept | {k: v for k, v in given.items() if k != "rope_type"}
     return theta | kept | {"rope_parameters": given}
+
+
+def _rope_parameters(cls: type[PreTrainedConfig], **keys: Any) -> dict[str, Any] | None:
+    """What a config of these keys has as rope_parameters; None for a class that has no rotation,
+    cannot be made without arguments, or refuses the keys."""
+    try:
+        found = cls(**keys).rope_parameters
+    except (AttributeError, TypeError, ValueError, StrictDataclassError):
+        return None
+    return found if isinstance(found, dict) and found else None
 
 
 def _mixed(cls: type[PreTrainedConfig]) -> bool:

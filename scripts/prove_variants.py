@@ -24,6 +24,7 @@ from rope_export import open_session
 from rope_export.checkpoints.config import select, spec_of
 from rope_export.lowerings import lowering_for, lowerings, refusal
 from rope_export.spec import AttentionSpec
+from scripts.prove_families.cache import cache_name
 from scripts.prove_families.calls import comparable, tables
 from scripts.prove_families.capture import Capture, captures
 from scripts.prove_families.compare import (
@@ -166,6 +167,7 @@ class Calls:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         config: Any = model.config
         cache = DynamicCache(config=config)
+        name = cache_name(model.forward)
         past = 0
         for count in self.chunks:
             total = past + count
@@ -176,7 +178,7 @@ class Calls:
                 input_ids=tokens[:, past:total],
                 attention_mask=given if self.padded else None,
                 position_ids=positions[:, past:total],
-                past_key_values=cache,
+                **{name: cache},
                 use_cache=True,
             )
             past = total

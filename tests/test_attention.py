@@ -7,6 +7,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from rope_export import AttentionSpec, RotaryAttention
 from rope_export.errors import CheckpointError
+from scripts.prove_families.cache import cache_name
 from tests.test_rope import PAIRED, layer
 
 VARIANTS = {
@@ -146,7 +147,7 @@ def test_family_equals_transformers(name, monkeypatch) -> None:
                 hidden_states=hidden[:, at],
                 position_embeddings=turn,
                 attention_mask=mask,
-                past_key_values=cache,
+                **{cache_name(theirs.forward): cache},
             )
             found, *past = ours(hidden[:, at], positions[:, at], *past, padding[:, : at.stop])
         attended = seen.any(-1)

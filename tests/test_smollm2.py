@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 from rope_export import AttentionSpec, RotaryAttention, export, verify
 from rope_export.checkpoints import open_source
 from rope_export.parity.cases import cases
+from scripts.prove_families.cache import cache_name
 from tests.conftest import taking_turns
 
 CALLS = [(1, 0), (7, 0), (512, 0), (1, 1), (1, 2_000)]
@@ -47,7 +48,7 @@ class Pair:
             hidden[:, past:],
             position_embeddings=self.rotary(hidden, positions[:, past:]),
             attention_mask=mask.triu(past + 1)[None, None],
-            past_key_values=cache,
+            **{cache_name(self.theirs.forward): cache},
         )
         assert (present_key - cache.layers[0].keys).abs().max() < 1e-12
         return ours, theirs

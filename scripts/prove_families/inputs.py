@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
+from scripts.prove_families.cache import CACHE_NAMES, cache_among, cache_in
 from scripts.prove_families.overrides import INPUTS, SUBMODULES
 from scripts.prove_families.tiny import WIDTH, TinyModel, attribute
 
@@ -150,11 +151,13 @@ def starts(tiny: TinyModel, model: nn.Module) -> Iterator[Start]:
     maker = Maker(tiny, model)
     for inputs in list(maker.candidates()):
         tokens = next((x for x in inputs if x in ("input_ids", "inputs_embeds")), None)
-        causal = "past_key_values" in maker.names and _decodes(model)
-        if causal and tokens is not None and inputs[tokens].shape[0] == BATCH:
-            yield _decoder(inputs, lambda _: None)
-            yield _decoder(inputs, lambda _: DynamicCache(config=maker.config))
-            yield _decoder(inputs, lambda _: EncoderDecoderCache(DynamicCache(), DynamicCache()))
+        name = cache_among(maker.names) if _decodes(model) else None
+        if name is not None and tokens is not None and inputs[tokens].shape[0] == BATCH:
+            yield _decoder(inputs, name, lambda: None)
+            yield _decoder(inputs, name, lambda: DynamicCache(config=maker.config))
+            yield _decoder(
+                inputs, name, lambda: EncoderDecoderCache(DynamicCache(), DynamicCache())
+            )
         yield _encoder(inputs)
 
 
@@ -187,7 +190,7 @@ def paddings(tiny: TinyModel, model: nn.Module) -> Iterator[Start]:
 
 def _encoder(inputs: dict[str, Any]) -> Start:
     def start(model: nn.Module, mark: Mark) -> None:
-        cache = inputs.get("past_key_values")
+        cache = next((inputs[name] for name in CACHE_NAMES if name in inputs), None)
         mark("encode", None, cache.get_seq_length() if cache is not None else 0)
         model.get_submodule(SUBMODULES.get(type(model).__name__, ""))(**_fresh(inputs))
 
@@ -202,20 +205,21 @@ def _padded(inputs: dict[str, Any], mask: Tensor) -> Start:
     return start
 
 
-def _decoder(inputs: dict[str, Any], empty: Callable[[nn.Module], Any]) -> Start:
-    """With the cache that the model makes itself where `empty` gives none."""
+def _decoder(inputs: dict[str, Any], name: str, empty: Callable[[], Any]) -> Start:
+    """With the cache that the model makes itself where `empty` gives none; name: what the forward
+    calls it."""
     along = {x: y for x, y in inputs.items() if tuple(getattr(y, "shape", ())[:2]) == BOTH}
     later = [{x: y[:, i : i + 1].flip(0) for x, y in along.items()} for i in range(STEPS)]
 
     def start(model: nn.Module, mark: Mark) -> None:
         mark("prefill", None, 0)
-        cache = empty(model)
-        out = model(**_fresh(inputs), past_key_values=cache, use_cache=True)
-        cache = getattr(out, "past_key_values", None) or cache
+        cache = empty()
+        output = model(**_fresh(inputs), **{name: cache}, use_cache=True)
+        cache = cache_in(output) or cache
         if cache is None:
             raise ValueError("the model returned no cache")
         for count, step in enumerate(later):
             mark("decode", None, TOKENS + count)
-            model(**_fresh(inputs | step), past_key_values=cache, use_cache=True)
+            model(**_fresh(inputs | step), **{name: cache}, use_cache=True)
 
     return start

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache, ViTConfig
 
+from scripts.prove_families.cache import cache_among
+
 ROPES: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
     "dynamic": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
@@ -255,7 +257,7 @@ def _canvas(maker: Any) -> dict[str, Any]:
         attention = layer.self_attn
         heads = attention.k_proj.out_features // attention.head_dim
         cache.update(*(maker.noise(2, heads, 5, attention.head_dim) for _ in "kv"), index)
-    return {"decoder_input_ids": maker.tokens(), "past_key_values": cache}
+    return {"decoder_input_ids": maker.tokens(), str(cache_among(maker.names)): cache}
 
 
 INPUTS: dict[str, Callable[[Any], dict[str, Any]]] = {
