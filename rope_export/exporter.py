@@ -58,6 +58,7 @@ def export(
     padding: bool = False,
     opset: int | None = None,
     seed: int = 0,
+    adapter: str | Path | None = None,
     progress: Progress = lambda step: None,
 ) -> Artifact:
     """Export one attention layer as an artifact, replacing the one that is at `out`.
@@ -72,7 +73,9 @@ def export(
     written in place. dtype: "float32", "float16" or "bfloat16", of weights and activations.
     weights: "int8" or "int4" to store the projections in so few bits, with a scale for block_size
     inputs; accuracy_level: see `Quantization`. padding: take an attention_mask. opset: a newer
-    opset than the lowering's own. progress: called with the name of each step.
+    opset than the lowering's own. adapter: folder or hub id of a LoRA adapter to merge into the
+    weights; the source's own folder for one that lies beside them. progress: called
+    with the name of each step.
 
     The artifact is not compared with eager PyTorch here: `verify` does that.
     Returns: the artifact, its structure checked by onnx.
@@ -81,7 +84,7 @@ def export(
     out = Path(out)
     artifacts.check_target(out)
     progress("reading the source")
-    found = open_source(source, layer=layer, part=part, dtype=dtype, seed=seed)
+    found = open_source(source, layer=layer, part=part, dtype=dtype, seed=seed, adapter=adapter)
     how = _quantization(weights, block_size, accuracy_level)
     chosen = lowering_for(lowering, found.spec, cache, how)
     wanted_opset = _opset(opset, chosen, cache)
@@ -117,7 +120,10 @@ def export(
         progress("checking the file")
         check_model(folder / artifacts.MODEL, inputs, outputs)
 
-    return artifacts.save(out, manifest, write, {"source": found.path})
+    origin = {"source": found.path}
+    if found.adapter is not None:
+        origin["adapter"] = found.adapter
+    return artifacts.save(out, manifest, write, origin)
 
 
 def _opset(opset: int | None, lowering: Lowering, cache: str) -> int:

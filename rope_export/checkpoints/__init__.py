@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from rope_export.checkpoints.adapter import CONFIG as ADAPTER
+from rope_export.checkpoints.adapter import Adapter, layer_deltas, merged, open_adapter
 from rope_export.checkpoints.config import Read, read_config, select, spec_of
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.checkpoints.files import Folder, Locator, WeightFiles, weight_files
@@ -32,6 +34,7 @@ class Source:
     names: full name of each tensor in the checkpoint.
     locator, files: of a checkpoint, the way to its files and those that hold its weights.
     notes: what a user should know of how the source was read, a sentence each.
+    adapter: folder or hub id of the adapter that is merged into the weights, if any.
     """
 
     spec: AttentionSpec
@@ -42,6 +45,7 @@ class Source:
     locator: Locator | None = None
     files: WeightFiles | None = None
     notes: tuple[str, ...] = ()
+    adapter: str | None = None
 
 
 def open_source(
@@ -51,21 +55,28 @@ def open_source(
     part: str | None = None,
     dtype: DType = "float32",
     seed: int = 0,
+    adapter: str | Path | None = None,
 ) -> Source:
     """Find SOURCE and read its config; see `Source`.
 
     source: a checkpoint folder (config.json and safetensors), a config file, or a hub id.
     layer: index of the layer. part: key of an inner config; see `AttentionSpec.from_hf`.
-    dtype: what weights are rounded to. seed: for drawn weights.
+    dtype: what weights are rounded to. seed: for drawn weights. adapter: folder or hub id of a LoRA
+    adapter, merged into the weights; the source's own folder for one that lies beside them.
     Raises: CheckpointError or SpecError for what is not there, damaged or not supported.
     """
     path = Path(source)
     if path.is_dir():
-        return _checkpoint(Folder(path), str(path.resolve()), layer, part, dtype)
+        return _checkpoint(Folder(path), str(path.resolve()), layer, part, dtype, adapter)
     if path.is_file():
+        if adapter is not None:
+            raise CheckpointError(
+                f"adapter {str(adapter)!r}: it is merged into a checkpoint's weights, and {source} "
+                f"is a file. Give the folder of the model that it was trained on as SOURCE."
+            )
         return _drawn(path, layer, part, dtype, seed)
     if HUB_ID.fullmatch(str(source)) and not path.parent.is_dir():
-        return _checkpoint(Hub(str(source)), str(source), layer, part, dtype)
+        return _checkpoint(Hub(str(source)), str(source), layer, part, dtype, adapter)
     raise CheckpointError(
         f"{source}: no such folder or file; SOURCE is a checkpoint folder, a config file or a hub "
         f"id like 'owner/name'."
@@ -86,10 +97,19 @@ def _spec(read: Read, layer: int, dtype: DType) -> AttentionSpec:
     return dataclasses.replace(spec_of(read, layer), dtype=dtype)
 
 
-def _checkpoint(locator: Locator, path: str, layer: int, part: str | None, dtype: DType) -> Source:
+def _checkpoint(
+    locator: Locator,
+    path: str,
+    layer: int,
+    part: str | None,
+    dtype: DType,
+    adapter: str | Path | None,
+) -> Source:
     file = locator.find("config.json")
+    beside = locator.find(ADAPTER)
     if file is None:
-        raise CheckpointError(f"{locator}: there is no config.json.")
+        raise CheckpointError(_no_config(locator, beside))
+    extra = _adapter(locator, path, beside, adapter)
     config = read_config(file)
     read = select(config, part)
     spec = _spec(read, layer, dtype)
@@ -100,15 +120,64 @@ def _checkpoint(locator: Locator, path: str, layer: int, part: str | None, dtype
     facts = _facts("checkpoint", config, layer, part) | {"files": files.of(used)}
     if isinstance(locator, Hub) and locator.revision is not None:
         facts["revision"] = locator.revision
+    read_tensor = reader(locator, files.tensors)
+    if extra is not None:
+        deltas = layer_deltas(extra, used, read.layout(layer).path(layer), files.tensors)
+        facts["adapter"] = extra.facts(deltas)
+        read_tensor = merged(read_tensor, extra, deltas)
+        if not deltas:
+            notes += ("the adapter adapts other modules and changes nothing in this layer.",)
     return Source(
         spec=spec,
         facts=facts | ({"notes": list(notes)} if notes else {}),
         path=path,
         names={name: piece.name for name, piece in pieces.items()},
-        weights=lambda: read_layer(reader(locator, files.tensors), pieces, spec),
+        weights=lambda: read_layer(read_tensor, pieces, spec),
+        adapter=None if extra is None else extra.where,
         locator=locator,
         files=files,
         notes=notes,
+    )
+
+
+def _adapter(
+    locator: Locator, path: str, beside: Path | None, adapter: str | Path | None
+) -> Adapter | None:
+    """The adapter to merge; one that lies beside the weights must be asked for.
+
+    transformers merges that one where PEFT is installed, and leaves it out where it is not.
+    """
+    if adapter is None:
+        if beside is None:
+            return None
+        raise CheckpointError(
+            f"{locator}: an adapter ({ADAPTER}) lies beside the model. Give --adapter {path} to "
+            f"merge it, or move it away."
+        )
+    where = Path(adapter)
+    if where.is_dir():
+        found = open_adapter(Folder(where), str(where.resolve()))
+    elif HUB_ID.fullmatch(str(adapter)) and not where.parent.is_dir():
+        found = open_adapter(Hub(str(adapter)), str(adapter))
+    else:
+        raise CheckpointError(f"adapter {str(adapter)!r}: no such folder, and not a hub id.")
+    if beside is not None and found.where != path:
+        raise CheckpointError(
+            f"{locator}: an adapter of its own ({ADAPTER}) lies beside the model; with --adapter "
+            f"{adapter} there would be two. Move one away."
+        )
+    return found
+
+
+def _no_config(locator: Locator, adapter: Path | None) -> str:
+    """Why a folder without config.json is no checkpoint."""
+    if adapter is None:
+        return f"{locator}: there is no config.json."
+    base = read_config(adapter).get("base_model_name_or_path")
+    named = f" (it names {base!r})" if base else ""
+    return (
+        f"{locator}: holds an adapter alone. Give the model that it was trained on{named} as "
+        f"SOURCE, and this folder with --adapter."
     )
 
 

@@ -8,14 +8,9 @@ from torch import Tensor
 
 from rope_export.checkpoints.files import Locator, open_tensors
 from rope_export.checkpoints.layout import Piece, TensorLayout
+from rope_export.checkpoints.stacks import prefix_of
 from rope_export.errors import CheckpointError
 from rope_export.spec import AttentionSpec
-
-TOWERS = {
-    "vision": ("visual", "vision", "image"),
-    "audio": ("audio", "speech"),
-}
-"""Words by which a tower's tensors are told from the text decoder's of the same layout."""
 
 
 def layer_tensors(
@@ -32,7 +27,7 @@ def layer_tensors(
     """
     pieces = layout.pieces(spec)
     path = layout.path(layer)
-    prefix = _prefix(files, path, next(iter(pieces.values())).name, part) + path
+    prefix = prefix_of(files, path, next(iter(pieces.values())).name, part) + path
     found = {
         name: Piece(names=tuple(prefix + x for x in piece.names), take=piece.take)
         for name, piece in pieces.items()
@@ -49,31 +44,6 @@ def layer_tensors(
                 f"refused, since leaving it out would change the output."
             )
     return found
-
-
-def _prefix(files: Mapping[str, str], path: str, example: str, part: str | None) -> str:
-    """What stands before the layers' path in the checkpoint."""
-    ends = path + example
-    prefixes = {n[: -len(ends)] for n in files if n == ends or n.endswith("." + ends)}
-    if len(prefixes) > 1 and part is not None:
-        prefixes = _of_tower(prefixes, part.rpartition(".")[2].removesuffix("_config"))
-    if len(prefixes) != 1:
-        found = f"{len(prefixes)} stacks {sorted(prefixes)}" if prefixes else "none"
-        raise CheckpointError(
-            f"tensors called '…{path}*': {found} found; the model's layout has them once, "
-            f"as 'model.{ends}' and so on."
-        )
-    return prefixes.pop()
-
-
-def _of_tower(prefixes: set[str], tower: str) -> set[str]:
-    """Those that have the tower's name; for the text decoder, those that have no tower's."""
-    words = TOWERS.get(tower, (tower,))
-    named = {p for p in prefixes if any(word in p for word in words)}
-    if named or tower in TOWERS:
-        return named or prefixes
-    every = [word for words in TOWERS.values() for word in words]
-    return {p for p in prefixes if not any(word in p for word in every)} or prefixes
 
 
 Reader = Callable[[str], Tensor]

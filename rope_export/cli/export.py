@@ -40,6 +40,10 @@ def export(
     ] = 4,
     opset: Annotated[int | None, typer.Option(help="Newer than the lowering's own.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights drawn for a config file.")] = 0,
+    adapter: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="A LoRA adapter to merge into the weights."),
+    ] = None,
     padding: Annotated[bool, typer.Option("--padding", help="Take an attention_mask.")] = False,
     tune: Annotated[
         bool, typer.Option("--tune", help="Time every lowering here and take the fastest.")
@@ -71,6 +75,7 @@ def export(
             "padding": padding,
             "opset": opset,
             "seed": seed,
+            "adapter": adapter,
         }
         if tune:
             from rope_export.bench.tune import tuned

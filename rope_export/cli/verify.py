@@ -20,6 +20,10 @@ def verify(
         str | None,
         typer.Option(metavar="SOURCE", help="Where its weights come from, if that has moved."),
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="The adapter merged into them, if that has moved."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the drawn inputs.")] = 0,
     large: Annotated[
         bool,
@@ -33,7 +37,15 @@ def verify(
         from rope_export.parity import verify as run
         from rope_export.parity.report import table
 
-        report = run(path, source=source, runtimes=runtime, seed=seed, large=large, progress=step)
+        report = run(
+            path,
+            source=source,
+            adapter=adapter,
+            runtimes=runtime,
+            seed=seed,
+            large=large,
+            progress=step,
+        )
     if as_json:
         output.print_json(report.to_json())
     else:

@@ -38,6 +38,7 @@ def verify(
     artifact: str | Path | Artifact,
     *,
     source: str | Path | None = None,
+    adapter: str | Path | None = None,
     runtimes: Sequence[str] | None = None,
     seed: int = 0,
     large: bool = False,
@@ -50,17 +51,18 @@ def verify(
     where the GPU is that it is for: until then the report's numbers are unverified.
 
     artifact: its folder, or an open Artifact or Engine. source: the checkpoint its weights come
-    from, if it is not where it was when it was exported. runtimes: names to compare; without, those
-    the artifact is made for that are available here. seed: of the drawn inputs. large: also those
-    corners of an engine that take minutes and gigabytes. progress: called with the name of each
-    case and the share that is done.
+    from, if it is not where it was when it was exported. adapter: the one that was merged into
+    them, if it has moved. runtimes: names to compare; without, those the artifact is made for that
+    are available here. seed: of the drawn inputs. large: also those corners of an engine that take
+    minutes and gigabytes. progress: called with the name of each case and the share that is done.
     Raises: ArtifactError and CheckpointError for what cannot be read; UnavailableError if a runtime
         that was asked for does not exist.
     """
     opened = Artifact.open(artifact)
     manifest = opened.manifest
     spec = AttentionSpec.from_json(manifest.spec)
-    weights = true_weights(opened, spec, None if source is None else str(source), seed)
+    given = None if source is None else str(source)
+    weights = true_weights(opened, spec, given, seed, None if adapter is None else str(adapter))
     report = Report(weights=weights.verdict, rows=weights.rows)
     with ExitStack() as stack, _exact_eager():
         sessions = _open(opened, runtimes, report, stack)

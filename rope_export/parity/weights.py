@@ -10,7 +10,7 @@ from rope_export.artifact import Artifact
 from rope_export.checkpoints import open_source
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.deployed import file_weights
-from rope_export.errors import ArtifactError
+from rope_export.errors import ArtifactError, CheckpointError
 from rope_export.parity.rows import Row, counted
 from rope_export.quantized import Quantization, deployed
 from rope_export.spec import AttentionSpec
@@ -28,13 +28,21 @@ class Weights:
     rows: list[Row]
 
 
-def true_weights(artifact: Artifact, spec: AttentionSpec, source: str | None, seed: int) -> Weights:
-    """The weights from `source`, or from where the artifact was made if it is still there.
+def true_weights(
+    artifact: Artifact,
+    spec: AttentionSpec,
+    source: str | None,
+    seed: int,
+    adapter: str | None = None,
+) -> Weights:
+    """The weights from `source` and the adapter that was merged into them, if any, or from where
+    the artifact was made if they are still there.
 
-    Raises: CheckpointError if `source` cannot be read; ArtifactError if it describes another layer.
+    Raises: CheckpointError if `source` cannot be read; ArtifactError if it describes another layer
+        or the adapter is another one.
     """
     in_file = file_weights(artifact)
-    original = _from_source(artifact, spec, source)
+    original = _from_source(artifact, spec, source, adapter)
     if original is None:
         return Weights(tensors=in_file, verdict="unproven", rows=[])
     how = Quantization.from_json(artifact.manifest.quantization)
@@ -61,7 +69,7 @@ def true_weights(artifact: Artifact, spec: AttentionSpec, source: str | None, se
 
 
 def _from_source(
-    artifact: Artifact, spec: AttentionSpec, source: str | None
+    artifact: Artifact, spec: AttentionSpec, source: str | None, adapter: str | None
 ) -> dict[str, Tensor] | None:
     facts = artifact.manifest.source
     if source is None and facts["kind"] == "drawn":
@@ -69,16 +77,31 @@ def _from_source(
     given = source or artifact.evidence.get("source")
     if given is None or (source is None and not Path(given).is_dir()):
         return None
+    if adapter is None and "adapter" in facts:
+        adapter = artifact.evidence.get("adapter")
+        if adapter is None or not Path(adapter).is_dir():
+            if source is None:
+                return None
+            raise CheckpointError(
+                f"{artifact.path}: the adapter that was merged into its weights is not at "
+                f"{adapter} any more. Give it with --adapter."
+            )
     found = open_source(
         given,
         layer=facts["layer"],
         part=facts.get("part"),
         dtype=spec.dtype,
         seed=facts.get("seed", 0),
+        adapter=adapter,
     )
     if found.spec != spec or found.facts["kind"] != facts["kind"]:
         raise ArtifactError(
             f"{given}: its layer {facts['layer']} is not what {artifact.path} was made from; "
             f"the specs differ. Give the right --source, or export again."
+        )
+    if found.facts.get("adapter") != facts.get("adapter"):
+        raise ArtifactError(
+            f"{artifact.path}: the adapter at {adapter} is not what was merged into its weights. "
+            f"Give the right --adapter, or export again."
         )
     return found.weights()

@@ -1,0 +1,94 @@
+"""Which of a checkpoint's stacks of layers is meant: what stands before the layers' path in the
+names of its tensors."""
+
+import re
+from collections.abc import Iterable
+
+from rope_export.errors import CheckpointError
+
+TOWERS = {
+    "vision": ("visual", "vision", "image"),
+    "audio": ("audio", "speech"),
+}
+"""Words by which a tower's tensors are told from the text decoder's of the same layout."""
+EVERY_TOWER = tuple(word for words in TOWERS.values() for word in words)
+BESIDE = frozenset({"mtp", "draft_model", "eagle_module", "speculator", "ema", "teacher"})
+"""Stacks saved beside a model that transformers does not load with it."""
+STANDARD = frozenset({"", "model.", "transformer.", "model.language_model.", "language_model."})
+"""What transformers' models have before their only stack, with and without their head."""
+WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "module.": "torch's DataParallel",
+    "_fsdp_wrapped_module.": "torch's FSDP",
+}
+"""Prefixes that a wrapper puts before all names, under which transformers finds no tensor."""
+PEFT = re.compile(r"\.(base_layer|(lora|ia3|ada|vera|lokr|loha|oft|hada)_\w+)(\.|$)")
+"""Names that PEFT gives in a model whose adapter is not merged."""
+
+
+def prefix_of(names: Iterable[str], path: str, example: str, part: str | None) -> str:
+    """What stands before the layers' path in the checkpoint.
+
+    Any prefix counts, since models saved with and without their head differ in it; of several
+    stacks, the one that `part` names, or that a model of one stack has.
+    path: of a layer's attention. example: one of its tensors, after the path. part: of a model of
+    several towers, the key of its config.
+    Raises: CheckpointError if there is no such stack, or if they cannot be told apart.
+    """
+    every = sorted(names)
+    _refuse_wrapped(every, path)
+    ends = path + example
+    found = {n[: -len(ends)] for n in every if n == ends or n.endswith("." + ends)}
+    prefixes = {p for p in found if not BESIDE & set(p.split("."))}
+    if part is not None:
+        prefixes = _of_part(prefixes, part)
+    if len(prefixes) > 1:
+        prefixes = prefixes & STANDARD or prefixes
+    if len(prefixes) != 1:
+        several = f"{len(prefixes)} stacks {sorted(prefixes)}" if prefixes else "none"
+        if found and not prefixes:
+            several = f"only those of {sorted(found)}, which is another stack,"
+        raise CheckpointError(
+            f"tensors called '…{path}*': {several} found; the model's layout has them once, "
+            f"as 'model.{ends}' and so on."
+        )
+    return prefixes.pop()
+
+
+def _refuse_wrapped(names: list[str], path: str) -> None:
+    """Raises: CheckpointError for names that say that something is around the model."""
+    for name in names:
+        for wrapper, what in WRAPPERS.items():
+            if name.startswith(wrapper):
+                raise CheckpointError(
+                    f"tensor {name!r}: {what} put {wrapper!r} before its name, and transformers "
+                    f"finds no tensor so. Save the model inside of it."
+                )
+        unmerged = PEFT.search(name) and f".{path}" in f".{name}"
+        if unmerged or name.startswith("base_model.model."):
+            raise CheckpointError(
+                f"tensor {name!r}: its name is that of a PEFT model, whose adapter is not merged "
+                f"into the weights. Save the model that PEFT's merge_and_unload() returns; or give "
+                f"the model as it was before as SOURCE, and the adapter with --adapter."
+            )
+
+
+def is_of_tower(name: str) -> bool:
+    """Whether a tensor's name or prefix is that of a tower for images or sound."""
+    return any(word in name for word in EVERY_TOWER)
+
+
+def _of_part(prefixes: set[str], part: str) -> set[str]:
+    """Those that have the part's name; for the text decoder, those that have no tower's.
+
+    The words of a dotted part narrow them one after the other.
+    """
+    *outer, tower = (key.removesuffix("_config") for key in part.split("."))
+    for word in outer:
+        prefixes = {p for p in prefixes if word in p} or prefixes
+    words = TOWERS.get(tower, (tower,))
+    named = {p for p in prefixes if any(word in p for word in words)}
+    if tower in TOWERS:
+        return named or prefixes
+    named = named or prefixes
+    return {p for p in named if not is_of_tower(p)}
