@@ -17,6 +17,7 @@ from rope_export.checkpoints.config import Read, read_config, select, spec_of
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.checkpoints.files import Folder, Locator, WeightFiles, weight_files
 from rope_export.checkpoints.hub import Hub
+from rope_export.checkpoints.parts import named_parts
 from rope_export.checkpoints.tensors import layer_tensors, read_layer, reader
 from rope_export.errors import CheckpointError
 from rope_export.spec import AttentionSpec, DType
@@ -111,10 +112,11 @@ def _checkpoint(
         raise CheckpointError(_no_config(locator, beside))
     extra = _adapter(locator, path, beside, adapter)
     config = read_config(file)
-    read = select(config, part)
-    spec = _spec(read, layer, dtype)
-    files = weight_files(locator, config)
-    pieces = layer_tensors(files.tensors, layer, spec, read.layout(layer), read.part)
+    with named_parts(config, part, layer):
+        read = select(config, part)
+        spec = _spec(read, layer, dtype)
+        files = weight_files(locator, config)
+        pieces = layer_tensors(files.tensors, layer, spec, read.layout(layer), read.part)
     used = [name for piece in pieces.values() for name in piece.names]
     notes = files.notes + files.unlike_index(used)
     facts = _facts("checkpoint", config, layer, part) | {"files": files.of(used)}
@@ -190,7 +192,8 @@ def _drawn(file: Path, layer: int, part: str | None, dtype: DType, seed: int) ->
     if seed < 0:
         raise CheckpointError(f"seed={seed}: it must be 0 or more.")
     config = read_config(file)
-    spec = _spec(select(config, part), layer, dtype)
+    with named_parts(config, part, layer):
+        spec = _spec(select(config, part), layer, dtype)
     return Source(
         spec=spec,
         facts=_facts("drawn", config, layer, part) | {"seed": seed},

@@ -26,6 +26,10 @@ PEFT = re.compile(r"\.(base_layer|(lora|ia3|ada|vera|lokr|loha|oft|hada)_\w+)(\.
 """Names that PEFT gives in a model whose adapter is not merged."""
 
 
+class StacksError(CheckpointError):
+    """The layer's stack is not there, or cannot be told from others."""
+
+
 def prefix_of(names: Iterable[str], path: str, example: str, part: str | None) -> str:
     """What stands before the layers' path in the checkpoint.
 
@@ -33,7 +37,8 @@ def prefix_of(names: Iterable[str], path: str, example: str, part: str | None) -
     stacks, the one that `part` names, or that a model of one stack has.
     path: of a layer's attention. example: one of its tensors, after the path. part: of a model of
     several towers, the key of its config.
-    Raises: CheckpointError if there is no such stack, or if they cannot be told apart.
+    Raises: StacksError if there is no such stack, or if they cannot be told apart; CheckpointError
+        for names that a wrapper or PEFT gave.
     """
     every = sorted(names)
     _refuse_wrapped(every, path)
@@ -48,7 +53,7 @@ def prefix_of(names: Iterable[str], path: str, example: str, part: str | None) -
         several = f"{len(prefixes)} stacks {sorted(prefixes)}" if prefixes else "none"
         if found and not prefixes:
             several = f"only those of {sorted(found)}, which is another stack,"
-        raise CheckpointError(
+        raise StacksError(
             f"tensors called '…{path}*': {several} found; the model's layout has them once, "
             f"as 'model.{ends}' and so on."
         )
