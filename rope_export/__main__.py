@@ -33,6 +33,10 @@ def main() -> NoReturn:
         status = _line(f"stdout: {error.strerror or error}", 4)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the outcome stands; only the exit is left
     _flush_quietly()
+    if interrupts:
+        # Where the interrupt met Python code that native code had called, the interpreter would
+        # end itself by the signal in place of the status.
+        os._exit(status)
     sys.exit(status)
 
 
@@ -55,8 +59,9 @@ def _line(message: str, status: int) -> int:
 def _flush_quietly() -> None:
     """Leave nothing that the interpreter's own flush at exit would fail on."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
     except OSError:
         sys.stdout = None
 

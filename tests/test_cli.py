@@ -207,6 +207,7 @@ def test_interrupt_is_130(monkeypatch, artifact, capsys) -> None:
 
     monkeypatch.setattr("rope_export.parity.verify", interrupted)
     assert run(["verify", str(artifact)]) == 130
+    assert capsys.readouterr().err == "rope-export: interrupted\n"
 
 
 def test_missing_extra_is_one_line_that_names_it(artifact, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,3 +143,21 @@ def test_an_interrupt_that_native_code_turned_into_another_error_is_one(tmp_path
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (130, b"rope-export: interrupted\n")
+
+
+@pytest.mark.long
+def test_an_interrupt_at_any_moment_of_an_export_leaves_nothing(tiny_config, tmp_path) -> None:
+    """From the first import of ours to the last comparison; an export that was finished stays."""
+    command = [*PROGRAM, "export", str(tiny_config), "--out", str(tmp_path / "out")]
+    started = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    whole = time.monotonic() - started
+    shutil.rmtree(tmp_path / "out")
+    for share in range(1, 20):
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        time.sleep(0.2 + whole * share / 20)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=120)
+        assert (running.returncode, err) in ((130, b"rope-export: interrupted\n"), (0, b""))
+        assert [p.name for p in tmp_path.iterdir()] in ([], ["out"])
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)

@@ -16,6 +16,8 @@ from rope_export import __version__
 from rope_export.cli import bench, build, doctor, export, inspect, output, verify
 from rope_export.errors import RopeExportError
 
+INTERRUPTED = 130
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -61,6 +63,8 @@ def run(arguments: Sequence[str], interrupted: Callable[[], object] = lambda: Fa
     try:
         arguments = [a for a in arguments if a != "--debug"]
         status = app(args=arguments, prog_name="rope-export", standalone_mode=False)
+        if status == INTERRUPTED:  # which the command line's library makes of it, without a word
+            raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, Exception) as error:
         message, status = _meaning(KeyboardInterrupt() if interrupted() else error)
@@ -72,7 +76,7 @@ def run(arguments: Sequence[str], interrupted: Callable[[], object] = lambda: Fa
 def _meaning(error: BaseException) -> tuple[str, int]:
     """What an error is to the user: a message, empty where it has been printed, and a status."""
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        return "interrupted", 130
+        return "interrupted", INTERRUPTED
     if isinstance(error, RopeExportError):
         return str(error), error.status
     if isinstance(error, OSError):
