@@ -24,8 +24,15 @@ from rope_export.artifact import Artifact, Manifest
 from rope_export.attention import RotaryAttention
 from rope_export.checkpoints import Source, open_source
 from rope_export.contract import TensorType, attention_tensors
-from rope_export.lowerings import SCALES, Lowering, lowered, lowering_for, packed_name
-from rope_export.quantized import Bits, Packed, Quantization, is_quantized, pack, unpack
+from rope_export.lowerings import (
+    SCALES,
+    ZERO_POINTS,
+    Lowering,
+    lowered,
+    lowering_for,
+    packed_name,
+)
+from rope_export.quantized import Bits, Packed, Quantization, store, unpack
 from rope_export.runtimes import to_torch
 from rope_export.simplify import drop_undone_reshapes
 from rope_export.spec import DType
@@ -90,7 +97,7 @@ def export(
     wanted_opset = _opset(opset, chosen, cache)
     inputs, outputs = attention_tensors(found.spec, cache=cache, padding=padding)
     tensors = found.weights()
-    stored = None if how is None else _packed(tensors, how)
+    stored = {} if how is None else _stored(found, tensors, how)
     manifest = Manifest(
         spec=found.spec.to_json(),
         lowering=chosen.name,
@@ -100,7 +107,7 @@ def export(
         inputs=inputs,
         outputs=outputs,
         source=found.facts,
-        weights=_weight_facts(found, tensors, how),
+        weights=_weight_facts(found, tensors, stored, how),
         versions={"rope_export": __version__}
         | {name: version(name) for name in ("torch", "onnx", "onnxscript")},
         runtimes=chosen.runtimes,
@@ -147,17 +154,19 @@ def _quantization(weights: str | None, block_size: int, accuracy_level: int) -> 
     return Quantization(bits=known[weights], block_size=block_size, accuracy_level=accuracy_level)
 
 
-def _packed(tensors: dict[str, Tensor], how: Quantization) -> dict[str, Packed]:
+def _stored(source: Source, tensors: dict[str, Tensor], how: Quantization) -> dict[str, Packed]:
     """Projections in few bits; `tensors` has what they stand for afterwards."""
-    stored = {}
-    for name in filter(is_quantized, tensors):
-        stored[name] = pack(tensors[name], how)
-        tensors[name] = to_torch(unpack(stored[name], how, tensors[name].shape[1]))
+    stored = store(tensors, source.integers(), how)
+    for name, packed in stored.items():
+        tensors[name] = to_torch(unpack(packed, how, tensors[name].shape[1]))
     return stored
 
 
 def _weight_facts(
-    source: Source, tensors: dict[str, Tensor], how: Quantization | None
+    source: Source,
+    tensors: dict[str, Tensor],
+    stored: Mapping[str, Packed],
+    how: Quantization | None,
 ) -> dict[str, dict[str, Any]]:
     facts: dict[str, dict[str, Any]] = {
         name: {
@@ -168,15 +177,22 @@ def _weight_facts(
         }
         for name, tensor in tensors.items()
     }
-    for name in filter(is_quantized, tensors if how is not None else ()):
+    for name, form in source.forms.items():
+        facts[name]["source_form"] = form
+    for name, packed in stored.items():
         assert how is not None
         whole = name.removesuffix("weight")
         facts[name] |= {
             "initializer": whole + packed_name(how),
             "scales": whole + SCALES,
             "inputs": tensors[name].shape[1],
+            "block_size": packed.block_size(how.bits),
+            "rounds_activations": packed.rounds_activations and how.accuracy_level == 4,
+            "stored": packed.stored,
             "transposed": False,
         }
+        if packed.zeros is not None:
+            facts[name]["zero_points"] = whole + ZERO_POINTS
     return facts
 
 

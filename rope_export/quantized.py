@@ -1,9 +1,12 @@
-"""Weights stored in 8 or 4 bits: blocks of one column with a scale, as MatMulNBits reads them."""
+"""Weights stored in 8 or 4 bits: blocks of one column with a scale, as MatMulNBits reads them.
+
+A source that is quantized itself is kept bit for bit where the operator can hold it.
+"""
 
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,6 +15,8 @@ from rope_export.errors import InputError, extra
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from rope_export.checkpoints.integers import Integers
 
 Bits = Literal["int8", "int4"]
 
@@ -23,7 +28,8 @@ ACCURACY_LEVELS = {0: "the kernel's choice", 1: "float32", 4: "int8"}
 class Quantization:
     """How projections are stored and multiplied.
 
-    bits: 8 or 4. block_size: inputs that share a scale; a power of two, 16 at least.
+    bits: 8 or 4. block_size: inputs that share a scale, in what is quantized here; a power of two,
+    16 at least. What is kept as the source has it has the source's own.
     accuracy_level: 4 rounds activations to int8, block by block, which is what makes it fast on a
     CPU; 1 keeps them in float32; 0 leaves it to the kernel.
     """
@@ -51,13 +57,34 @@ class Quantization:
         return None if facts is None else cls(**facts)
 
 
+Stored = Literal["kept", "kept, zero points rounded", "requantized", "quantized"]
+"""How a projection's weight came about: as the source has it, bit for bit; so, but for a minimum
+that became a zero point, which is rounded once; anew, from a source that is quantized in a way that
+cannot be held; from one that is not quantized."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """One projection's weight (out, in). packed: uint8 (out, blocks, bytes of a block); a value is
-    stored with half its range added. scales: (out, blocks), of the weight's dtype."""
+    """One projection's weight (out, in).
+
+    packed: uint8 (out, blocks, bytes of a block). scales: (out, blocks), of the weight's dtype.
+    zeros: what stands for 0 in each block, half the range without: uint8 (out, blocks), two in a
+    byte where the weight has 4 bits, or (out, blocks) of the weight's dtype.
+    """
 
     packed: np.ndarray
     scales: np.ndarray
+    zeros: np.ndarray | None = None
+    stored: Stored = "quantized"
+
+    def block_size(self, bits: int) -> int:
+        """Inputs that share a scale."""
+        return self.packed.shape[2] * 8 // bits
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether accuracy_level 4 rounds activations: with floating zero points it does not."""
+        return self.zeros is None or self.zeros.dtype == np.uint8
 
 
 def is_quantized(name: str) -> bool:
@@ -98,28 +125,71 @@ def _root_logger_kept() -> Iterator[None]:
 
 
 def unpack(stored: Packed, how: Quantization, inputs: int) -> np.ndarray:
-    """The weight (out, inputs) that the stored one stands for: value times scale, rounded once.
+    """The weight (out, inputs) that is stored: (value - zero) * scale, rounded once.
 
     Source: onnxruntime's description of MatMulNBits.
     """
-    values = stored.packed.astype(np.int16)
+    values: np.ndarray = stored.packed
     if how.bits == 4:
-        values = np.stack((values & 15, values >> 4), axis=-1).reshape(*values.shape[:2], -1)
-    values = values - 2 ** (how.bits - 1)
-    wide = values.astype(np.float32) * stored.scales.astype(np.float32)[..., None]
+        values = _halves(values)
+    wide = (values.astype(np.float32) - _zeros(stored, how.bits)) * _wide(stored.scales)
     weight = wide.astype(stored.scales.dtype).reshape(wide.shape[0], -1)
     return np.ascontiguousarray(weight[:, :inputs])
 
 
-def deployed(weights: "Mapping[str, Tensor]", how: Quantization | None) -> "dict[str, Tensor]":
-    """The weights as a runtime will see them: projections packed and unpacked."""
+def _wide(blocks: np.ndarray) -> np.ndarray:
+    """(out, blocks) as float32, ready to meet (out, blocks, values of a block)."""
+    return blocks.astype(np.float32)[..., None]
+
+
+def _halves(packed: np.ndarray) -> np.ndarray:
+    """Both 4-bit values of each byte, the lower first."""
+    return np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:-1], -1)
+
+
+def _zeros(stored: Packed, bits: int) -> np.ndarray | np.float32:
+    """What stands for 0, as float32."""
+    zeros = stored.zeros
+    if zeros is None:
+        return np.float32(2 ** (bits - 1))
+    if zeros.dtype == np.uint8 and bits == 4:
+        zeros = _halves(zeros)[:, : stored.packed.shape[1]]
+    return _wide(zeros)
+
+
+def store(
+    weights: "Mapping[str, Tensor]", integers: "Mapping[str, Integers]", how: Quantization
+) -> dict[str, Packed]:
+    """The projections among `weights` in few bits.
+
+    integers: those of them that the source has as integers already, by name.
+    """
+    from rope_export.kept import kept
+
+    stored = {}
+    for name in filter(is_quantized, weights):
+        own = integers.get(name)
+        held = None if own is None else kept(own, how.bits, weights[name].dtype)
+        if held is None:
+            held = pack(weights[name], how)
+            held = held if own is None else replace(held, stored="requantized")
+        stored[name] = held
+    return stored
+
+
+def deployed(
+    weights: "Mapping[str, Tensor]", integers: "Mapping[str, Integers]", how: Quantization | None
+) -> "dict[str, Tensor]":
+    """The weights as a runtime should see them. Those that are kept are the source's own, whatever
+    they are packed into."""
     from rope_export.runtimes import to_torch
 
     if how is None:
         return dict(weights)
+    stored = store(weights, integers, how)
     return {
-        name: to_torch(unpack(pack(weight, how), how, weight.shape[1]))
-        if is_quantized(name)
+        name: to_torch(unpack(stored[name], how, weight.shape[1]))
+        if name in stored and stored[name].stored != "kept"
         else weight
         for name, weight in weights.items()
     }

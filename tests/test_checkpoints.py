@@ -89,7 +89,6 @@ REFUSED = {
     "attn_logit_softcapping": 50.0,
     "use_qk_norm": True,
     "query_pre_attn_scalar": 256,
-    "quantization_config": {"quant_method": "gptq"},
     "layer_types": ["sliding_attention", "full_attention"],
     "num_key_value_heads": 3,
     "num_hidden_layers": 0,

@@ -18,7 +18,7 @@ ORDER = [
     {"expression", "runtimes", "simplify"},
     {"attention", "latent"},
     {"stream"},
-    {"lowerings", "checkpoints", "deployed"},
+    {"lowerings", "checkpoints", "deployed", "kept"},
     {"exporter"},
     {"parity"},
     {"bench"},
@@ -38,7 +38,7 @@ TORCH = {
     "parity",
     "bench",
 }
-TORCH |= {"simplify"}
+TORCH |= {"simplify", "kept"}
 
 
 READ_ONNX = {"engines/forms.py", "engines/graph.py"}

@@ -13,7 +13,7 @@ from rope_export import AttentionSpec, export, exporter, verify
 from rope_export.deployed import file_weights
 from rope_export.errors import InputError
 from rope_export.parity.report import verdict
-from rope_export.quantized import Quantization, pack, unpack
+from rope_export.quantized import Quantization, pack, store, unpack
 from tests.conftest import TINY
 
 HOWS = [(4, 32), (4, 16), (8, 32), (8, 128)]
@@ -86,11 +86,11 @@ def test_what_the_bits_cost_is_told_and_falls_with_more_of_them(tiny_config, tmp
 def test_other_scales_than_the_sources_fail(tiny_config, tmp_path, monkeypatch) -> None:
     """The artifact agrees with itself, but not with its source."""
 
-    def twice(weight, how):
-        stored = pack(weight, how)
-        return dataclasses.replace(stored, scales=stored.scales * 2)
+    def twice(weights, integers, how):
+        stored = store(weights, integers, how)
+        return {n: dataclasses.replace(x, scales=x.scales * 2) for n, x in stored.items()}
 
-    monkeypatch.setattr(exporter, "pack", twice)
+    monkeypatch.setattr(exporter, "store", twice)
     report = verify(export(tiny_config, out=tmp_path / "x", weights="int4"))
     failed = {(row.runtime, row.output) for row in report.rows if row.status == "failed"}
     assert {("file", f"{name}_proj.weight") for name in "qkvo"} <= failed

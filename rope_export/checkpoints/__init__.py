@@ -1,11 +1,11 @@
-"""Where a layer comes from: a checkpoint folder, a config whose weights are drawn, or a hub id."""
+"""Where a layer comes from: a checkpoint folder, a GGUF file, a config or a hub id."""
 
 import dataclasses
 import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,13 @@ from rope_export.checkpoints.adapter import Adapter, layer_deltas, merged, open_
 from rope_export.checkpoints.config import Read, read_config, select, spec_of
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.checkpoints.files import Folder, Locator, WeightFiles, weight_files
+from rope_export.checkpoints.forms import forms, integers
+from rope_export.checkpoints.gguf import GgufFile
 from rope_export.checkpoints.hub import Hub
+from rope_export.checkpoints.integers import Integers
 from rope_export.checkpoints.parts import named_parts
-from rope_export.checkpoints.tensors import layer_tensors, read_layer, reader
+from rope_export.checkpoints.tensors import Reader, layer_tensors, read_layer, reader
+from rope_export.checkpoints.unpacking import refuse_unread, unpacking
 from rope_export.errors import CheckpointError
 from rope_export.spec import AttentionSpec, DType
 
@@ -36,6 +40,9 @@ class Source:
     locator, files: of a checkpoint, the way to its files and those that hold its weights.
     notes: what a user should know of how the source was read, a sentence each.
     adapter: folder or hub id of the adapter that is merged into the weights, if any.
+    forms: in what form the source has those tensors that it does not have as plain numbers: the
+    quant_method of its config, or "gguf" and the type of its blocks.
+    integers: those of them that are integers with scales, which are read only when asked for.
     """
 
     spec: AttentionSpec
@@ -47,6 +54,8 @@ class Source:
     files: WeightFiles | None = None
     notes: tuple[str, ...] = ()
     adapter: str | None = None
+    forms: dict[str, str] = field(default_factory=dict)
+    integers: Callable[[], dict[str, Integers]] = dict
 
 
 def open_source(
@@ -60,7 +69,8 @@ def open_source(
 ) -> Source:
     """Find SOURCE and read its config; see `Source`.
 
-    source: a checkpoint folder (config.json and safetensors), a config file, or a hub id.
+    source: a checkpoint folder (config.json and safetensors), a GGUF file, a config file, or a hub
+    id.
     layer: index of the layer. part: key of an inner config; see `AttentionSpec.from_hf`.
     dtype: what weights are rounded to. seed: for drawn weights. adapter: folder or hub id of a LoRA
     adapter, merged into the weights; the source's own folder for one that lies beside them.
@@ -75,12 +85,14 @@ def open_source(
                 f"adapter {str(adapter)!r}: it is merged into a checkpoint's weights, and {source} "
                 f"is a file. Give the folder of the model that it was trained on as SOURCE."
             )
+        if path.suffix == ".gguf":
+            return _gguf(path, layer, part, dtype)
         return _drawn(path, layer, part, dtype, seed)
     if HUB_ID.fullmatch(str(source)) and not path.parent.is_dir():
         return _checkpoint(Hub(str(source)), str(source), layer, part, dtype, adapter)
     raise CheckpointError(
-        f"{source}: no such folder or file; SOURCE is a checkpoint folder, a config file or a hub "
-        f"id like 'owner/name'."
+        f"{source}: no such folder or file; SOURCE is a checkpoint folder, a .gguf file, a config "
+        f"file or a hub id like 'owner/name'."
     )
 
 
@@ -116,17 +128,23 @@ def _checkpoint(
         read = select(config, part)
         spec = _spec(read, layer, dtype)
         files = weight_files(locator, config)
-        pieces = layer_tensors(files.tensors, layer, spec, read.layout(layer), read.part)
-    used = [name for piece in pieces.values() for name in piece.names]
+        tensors = unpacking(config, locator, files.tensors, reader(locator, files.tensors))
+        layout = read.layout(layer)
+        with tensors.named():
+            pieces = layer_tensors(tensors.names, layer, spec, layout, read.part, tensors.idle)
+    used = [name for piece in pieces.values() for x in piece.names for name in tensors.behind(x)]
     notes = files.notes + files.unlike_index(used)
     facts = _facts("checkpoint", config, layer, part) | {"files": files.of(used)}
     if isinstance(locator, Hub) and locator.revision is not None:
         facts["revision"] = locator.revision
-    read_tensor = reader(locator, files.tensors)
+    kept = pieces
+    read_tensor: Reader = tensors.read
     if extra is not None:
-        deltas = layer_deltas(extra, used, read.layout(layer).path(layer), files.tensors)
+        names = [name for piece in pieces.values() for name in piece.names]
+        deltas = layer_deltas(extra, names, layout.path(layer), tensors.names)
         facts["adapter"] = extra.facts(deltas)
         read_tensor = merged(read_tensor, extra, deltas)
+        kept = {name: x for name, x in pieces.items() if not deltas.keys() & set(x.names)}
         if not deltas:
             notes += ("the adapter adapts other modules and changes nothing in this layer.",)
     return Source(
@@ -139,6 +157,8 @@ def _checkpoint(
         locator=locator,
         files=files,
         notes=notes,
+        forms=forms(tensors, kept),
+        integers=lambda: integers(tensors, kept, spec),
     )
 
 
@@ -183,17 +203,37 @@ def _no_config(locator: Locator, adapter: Path | None) -> str:
     )
 
 
+def _gguf(path: Path, layer: int, part: str | None, dtype: DType) -> Source:
+    if part is not None:
+        raise CheckpointError(f"part={part!r}: a GGUF file holds a text decoder alone.")
+    tensors = GgufFile(path)
+    read = select(tensors.config)
+    spec = _spec(read, layer, dtype)
+    pieces = layer_tensors(tensors.names, layer, spec, read.layout(layer), None)
+    return Source(
+        spec=spec,
+        facts=_facts("gguf", tensors.config, layer, None) | {"files": [path.name]},
+        path=str(path.resolve()),
+        names={name: tensors.names[piece.name] for name, piece in pieces.items()},
+        weights=lambda: read_layer(tensors.read, pieces, spec),
+        forms=forms(tensors, pieces),
+        integers=lambda: integers(tensors, pieces, spec),
+    )
+
+
 def _drawn(file: Path, layer: int, part: str | None, dtype: DType, seed: int) -> Source:
     if file.suffix != ".json":
         raise CheckpointError(
-            f"{file}: SOURCE is a folder with config.json and safetensors, or a config file "
-            f"ending in .json."
+            f"{file}: SOURCE is a folder with config.json and safetensors, a file ending in .gguf, "
+            f"or a config file ending in .json."
         )
     if seed < 0:
         raise CheckpointError(f"seed={seed}: it must be 0 or more.")
     config = read_config(file)
     with named_parts(config, part, layer):
-        spec = _spec(select(config, part), layer, dtype)
+        read = select(config, part)
+        spec = _spec(read, layer, dtype)
+        refuse_unread(config, read.layout(layer), layer, spec)
     return Source(
         spec=spec,
         facts=_facts("drawn", config, layer, part) | {"seed": seed},

@@ -24,6 +24,7 @@ HARMLESS_KEYS = frozenset(
         "_attn_implementation",
         "_attn_implementation_autoset",
         "attn_implementation",
+        "compression_config",  # read in `unpacking`, as quantization_config is
         "embedding_multiplier",  # outside the attention layer
         "final_logit_softcapping",
         "layer_types",  # read through the family's kinds
@@ -37,6 +38,7 @@ HARMLESS_KEYS = frozenset(
         "output_attentions",
         "partial_rotary_factor",
         "per_layer_config",
+        "quantization_config",
         "residual_multiplier",
         "rope_parameters",
         "rope_scaling",

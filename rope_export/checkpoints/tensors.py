@@ -19,10 +19,12 @@ def layer_tensors(
     spec: AttentionSpec,
     layout: TensorLayout,
     part: str | None,
+    idle: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, Piece]:
     """Where each of one layer's attention tensors is, by their names in the spec.
 
-    part: of a model of several towers, the key of its config, which tells the towers apart.
+    part: of a model of several towers, the key of its config, which tells the towers apart. idle:
+    whether a tensor that the config says nothing of changes nothing.
     Raises: CheckpointError for a tensor that is missing, or there without the config saying so.
     """
     pieces = layout.pieces(spec)
@@ -38,7 +40,8 @@ def layer_tensors(
             raise CheckpointError(f"tensor {name!r} is missing from the checkpoint.")
     for name in sorted(files):
         ignored = name.endswith(layout.ignored)
-        if name.startswith(prefix) and name not in known and not ignored:
+        unknown = name.startswith(prefix) and name not in known and not ignored
+        if unknown and not idle(name):
             raise CheckpointError(
                 f"tensor {name!r} is in the checkpoint, but the config says nothing of it: "
                 f"refused, since leaving it out would change the output."

@@ -122,15 +122,19 @@ class QuantizedProjection(nn.Module):
         super().__init__()
         self.how, self.outputs = how, linear.out_features
         self.attributes: dict[str, Any] = {"K": linear.in_features, "N": self.outputs}
-        self.attributes |= how.to_json()
+        self.attributes |= how.to_json() | {"block_size": stored.block_size(how.bits)}
         self.register_buffer(packed_name(how), torch.from_numpy(stored.packed))
         self.register_buffer(SCALES, torch.from_numpy(stored.scales))
+        self.has_zeros = stored.zeros is not None
+        if stored.zeros is not None:
+            self.register_buffer(ZERO_POINTS, torch.from_numpy(stored.zeros))
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        names = (packed_name(self.how), SCALES, *((ZERO_POINTS,) if self.has_zeros else ()))
         y = torch.onnx.ops.symbolic(
             "com.microsoft::MatMulNBits",
-            (x, self.get_buffer(packed_name(self.how)), self.get_buffer(SCALES)),
+            (x, *(self.get_buffer(name) for name in names)),
             self.attributes,
             dtype=x.dtype,
             shape=(*x.shape[:-1], self.outputs),
@@ -141,6 +145,8 @@ class QuantizedProjection(nn.Module):
 
 SCALES = "weight_scales"
 """What follows a projection's name in that of its scales."""
+ZERO_POINTS = "weight_zero_points"
+"""What follows a projection's name in that of its zero points."""
 
 
 def packed_name(how: Quantization) -> str:

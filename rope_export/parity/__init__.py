@@ -77,7 +77,7 @@ def verify(
             outputs=[tensor.name for tensor in manifest.outputs],
             report=report,
             seed=seed,
-            int8_block=_int8_block(manifest),
+            int8_blocks=_int8_blocks(manifest),
         )
         every = list(cases(manifest))
         if isinstance(opened, Engine):
@@ -103,10 +103,16 @@ def verify(
     return report
 
 
-def _int8_block(manifest: Manifest) -> int | None:
-    """How many features share a scale, where the artifact's kernels round activations to int8."""
+def _int8_blocks(manifest: Manifest) -> dict[str, int]:
+    """How many features share a scale, by the projection that rounds them to int8."""
     how = Quantization.from_json(manifest.quantization)
-    return how.block_size if how is not None and how.accuracy_level == 4 else None
+    if how is None or how.accuracy_level != 4:
+        return {}
+    return {
+        name.removesuffix("_proj.weight"): facts.get("block_size", how.block_size)
+        for name, facts in manifest.weights.items()
+        if "scales" in facts and facts.get("rounds_activations", True)
+    }
 
 
 def _loss(

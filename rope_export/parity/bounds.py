@@ -218,8 +218,8 @@ def _projection(
     """x W^T + b: the error of x carried over, n partial sums, and the stored result."""
     squares = layer.weights[f"{name}_proj.weight"].T ** 2
     y = layer.project(name, x)
-    if layer.int8_block is not None:
-        error = error + _rounded_to_int8(x, layer.int8_block)
+    if name in layer.int8_blocks:
+        error = error + _rounded_to_int8(x, layer.int8_blocks[name])
     return error @ squares + _sum(x**2 @ squares, x.shape[-1]) + 2 * (u * y) ** 2
 
 

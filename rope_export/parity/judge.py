@@ -45,10 +45,10 @@ class Judge:
         outputs: Sequence[str],
         report: Report,
         seed: int,
-        int8_block: int | None = None,
+        int8_blocks: Mapping[str, int] | None = None,
     ) -> None:
         self.eager, self.layer, self.sessions = eager, layer, sessions
-        self.rough = layer.rounding(int8_block)
+        self.rough = layer.rounding(int8_blocks or {})
         self.outside: Counter[str] = Counter()
         self.outputs, self.report, self.seed = outputs, report, seed
         pairs = [cache_names(x, kind) for x in cached(layer.spec) for kind in ("growing", "fixed")]

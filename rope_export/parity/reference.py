@@ -97,8 +97,8 @@ class ReferenceLayer:
     """One layer's weights as deployed, in float64.
 
     weights: by their names in the spec, (out, in). inv_freq: float32 (R / 2) for a call whose
-    largest position is one less than its argument. int8_block: how many features share a scale in
-    a kernel that rounds what it projects to int8; for `bounds` alone.
+    largest position is one less than its argument. int8_blocks: how many features share a
+    scale, by the projection whose kernel rounds its input to int8; for `bounds` alone.
     """
 
     def __init__(
@@ -106,16 +106,16 @@ class ReferenceLayer:
         spec: AttentionSpec,
         weights: Mapping[str, np.ndarray],
         inv_freq: InvFreq,
-        int8_block: int | None = None,
+        int8_blocks: Mapping[str, int] | None = None,
     ) -> None:
-        self.spec, self.inv_freq, self.int8_block = spec, inv_freq, int8_block
+        self.spec, self.inv_freq, self.int8_blocks = spec, inv_freq, int8_blocks or {}
         self.weights = {name: w.astype(np.float64) for name, w in weights.items()}
 
-    def rounding(self, int8_block: int | None) -> "ReferenceLayer":
+    def rounding(self, int8_blocks: Mapping[str, int]) -> "ReferenceLayer":
         """The same layer, whose bounds are those of a kernel that rounds to int8."""
-        if int8_block is None:
+        if not int8_blocks:
             return self
-        return ReferenceLayer(self.spec, self.weights, self.inv_freq, int8_block)
+        return ReferenceLayer(self.spec, self.weights, self.inv_freq, int8_blocks)
 
     def project(self, name: str, x: Float64) -> Float64:
         """x W^T + b, for the projection `name`."""

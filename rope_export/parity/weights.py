@@ -9,6 +9,7 @@ from torch import Tensor
 from rope_export.artifact import Artifact
 from rope_export.checkpoints import open_source
 from rope_export.checkpoints.drawn import drawn_weights
+from rope_export.checkpoints.integers import Integers
 from rope_export.deployed import file_weights
 from rope_export.errors import ArtifactError, CheckpointError
 from rope_export.parity.rows import Row, counted
@@ -42,11 +43,12 @@ def true_weights(
         or the adapter is another one.
     """
     in_file = file_weights(artifact)
-    original = _from_source(artifact, spec, source, adapter)
-    if original is None:
+    found = _from_source(artifact, spec, source, adapter)
+    if found is None:
         return Weights(tensors=in_file, verdict="unproven", rows=[])
+    original, integers = found
     how = Quantization.from_json(artifact.manifest.quantization)
-    expected = deployed(original, how)
+    expected = deployed(original, integers, how)
     rows = [
         counted(
             case="weights in the file",
@@ -70,12 +72,13 @@ def true_weights(
 
 def _from_source(
     artifact: Artifact, spec: AttentionSpec, source: str | None, adapter: str | None
-) -> dict[str, Tensor] | None:
+) -> tuple[dict[str, Tensor], dict[str, Integers]] | None:
+    """The source's weights, and those of them that it has as integers."""
     facts = artifact.manifest.source
     if source is None and facts["kind"] == "drawn":
-        return drawn_weights(spec, facts["seed"], facts["layer"])
+        return drawn_weights(spec, facts["seed"], facts["layer"]), {}
     given = source or artifact.evidence.get("source")
-    if given is None or (source is None and not Path(given).is_dir()):
+    if given is None or (source is None and not Path(given).exists()):
         return None
     if adapter is None and "adapter" in facts:
         adapter = artifact.evidence.get("adapter")
@@ -104,4 +107,4 @@ def _from_source(
             f"{artifact.path}: the adapter at {adapter} is not what was merged into its weights. "
             f"Give the right --adapter, or export again."
         )
-    return found.weights()
+    return found.weights(), found.integers()

@@ -1,0 +1,44 @@
+"""In what form a source has a layer's tensors, where that is not their plain numbers."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor
+
+from rope_export.checkpoints.integers import Integers
+from rope_export.checkpoints.layout import Piece
+from rope_export.spec import AttentionSpec
+
+
+class Tensors(Protocol):
+    """A checkpoint's tensors by their full names."""
+
+    def form(self, name: str) -> str | None:
+        """The form of a tensor, or nothing for plain numbers."""
+
+    def integers(self, name: str) -> Integers | None:
+        """A weight as the checkpoint keeps it, where it keeps integers."""
+
+
+def forms(tensors: Tensors, pieces: Mapping[str, Piece]) -> dict[str, str]:
+    """As `Source.forms`."""
+    found = {name: tensors.form(piece.name) for name, piece in pieces.items()}
+    return {name: form for name, form in found.items() if form is not None}
+
+
+def integers(
+    tensors: Tensors, pieces: Mapping[str, Piece], spec: AttentionSpec
+) -> dict[str, Integers]:
+    """As `Source.integers`: of weights whose rows are those of one tensor."""
+    found = {}
+    for name, piece in pieces.items():
+        whole = tensors.integers(piece.name) if len(piece.names) == 1 else None
+        own = None if whole is None else whole.taken(partial(_take, piece, spec))
+        if own is not None:
+            found[name] = own
+    return found
+
+
+def _take(piece: Piece, spec: AttentionSpec, tensor: Tensor) -> Tensor:
+    return piece.take(tensor, spec)

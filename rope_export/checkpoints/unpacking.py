@@ -1,0 +1,193 @@
+"""A checkpoint as if it were not quantized: names and values of its weights."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from rope_export.checkpoints.integers import Integers
+from rope_export.checkpoints.layout import TensorLayout
+from rope_export.checkpoints.quantized import Format, Read, formats
+from rope_export.checkpoints.quantized.unread import Unread
+from rope_export.errors import CheckpointError
+from rope_export.spec import AttentionSpec
+
+KEYS = ("quantization_config", "compression_config")
+"""Where a config tells how the weights are quantized; the second in older files."""
+BESIDE = {
+    "qweight": {"quantize_config.json": "gptq", "quant_config.json": "awq"},
+    "weight_scale": {"hf_quant_config.json": "modelopt"},
+}
+"""By a tensor that quantized modules have: files that tell the same, where config.json does not,
+and the method that writes them."""
+
+
+class Finds(Protocol):
+    """Finds a checkpoint's files by name."""
+
+    def find(self, name: str) -> Path | None: ...
+
+
+class Unpacking:
+    """The tensors of a checkpoint, quantized modules under the name of their weight.
+
+    names: file of each tensor. format: how the quantized ones are kept, if any are.
+    """
+
+    def __init__(self, read: Read, files: Mapping[str, str], format: Format | None = None) -> None:
+        self._read, self._files, self.format = read, files, format
+        self.names = dict(files)
+        self.modules: set[str] = set()
+        if format is None or not format.tensors:
+            return
+        mark = f".{format.tensors[0]}"
+        self.modules = {name.removesuffix(mark) for name in files if name.endswith(mark)}
+        for module in self.modules:
+            file = self.names[module + mark]
+            for tensor in (*format.tensors, *format.beside):
+                self.names.pop(f"{module}.{tensor}", None)
+            self.names.setdefault(f"{module}.weight", file)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor; a quantized weight as the float32 that it stands for.
+
+        Raises: CheckpointError where the config says otherwise than the tensors.
+        """
+        stored = self._stored(name)
+        return stored.weight() if isinstance(stored, Integers) else stored
+
+    def integers(self, name: str) -> Integers | None:
+        """A weight as the checkpoint keeps it, where it keeps integers."""
+        if name.removesuffix(".weight") not in self.modules:
+            return None
+        stored = self._stored(name)
+        return stored if isinstance(stored, Integers) else None
+
+    def form(self, name: str) -> str | None:
+        """The quant_method that a tensor is kept by, or nothing if it is kept as its numbers."""
+        kept = self.format is not None and name.removesuffix(".weight") in self.modules
+        return self.format.method if kept and self.format is not None else None
+
+    def behind(self, name: str) -> list[str]:
+        """The tensors of the checkpoint that a tensor is made of."""
+        module = name.removesuffix(".weight")
+        if self.format is None or module not in self.modules:
+            return [name]
+        parts = ("weight", *self.format.tensors)
+        return [x for part in parts if (x := f"{module}.{part}") in self._files]
+
+    def idle(self, name: str) -> bool:
+        """Whether a tensor that the config says nothing of changes nothing: writers of quantized
+        layers add a bias of zeros to those that have none."""
+        module, _, tensor = name.rpartition(".")
+        return tensor == "bias" and module in self.modules and not self._read(name).any()
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Errors about the tensors with the method whose tensors are not known."""
+        try:
+            yield
+        except CheckpointError as error:
+            if not isinstance(self.format, Unread):
+                raise
+            raise CheckpointError(
+                f"quant_method={self.format.method!r} is not read: {error}"
+            ) from error
+
+    def _stored(self, name: str) -> Integers | Tensor:
+        module, _, tensor = name.rpartition(".")
+        if self.format is None or tensor != "weight":
+            return self._read(name)
+        if module not in self.modules:
+            plain = self._read(name)
+            if plain.ndim == 2 and self.format.quantizes(module):
+                raise self.format.not_quantized(module)
+            return plain
+        if not self.format.quantizes(module):
+            raise CheckpointError(
+                f"{module!r}: its weight is quantized with {self.format.method}, but the config "
+                f"says that this module is left alone. Correct quantization_config."
+            )
+        return self.format.stored(module, self._read, self._files)
+
+
+def unpacking(
+    config: Mapping[str, Any], locator: Finds, files: Mapping[str, str], read: Read
+) -> Unpacking:
+    """The checkpoint's tensors as its config, the files beside it, or their names say.
+
+    files: file of each tensor. read: reads one as it lies there.
+    Raises: CheckpointError for a format that is not read.
+    """
+    found = _config(config) or _beside(locator, files)
+    if found is None:
+        found = next((x for kind in formats() if (x := kind.recognised(files))), None)
+    return Unpacking(read, files, None if found is None else format_of(found))
+
+
+def refuse_unread(
+    config: Mapping[str, Any], layout: TensorLayout, layer: int, spec: AttentionSpec
+) -> None:
+    """For a config without a checkpoint, whose weights are drawn: nothing is unpacked, but a layer
+    that could not be read from its checkpoint is no more supported than that.
+
+    Raises: CheckpointError for a method that is not read and does not leave the layer alone.
+    """
+    found = _config(config)
+    if found is None:
+        return
+    format = format_of(found)
+    for name, piece in layout.pieces(spec).items():
+        module = f"model.{layout.path(layer)}{piece.name}".removesuffix(".weight")
+        linear = len(spec.weight_shapes[name]) == 2 and name.endswith(".weight")
+        if isinstance(format, Unread) and linear and format.quantizes(module):
+            raise format.not_quantized(module)
+
+
+def format_of(config: Mapping[str, Any]) -> Format:
+    """The format of a quantization config.
+
+    Raises: CheckpointError for what it says and the format does not read.
+    """
+    method = config.get("quant_method")
+    if not isinstance(method, str):
+        method = "bitsandbytes" if "load_in_4bit" in config or "load_in_8bit" in config else None
+    if method is None:
+        raise CheckpointError(
+            f"quantization_config={dict(config)!r}: it has no quant_method, so its weights cannot "
+            f"be told."
+        )
+    kind = next((x for x in formats() if method in x.methods), Unread)
+    return kind(method, config)
+
+
+def _config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What the config, or that of one of its parts, says of quantization."""
+    parts = [config, *(value for value in config.values() if isinstance(value, Mapping))]
+    for part in parts:
+        for key in KEYS:
+            said = part.get(key)
+            if isinstance(said, Mapping) and said:
+                named = {"quant_method": "compressed-tensors"} if key != KEYS[0] else {}
+                return {**named, **said}
+    return None
+
+
+def _beside(locator: Finds, files: Mapping[str, str]) -> Mapping[str, Any] | None:
+    """What a file beside config.json says, as older writers had it."""
+    ends = {name.rpartition(".")[2] for name in files}
+    for tensor, known in BESIDE.items():
+        for name, method in known.items() if tensor in ends else ():
+            path = locator.find(name)
+            if path is None:
+                continue
+            try:
+                said = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{path}: cannot be read ({error}).") from error
+            if isinstance(said, dict):
+                return {"quant_method": method, **said}
+    return None
