@@ -1,125 +1,121 @@
 """An artifact: a folder with an ONNX model, what is true of it, and what was measured on it.
 
 manifest.json holds facts that are the same for the same inputs; evidence.json what was measured.
-Reading one needs neither torch nor onnx.
+Reading one needs neither torch nor onnx. An artifact is told by what its files hold, not by their
+names: only what is ours is ever replaced, and evidence counts for the files whose hashes it names.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
-from rope_export import external_data, swap
-from rope_export.contract import TensorType
-from rope_export.errors import ArtifactError
+from rope_export import contents, paths, swap
+from rope_export.contents import DATA, MODEL, Contents
+from rope_export.errors import ArtifactError, InputError
+from rope_export.manifest import Manifest
 
-FORMAT_VERSION = 1
-MODEL = "model.onnx"
-DATA = "model.onnx.data"
 MANIFEST = "manifest.json"
 EVIDENCE = "evidence.json"
 FILES = (MODEL, DATA, MANIFEST, EVIDENCE)
 
+EVIDENCE_KIND = "rope_export evidence"
+MEASURED = {"kind", "files", "source", "parity", "proven", "tuning", "numbers"}
+"""What evidence.json may hold."""
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What is true of an artifact.
+TRIES = 100
+"""How often a folder that others keep replacing is read, until it was whole once."""
 
-    spec: an AttentionSpec as plain values. source: kind, layer, seed, hash of the config.
-    weights: for each tensor of the layer its name in the source, the initializer that holds it,
-        whether transposed, and the sha256 of its bytes as deployed, in the source's orientation.
-    quantization: how projections are stored in few bits; then each has its scales and inputs too.
-    needs: oldest version of a package that runs it. files: sha256 and bytes of the model's files.
-    """
-
-    spec: Mapping[str, Any]
-    lowering: str
-    opset: int
-    cache: str
-    padding: bool
-    inputs: tuple[TensorType, ...]
-    outputs: tuple[TensorType, ...]
-    source: Mapping[str, Any]
-    weights: Mapping[str, Mapping[str, Any]]
-    versions: Mapping[str, str]
-    runtimes: tuple[str, ...]
-    needs: Mapping[str, str] = field(default_factory=dict)
-    quantization: Mapping[str, int] | None = None
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    @property
-    def dtype(self) -> str:
-        return str(self.spec["dtype"])
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format_version": FORMAT_VERSION,
-            "kind": "attention",
-            **{name: getattr(self, name) for name in ("spec", "lowering", "opset", "cache")},
-            "padding": self.padding,
-            "inputs": [t.to_json() for t in self.inputs],
-            "outputs": [t.to_json() for t in self.outputs],
-            **{name: getattr(self, name) for name in ("source", "weights", "versions")},
-            "runtimes": list(self.runtimes),
-            "needs": dict(self.needs),
-            "quantization": self.quantization,
-            "files": self.files,
-        }
-
-    @classmethod
-    def from_json(cls, facts: Any, where: Path) -> "Manifest":
-        """Raises: ArtifactError if it was written by another version or is not a manifest."""
-        version = facts.get("format_version") if isinstance(facts, dict) else None
-        if version != FORMAT_VERSION:
-            raise ArtifactError(
-                f"{where}: format_version={version!r}; this version of rope_export reads "
-                f"{FORMAT_VERSION}. Export the artifact again."
-            )
-        try:
-            return cls(
-                **{
-                    name: facts[name]
-                    for name in ("spec", "lowering", "opset", "cache", "padding", "source")
-                },
-                **{name: facts[name] for name in ("weights", "versions", "files")},
-                inputs=tuple(TensorType.from_json(t) for t in facts["inputs"]),
-                outputs=tuple(TensorType.from_json(t) for t in facts["outputs"]),
-                runtimes=tuple(facts["runtimes"]),
-                needs=facts.get("needs", {}),
-                quantization=facts.get("quantization"),
-            )
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{where}: is not a whole manifest ({error!r}).") from error
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact on the disk, its files verified against its manifest when it was opened."""
+    """An artifact on the disk, its files verified against its manifest when it was opened.
+
+    digest: sha256 of its manifest.json. It stands for these files: where the folder holds others
+    later, it does not read them. held: its files, where they were read to be kept; see `hold`.
+    """
 
     path: Path
     manifest: Manifest
+    digest: str = ""
+    held: Contents | None = field(default=None, compare=False, repr=False)
 
     @property
     def model(self) -> Path:
         return self.path / MODEL
 
     @property
-    def evidence(self) -> dict[str, Any]:
-        """What was measured on it so far; empty if nothing was."""
-        try:
-            evidence = json.loads((self.path / EVIDENCE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            raise ArtifactError(f"{self.path / EVIDENCE}: is not JSON ({error}).") from error
-        return dict(evidence)
+    def hashes(self) -> dict[str, str]:
+        """sha256 of every file that evidence is about, by name."""
+        return {name: str(facts["sha256"]) for name, facts in self.manifest.files.items()}
 
-    def record(self, **measured: Any) -> None:
-        """Add to what was measured, replacing what has the same name."""
-        text = json.dumps({**self.evidence, **measured}, indent=1) + "\n"
-        swap.write(self.path / EVIDENCE, text)
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """What was measured on these very files so far; empty if nothing was.
+
+        Raises: ArtifactError for a file of that name that is not evidence.
+        """
+        path = self.path / EVIDENCE
+        if not os.path.lexists(path):
+            return {}
+        found = evidence_in(path)
+        if found.get("files", self.hashes) != self.hashes:
+            return {}
+        named = {n: x["files"] for n, x in found.items() if isinstance(x, dict) and "files" in x}
+        model = {n: str(facts["sha256"]) for n, facts in self.manifest.files.items()}
+        return {
+            name: value
+            for name, value in found.items()
+            if name not in ("kind", "files") and named.get(name, model) == model
+        }
+
+    def record(self, **measured: Any) -> str | None:
+        """Add to what was measured, replacing what has the same name.
+
+        Returns: why it could not be kept, or nothing: the folder may hold another artifact by now,
+            or take no file.
+        """
+        folder = Path(os.path.realpath(self.path))
+        try:
+            with swap.locked(folder.parent):
+                if hashlib.sha256(_manifest(self.path)).hexdigest() != self.digest:
+                    return f"{self.path}: was replaced since; the verdict is not kept there."
+                kept = {"kind": EVIDENCE_KIND, "files": self.hashes, **self.evidence, **measured}
+                swap.write(folder / EVIDENCE, json.dumps(kept, indent=1) + "\n")
+        except OSError as error:
+            return f"{self.path}: the verdict is not kept there ({error.strerror})."
+        except InputError as error:
+            return f"{error} The verdict is not kept there."
+        return None
+
+    def read(self) -> Contents:
+        """The ONNX model's files, which are those of the manifest.
+
+        Raises: ArtifactError if the folder holds others by now.
+        """
+        if self.held is not None:
+            return self.held
+        return contents.model_files(self.model.parent, self.manifest.files, self.path / MANIFEST)
+
+    def hold(self) -> Self:
+        """The same with its files in memory, so that they are what is used whatever happens to the
+        folder; large weights are mapped."""
+        return replace(self, held=self.read())
+
+    def copied(self, folder: Path) -> "Artifact":
+        """A copy of the files and of where they come from, for what takes only paths."""
+        self.read().write(folder)
+        text = _manifest(self.path)
+        if hashlib.sha256(text).hexdigest() != self.digest:
+            raise contents.mismatch(self.path / MANIFEST)
+        (folder / MANIFEST).write_bytes(text)
+        write_evidence(folder, {k: v for k, v in self.evidence.items() if k == "source"})
+        return Artifact(folder, self.manifest, self.digest)
 
     @classmethod
     def open(cls, path: "str | Path | Artifact") -> "Artifact":
@@ -128,48 +124,85 @@ class Artifact:
 
         Raises: ArtifactError if it is not one, or its files are not what its manifest says.
         """
-        if isinstance(path, Artifact):
-            path = path.path
-        path = Path(path)
-        swap.heal(path)
-        manifest = path / MANIFEST
-        if not path.is_dir() or not manifest.is_file():
-            raise ArtifactError(f"{path}: is not an artifact folder; it has no {MANIFEST}.")
-        try:
-            facts = json.loads(manifest.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ArtifactError(f"{manifest}: is not JSON ({error}).") from error
-        if isinstance(facts, dict) and facts.get("kind") == "engine":
+        folder = path.path if isinstance(path, Artifact) else Path(path)
+        return replace(cls.holding(folder), held=None)
+
+    @classmethod
+    def holding(cls, path: Path) -> "Artifact":
+        """The artifact at `path` with its files in memory; see `open` and `hold`."""
+        return steady(path, lambda: cls.peek(path).hold())
+
+    @classmethod
+    def peek(cls, path: Path) -> "Artifact":
+        """The artifact at `path` by its manifest alone; its files are checked when they are read.
+
+        Raises: ArtifactError if there is none.
+        """
+        with paths.named(path):
+            swap.heal(path)
+            if not os.path.lexists(path / MANIFEST):
+                raise ArtifactError(
+                    f"{paths.shown(path)}: is not an artifact folder; it has no {MANIFEST}."
+                )
+            text = _manifest(path)
+        facts = contents.parsed(text, path / MANIFEST)
+        digest = hashlib.sha256(text).hexdigest()
+        if facts.get("kind") == "engine":
             from rope_export.engines.plan import Engine
 
-            return Engine.read(path, facts)
-        artifact = cls(path, Manifest.from_json(facts, manifest))
-        artifact._verify_files()
-        return artifact
+            return Engine.read_manifest(path, facts, digest)
+        return cls(path, Manifest.from_json(facts, path / MANIFEST), digest)
 
-    def _verify_files(self) -> None:
-        for name, facts in self.manifest.files.items():
-            path = self.path / name
-            if name not in (MODEL, DATA):
-                raise ArtifactError(f"{self.path / MANIFEST}: lists the file {name!r}.")
-            if path.is_symlink() or not path.is_file():
-                raise ArtifactError(f"{path}: is missing or a link; an artifact holds its files.")
-            if file_hash(path) != facts["sha256"]:
-                raise ArtifactError(
-                    f"{path}: does not match the sha256 in {MANIFEST}; it was changed or damaged "
-                    f"after the export. Export the artifact again."
-                )
+
+def _manifest(path: Path) -> bytes:
+    return contents.read(path / MANIFEST, contents.LARGEST_JSON)
+
+
+def steady(path: Path, read: Callable[[], Found]) -> Found:
+    """What `read` finds in a folder that others may be replacing meanwhile: the old one or the new
+    one, but no mixture.
+
+    Raises: ArtifactError as `read` does, if nothing was replaced while it read.
+    """
+    for _ in range(TRIES):
+        before = _identity(path)
         try:
-            outside = external_data.locations(self.model.read_bytes()) - {DATA}
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{self.model}: is not an ONNX model ({error}).") from error
-        if outside:
-            raise ArtifactError(
-                f"{self.model}: keeps weights in {sorted(outside)[0]!r}; an artifact's weights lie "
-                f"in its own {DATA} and nowhere else."
-            )
-        if not {MODEL} <= self.manifest.files.keys() <= {MODEL, DATA}:
-            raise ArtifactError(f"{self.path / MANIFEST}: does not list {MODEL}.")
+            return read()
+        except ArtifactError:
+            if _identity(path) == before:
+                raise
+    return read()
+
+
+def _identity(path: Path) -> list[tuple[int, ...] | None]:
+    """What changes when the folder or its manifest is replaced."""
+    found: list[tuple[int, ...] | None] = []
+    for one in (path, path / MANIFEST):
+        try:
+            state = os.stat(one)
+        except OSError:
+            found.append(None)
+            continue
+        found.append((state.st_dev, state.st_ino, state.st_mtime_ns))
+    return found
+
+
+def evidence_in(path: Path) -> dict[str, Any]:
+    """What a file of evidence holds.
+
+    Raises: ArtifactError if it is none of ours.
+    """
+    found = contents.parsed(contents.read(path, contents.LARGEST_JSON), path)
+    strange = sorted(found.keys() - MEASURED)
+    if strange and found.get("kind") != EVIDENCE_KIND:
+        raise ArtifactError(f"{path}: holds {strange[0]!r}, which is no evidence of ours.")
+    return found
+
+
+def write_evidence(folder: Path, measured: Mapping[str, Any]) -> None:
+    """Write the evidence of a folder that is being made."""
+    text = json.dumps({"kind": EVIDENCE_KIND, **measured}, indent=1) + "\n"
+    (folder / EVIDENCE).write_text(text, encoding="utf-8")
 
 
 def save(
@@ -178,9 +211,10 @@ def save(
     """Write an artifact to `path`, in place of the one that is there, as a whole or not at all.
 
     write_model: writes model.onnx, and model.onnx.data if large, into the folder it is given.
-    Raises: ArtifactError if `path` holds something else; then nothing is written.
+    Raises: InputError if `path` holds something else; then nothing is written.
     """
-    check_target(path)
+    place = check_target(path)
+    written = []
 
     def fill(folder: Path) -> None:
         write_model(folder)
@@ -191,26 +225,76 @@ def save(
         }
         facts = {**manifest.to_json(), "files": files}
         (folder / MANIFEST).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        text = json.dumps(evidence, indent=1) + "\n"
-        (folder / EVIDENCE).write_text(text, encoding="utf-8")
+        write_evidence(folder, evidence)
+        written.append(Artifact.open(folder))
 
-    swap.replace(path, fill)
-    return Artifact.open(path)
+    swap.replace(place, fill, check_folder)
+    return replace(written[0], path=path)
 
 
-def check_target(path: Path) -> None:
-    """Raises: ArtifactError if saving to `path` would lose something that is not an artifact."""
-    swap.heal(path)
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
-        raise ArtifactError(f"{path}: is a file; an artifact is a folder. Give another --out.")
-    others = sorted(p.name for p in path.iterdir() if p.name not in FILES) if path.exists() else []
-    if others:
+def check_target(path: Path) -> Path:
+    """The real place of `path`, after clearing what killed writers left in it.
+
+    Raises: InputError if saving to `path` would lose something that is not an artifact, or cannot
+        work.
+    """
+    place = paths.target(path, "an artifact")
+    swap.heal(place)
+    if place.exists():
+        swap.clear(place)
+        check_folder(place, path)
+    return place
+
+
+def check_folder(folder: Path, given: Path | None = None) -> None:
+    """Raises: ArtifactError if the folder holds anything but a whole artifact.
+
+    given: how the user calls it.
+    """
+    name = given or folder
+    check_names(folder, name, FILES, "an artifact")
+    if not any(swap.foreign(folder)):
+        return
+    try:
+        own = Manifest.from_json(contents.parsed(_manifest(folder), folder / MANIFEST), name)
+        for file in own.files:
+            contents.verify(folder / file, own.files[file]["sha256"])
+        if not {MODEL} <= own.files.keys() <= {MODEL, DATA}:
+            raise ArtifactError(f"{name}: its {MANIFEST} does not list {MODEL}.")
+        if os.path.lexists(folder / DATA) and DATA not in own.files:
+            raise ArtifactError(f"{name}: its {MANIFEST} does not list {DATA}.")
+        if os.path.lexists(folder / EVIDENCE):
+            evidence_in(folder / EVIDENCE)
+    except ArtifactError as error:
+        raise not_ours(name, "an artifact", error) from error
+
+
+def not_ours(name: Path, kind: str, why: Exception) -> ArtifactError:
+    """What is said of a folder that looks like ours and is not."""
+    return ArtifactError(
+        f"{paths.shown(name)}: is not {kind} as rope_export wrote it, and would be lost ({why}). "
+        f"Give a new folder, or move it away."
+    )
+
+
+def check_names(folder: Path, given: Path, known: tuple[str, ...], kind: str) -> None:
+    """Raises: ArtifactError if the folder is none, or holds a name that is not among the known
+    ones, a link, or a manifest of nobody."""
+    if folder.is_symlink() or not folder.is_dir():
+        raise ArtifactError(f"{given}: is a file; {kind} is a folder. Give another --out.")
+    entries = list(swap.foreign(folder))
+    others = [path.name for path in entries if path.name not in known]
+    links = [path.name for path in entries if path.is_symlink()]
+    if others or links:
+        what = f"which is not part of {kind}" if others else "a link"
         raise ArtifactError(
-            f"{path}: holds {others[0]!r}, which is not part of an artifact and would be lost. "
-            f"Give a new folder, or move it away."
+            f"{paths.shown(given)}: holds {(others or links)[0]!r}, {what} and would be lost. Give "
+            f"a new folder, or move it away."
         )
-    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).is_file():
-        raise ArtifactError(f"{path}: is not an artifact folder and not empty. Give another --out.")
+    if entries and not (folder / MANIFEST).is_file():
+        raise ArtifactError(
+            f"{paths.shown(given)}: is not {kind} and not empty. Give another --out."
+        )
 
 
 def file_hash(path: Path) -> str:

@@ -29,6 +29,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from rope_export import swap
+
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
@@ -79,9 +81,13 @@ def fetch(out: Path) -> Path:
             refuse_other_files(out)
             out.parent.mkdir(parents=True, exist_ok=True)
             require_space(out.parent)
-            # A sibling, because a rename does not cross file systems.
-            with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-                put_in_place(make_checkpoint(Path(scratch), progress), out)
+
+            def fill(folder: Path) -> None:
+                with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                    for file in make_checkpoint(Path(scratch), progress).iterdir():
+                        file.rename(folder / file.name)
+
+            swap.replace(out, fill, refuse_other_files)
     except OSError as error:
         raise FetchError(
             f"{out} could not be written: {error}. Make room or choose another folder with --out."
@@ -139,15 +145,25 @@ def require_packages() -> None:
 
 
 def refuse_other_files(out: Path) -> None:
-    """Replacing a folder deletes what is in it, so it must hold nothing but a checkpoint."""
-    if out.exists() and not out.is_dir():
-        raise FetchError(f"{out} is a file, but must be a folder. Choose another with --out.")
-    others = sorted({path.name for path in out.glob("*")} - CHECKPOINT_SHA256.keys())
-    if others:
+    """Replacing a folder deletes what is in it, so it must hold nothing but parts of this very
+    checkpoint: another model's files have the same names."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise FetchError(
-            f"{out} holds {others[0]!r}, which is no part of this checkpoint, and would be "
-            "deleted with the folder. Move it away or choose another folder with --out."
+            f"{out} is a file or a link, but must be a folder. Choose another with --out."
         )
+    for path in sorted(out.iterdir()) if out.exists() else ():
+        if path.is_symlink() or not path.is_file() or not is_part(path):
+            raise FetchError(
+                f"{out} holds {path.name!r}, which is no part of this checkpoint, and would be "
+                "deleted with the folder. Move it away or choose another folder with --out."
+            )
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file is one of this checkpoint's, by what it holds."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return CHECKPOINT_SHA256.get(path.name) == found
 
 
 def require_space(folder: Path) -> None:
@@ -290,19 +306,6 @@ def split_halves(weight: np.ndarray, heads: int) -> np.ndarray:
     """
     pairs = weight.reshape(heads, -1, 2, weight.shape[1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weight.shape)
-
-
-def put_in_place(made: Path, out: Path) -> None:
-    """Rename `made` to `out`; if that fails midway, what stood there comes back."""
-    old = made.with_name("old")
-    try:
-        if out.exists():  # a folder cannot be renamed over another
-            out.rename(old)
-        made.rename(out)
-    except BaseException:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise
 
 
 def main(arguments: list[str] | None = None) -> int:

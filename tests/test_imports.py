@@ -11,9 +11,11 @@ import rope_export
 PACKAGE = Path(rope_export.__file__).parent
 ORDER = [
     {"errors"},
-    {"spec", "swap", "external_data"},
+    {"spec", "paths", "exchange", "external_data"},
+    {"swap", "contents"},
     {"contract", "quantized"},
-    {"rope", "artifact"},
+    {"rope", "manifest"},
+    {"artifact"},
     {"engines"},
     {"expression", "runtimes", "simplify"},
     {"attention", "latent"},

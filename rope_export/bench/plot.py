@@ -1,9 +1,12 @@
 """A benchmark as a picture: latency of one new token over the length of the past."""
 
+import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rope_export import paths, swap
 from rope_export.bench.result import Bench, Row
 from rope_export.bench.shapes import Shape
 from rope_export.bench.table import title
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg")
 
+MADE_BY = "rope_export bench"
+"""What every picture says of itself; one that does not is somebody's own."""
+
 SAME = 1.02
 """Limits closer than that are one line."""
 
@@ -21,9 +27,12 @@ SAME = 1.02
 def check(path: Path, shapes: Sequence[Shape]) -> None:
     """See to it that there is something to draw and a way to, before anything is measured.
 
-    Raises: InputError for the suffix, the folder or the shapes; UnavailableError where matplotlib
-        is missing.
+    Raises: InputError for the suffix, the folder, the shapes, or a file that is no such picture;
+        UnavailableError where matplotlib is missing.
     """
+    with paths.named(path):
+        paths.utf8(path)
+        _check_file(path)
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"--plot {path}: the picture is one of {', '.join(SUFFIXES)}.")
     if not path.parent.is_dir():
@@ -35,6 +44,18 @@ def check(path: Path, shapes: Sequence[Shape]) -> None:
         )
     with extra("report", "plotting"):
         import matplotlib.figure  # noqa: F401
+
+
+def _check_file(path: Path) -> None:
+    """Raises: InputError if writing would lose something that is no picture of a benchmark."""
+    real = Path(os.path.realpath(path))
+    if not os.path.lexists(real):
+        os.lstat(path.parent)
+        return
+    if not real.is_file() or MADE_BY.encode() not in real.read_bytes():
+        raise InputError(
+            f"--plot {path}: is there already, and is no picture of a benchmark. Give another file."
+        )
 
 
 def drawable(shape: Shape) -> bool:
@@ -67,9 +88,13 @@ def plot(bench: Bench, path: Path) -> None:
     figure.legend(handles.values(), handles, loc="outside right center", fontsize="small")
     figure.suptitle(title(bench), fontsize="small")
     # The same figures give the same file.
+    kind = path.suffix.lower().removeprefix(".")
+    said = {"Date": None, "Creator": MADE_BY} if kind == "svg" else {"Software": MADE_BY}
+    drawn = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "rope_export"}):
-        dated = {"Date": None} if path.suffix.lower() == ".svg" else {}
-        figure.savefig(path, dpi=150, metadata=dated)
+        figure.savefig(drawn, dpi=150, metadata=said, format=kind)
+    _check_file(path)
+    swap.write(Path(os.path.realpath(path)), drawn.getvalue())
 
 
 def _draw(panel: "Axes", rows: Sequence[Row]) -> None:

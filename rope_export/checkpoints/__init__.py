@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rope_export import paths
 from rope_export.checkpoints.adapter import CONFIG as ADAPTER
 from rope_export.checkpoints.adapter import Adapter, layer_deltas, merged, open_adapter
 from rope_export.checkpoints.config import Read, read_config, select, spec_of
@@ -76,7 +77,7 @@ def open_source(
     adapter, merged into the weights; the source's own folder for one that lies beside them.
     Raises: CheckpointError or SpecError for what is not there, damaged or not supported.
     """
-    path = Path(source)
+    path = paths.source(source)
     if path.is_dir():
         return _checkpoint(Folder(path), str(path.resolve()), layer, part, dtype, adapter)
     if path.is_file():

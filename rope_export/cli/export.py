@@ -92,6 +92,8 @@ def export(
             from rope_export.parity import verify
 
             report = verify(artifact, source=source, progress=step)
+    if report is not None:
+        output.warn(report.notes)
     parity: dict[str, Any] | None = report.to_json() if report else None
     if as_json:
         facts = {"artifact": str(artifact.path), "manifest": artifact.manifest.to_json()}

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from rope_export import paths
 from rope_export.artifact import Artifact
 from rope_export.cli import output
 from rope_export.engines.plan import Engine
@@ -21,7 +22,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Show what an artifact or an engine is and its evidence, or what an ONNX file holds."""
-    if path.is_file():
+    if paths.source(path).is_file():
         facts = _model(path)
     else:
         artifact = Artifact.open(path)
@@ -50,7 +51,7 @@ def _model(path: Path) -> dict[str, Any]:
     with extra("export", "inspecting an ONNX file"):
         import onnx
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.load_model_from_string(path.read_bytes())
     except Exception as error:  # protobuf's own kind of error is not public
         raise ArtifactError(f"{path}: is not an ONNX model ({error}).") from error
     operators = Counter(f"{node.domain or 'ai.onnx'}:{node.op_type}" for node in model.graph.node)
@@ -95,11 +96,12 @@ def _text(name: str, value: Any) -> str:
         )
     if name == "evidence":
         parity = value.get("parity")
-        if not parity:
+        if not isinstance(parity, dict) or "status" not in parity:
             return "not verified yet"
         numbers = f"; numbers {parity['numbers']}" if parity.get("numbers") else ""
-        return f"{parity['status']}: {parity['rows']} rows, {parity['failed']} failed, weights " + (
-            parity["weights"] + numbers
+        return (
+            f"{parity['status']}: {parity.get('rows')} rows, {parity.get('failed')} failed, "
+            f"weights {parity.get('weights')}{numbers}"
         )
     if name == "profiles":
         return "\n".join(str(Profile.from_json(profile)) for profile in value)

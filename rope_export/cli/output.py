@@ -28,6 +28,12 @@ def notes(sentences: Iterable[str]) -> None:
         console.print(f"note: {sentence}", soft_wrap=True)
 
 
+def warn(notes: Iterable[str]) -> None:
+    """Warnings that change no verdict, a line each."""
+    for note in notes:
+        print(f"rope-export: warning: {' '.join(note.split())}", file=sys.stderr)
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
 

@@ -46,6 +46,7 @@ def verify(
             large=large,
             progress=step,
         )
+    output.warn(report.notes)
     if as_json:
         output.print_json(report.to_json())
     else:

@@ -1,11 +1,13 @@
 """TensorRT engines, built from artifacts: with tensorrt for the GPU that is here, and with
 tensorrt-rtx ahead of time for GPUs that are not."""
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rope_export import __version__
+from rope_export import __version__, paths
 from rope_export.artifact import Artifact
 from rope_export.engines import build_cache, gpu, plan
 from rope_export.engines import module as modules
@@ -93,40 +95,44 @@ def build_engine(
     here = None if module.ahead_of_time else gpu.here()
     if refit and gpu.here() is None:
         raise UnavailableError(f"--refit: the builder needs a GPU for it, and {gpu.missing()}.")
-    network.refuse(source.model)
-    order = Order(
-        model=source.model,
-        dtype=source.manifest.dtype,
-        inputs=source.manifest.inputs,
-        outputs=source.manifest.outputs,
-        sizes=sizes_of(wanted),
-        profiles=wanted,
-        compute_capabilities=capabilities,
-        options=options,
-        timing_cache=timings,
-    )
-    built = _built(module, order, plan.model_hashes(source), here, _cache_folder(cache), progress)
-    if require_fused and not built.fusion["fused"]:
-        raise InputError(
-            f"{source.path}: attention is not fused: {built.fusion['reason']}. Remedy: "
-            f"{built.fusion['remedy']}, or build without --require-fused."
+    folder = _cache_folder(cache)
+    with tempfile.TemporaryDirectory(prefix="rope_export-") as private:
+        # What is built from and kept is this copy, whatever happens to the folder meanwhile.
+        copied = source.copied(Path(private))
+        network.refuse(source.model, copied.model.read_bytes())
+        order = Order(
+            model=copied.model,
+            dtype=source.manifest.dtype,
+            inputs=source.manifest.inputs,
+            outputs=source.manifest.outputs,
+            sizes=sizes_of(wanted),
+            profiles=wanted,
+            compute_capabilities=capabilities,
+            options=options,
+            timing_cache=timings,
         )
-    inputs, outputs = order.tensors
-    facts = EngineFacts(
-        engine=module.engine,
-        version=module.version,
-        compute_capabilities=capabilities or (here.capability if here else "",),
-        gpu=None if here is None else here.name,
-        profiles=wanted,
-        options=options,
-        inputs=inputs,
-        outputs=outputs,
-        network=built.network,
-        fusion=built.fusion,
-        model=plan.model_hashes(source),
-    )
-    progress("writing")
-    return plan.save(out, source, facts, built.plan)
+        built = _built(module, order, plan.model_hashes(source), here, folder, progress)
+        if require_fused and not built.fusion["fused"]:
+            raise InputError(
+                f"{source.path}: attention is not fused: {built.fusion['reason']}. Remedy: "
+                f"{built.fusion['remedy']}, or build without --require-fused."
+            )
+        inputs, outputs = order.tensors
+        facts = EngineFacts(
+            engine=module.engine,
+            version=module.version,
+            compute_capabilities=capabilities or (here.capability if here else "",),
+            gpu=None if here is None else here.name,
+            profiles=wanted,
+            options=options,
+            inputs=inputs,
+            outputs=outputs,
+            network=built.network,
+            fusion=built.fusion,
+            model=plan.model_hashes(source),
+        )
+        progress("writing")
+        return plan.save(out, copied, facts, built.plan)
 
 
 def _check_options(options: Options) -> None:
@@ -162,9 +168,11 @@ def _timing_cache(module: Module, path: Path) -> Path:
             f"--timing-cache {path}: {module.engine} measures no kernels while it builds; leave it "
             f"out."
         )
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise InputError(f"--timing-cache {path}: is no file, or its folder is not there.")
-    return path
+    with paths.named(path):
+        real = Path(os.path.realpath(path))  # a link stays one: what it leads to is written
+        if (real.exists() and not real.is_file()) or not real.parent.is_dir():
+            raise InputError(f"--timing-cache {path}: is no file, or its folder is not there.")
+    return real
 
 
 def _cache_folder(cache: str | Path | bool) -> Path | None:

@@ -4,6 +4,7 @@ A folder for each, written as a whole; processes that build the same at once wri
 that is damaged is not believed, but built again.
 """
 
+import errno
 import functools
 import hashlib
 import json
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rope_export import swap
+from rope_export import contents, swap
+from rope_export.errors import ArtifactError
 
 VARIABLE = "ROPE_EXPORT_CACHE"
 PLAN, FACTS = "engine.plan", "facts.json"
@@ -62,19 +64,30 @@ def get(folder: Path, name: str) -> Built | None:
     entry = folder / name
     try:
         swap.heal(entry)
-        facts = json.loads((entry / FACTS).read_text(encoding="utf-8"))
+        facts = _facts(entry)
         plan = (entry / PLAN).read_bytes()
         if hashlib.sha256(plan).hexdigest() != facts["plan"]:
             return None
         return Built(plan=plan, network=facts["network"], fusion=facts["fusion"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, ArtifactError):
         return None
+
+
+def _facts(entry: Path) -> dict[str, Any]:
+    """Raises: ValueError or ArtifactError if what lies there is no entry."""
+    facts = contents.parsed(contents.read(entry / FACTS, contents.LARGEST_JSON), entry / FACTS)
+    kinds = {"plan": str, "network": dict, "fusion": dict}
+    if facts.keys() != kinds.keys():
+        raise ValueError(f"{entry}: has other facts than an entry")
+    if not all(isinstance(facts[fact], kind) for fact, kind in kinds.items()):
+        raise ValueError(f"{entry}: has other facts than an entry")
+    return facts
 
 
 def put(folder: Path, name: str, built: Built) -> None:
     """Keep what was built.
 
-    Raises: OSError if the folder cannot be written.
+    Raises: OSError if the folder cannot be written, or something else lies there.
     """
     facts = {
         "plan": hashlib.sha256(built.plan).hexdigest(),
@@ -86,4 +99,20 @@ def put(folder: Path, name: str, built: Built) -> None:
         (entry / PLAN).write_bytes(built.plan)
         (entry / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
-    swap.replace(folder / name, fill)
+    swap.replace(folder / name, fill, _check_entry)
+
+
+def _check_entry(entry: Path) -> None:
+    """Raises: FileExistsError for what is no entry of this cache; one with a damaged plan is, and
+    is built again."""
+    ours = not entry.is_symlink() and entry.is_dir()
+    names = {path.name for path in swap.foreign(entry)} if ours else set()
+    plan = entry / PLAN
+    ours = ours and names <= {PLAN, FACTS} and not plan.is_symlink() and not plan.is_dir()
+    try:
+        if names:
+            _facts(entry)
+    except (ValueError, ArtifactError):
+        ours = False
+    if not ours:
+        raise FileExistsError(errno.EEXIST, "it holds something else", str(entry))

@@ -7,11 +7,12 @@ becomes the error here.
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rope_export import swap
+from rope_export.contents import MODEL
 from rope_export.contract import TensorType
 from rope_export.engines import fusion, network, static
 from rope_export.engines.build_cache import Built
@@ -98,9 +99,13 @@ def again(module: Module, engine: Engine) -> dict[str, Any]:
         timing_cache=None,
     )
     log = fusion.logger(trt, False)
-    network.refuse(engine.model)
     with tempfile.TemporaryDirectory(prefix="rope_export-") as folder:
-        model = _sized(order, Path(folder))
+        files = engine.read()
+        network.refuse(engine.model, files.model)
+        private = Path(folder) / "model"
+        private.mkdir()
+        files.write(private)
+        model = _sized(replace(order, model=private / MODEL), Path(folder))
         parsed = _parsed(module, trt.Builder(log), model, order, log)
         return network.facts(trt, parsed).to_json()
 
@@ -141,7 +146,12 @@ def _config(module: Module, builder: Any, order: Order) -> Any:
         config.builder_optimization_level = options.optimization_level
     if order.timing_cache is not None:
         before = order.timing_cache.read_bytes() if order.timing_cache.exists() else b""
-        config.set_timing_cache(config.create_timing_cache(before), False)
+        cache = config.create_timing_cache(before)
+        if cache is None or not config.set_timing_cache(cache, False):
+            raise InputError(
+                f"--timing-cache {order.timing_cache}: is no timing cache of this TensorRT for "
+                f"this GPU, and would be lost. Give another file."
+            )
     if order.compute_capabilities:
         known = module.capabilities()
         config.num_compute_capabilities = len(order.compute_capabilities)

@@ -134,7 +134,7 @@ class Plan:
         trt = module.trt
         self._log = fusion.logger(trt, False)
         self._runtime = trt.Runtime(self._log)
-        plan = engine.plan.read_bytes()
+        plan = engine.read_plan()
         if module.has("Runtime.get_engine_validity"):
             _check_validity(trt, self._runtime, engine, plan, here)
         if engine.facts.options.version_compatible:

@@ -47,8 +47,10 @@ class NetworkFacts:
             ) from error
 
 
-def refuse(model: Path) -> None:
+def refuse(model: Path, contents: bytes | None = None) -> None:
     """Nothing is wrong with what the file's attention and rotation become in TensorRT.
+
+    contents: the file's bytes, where they were read already.
 
     Raises: InputError naming the node, the rule and the way out: for a form that TensorRT parses
         and computes otherwise than ONNX defines it, or that it cannot parse or build.
@@ -58,7 +60,7 @@ def refuse(model: Path) -> None:
 
         from rope_export.engines.forms import wrong
     try:
-        read = onnx.load(str(model), load_external_data=False)
+        read = onnx.load_model_from_string(model.read_bytes() if contents is None else contents)
         read = onnx.shape_inference.infer_shapes(read)
     except Exception as error:  # protobuf's own kind of error is not public
         raise InputError(f"{model}: is not an ONNX model ({_line(str(error))}).") from error

@@ -6,18 +6,22 @@ evidence.json what was measured. Reading one needs neither TensorRT nor a GPU.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from rope_export import swap
-from rope_export.artifact import EVIDENCE, MANIFEST, MODEL, Artifact, Manifest, file_hash
+from rope_export import artifact as artifacts
+from rope_export import contents, paths, swap
+from rope_export.artifact import EVIDENCE, MANIFEST, MODEL, Artifact, file_hash
 from rope_export.contract import TensorType
 from rope_export.engines import gpu, module
 from rope_export.engines.profiles import Profile
 from rope_export.errors import ArtifactError
+from rope_export.manifest import Manifest, is_files, tensors
+from rope_export.manifest import check_version as check_format
 
 FORMAT_VERSION = 1
 PLAN = "engine.plan"
@@ -83,20 +87,22 @@ class EngineFacts:
     @classmethod
     def from_json(cls, facts: Mapping[str, Any], where: Path) -> "EngineFacts":
         """Raises: ArtifactError if it was written by another version or is not whole."""
-        if facts.get("format_version") != FORMAT_VERSION:
-            raise ArtifactError(
-                f"{where}: format_version={facts.get('format_version')!r}; this version of "
-                f"rope_export reads {FORMAT_VERSION}. Build the engine again."
-            )
+        check_format(facts, FORMAT_VERSION, where, "Build the engine again.")
         try:
+            texts = (facts[name] for name in ("engine", "version"))
+            if not is_files(facts["files"]) or not all(isinstance(text, str) for text in texts):
+                raise ValueError("files, engine or version")
+            for name in ("network", "fusion", "model"):
+                if not isinstance(facts[name], dict):
+                    raise ValueError(name)
             return cls(
                 **{n: facts[n] for n in ("engine", "version", "gpu", "network", "fusion")},
                 **{n: facts[n] for n in ("model", "files")},
                 compute_capabilities=tuple(facts["compute_capabilities"]),
                 profiles=tuple(Profile.from_json(p) for p in facts["profiles"]),
                 options=Options(**facts["options"]),
-                inputs=tuple(TensorType.from_json(t) for t in facts["inputs"]),
-                outputs=tuple(TensorType.from_json(t) for t in facts["outputs"]),
+                inputs=tensors(facts["inputs"]),
+                outputs=tensors(facts["outputs"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{where}: is not a whole manifest ({error!r}).") from error
@@ -132,19 +138,33 @@ class Engine(Artifact):
         return self.path / PLAN
 
     @property
+    def hashes(self) -> dict[str, str]:
+        plan = {name: str(said["sha256"]) for name, said in self.facts.files.items()}
+        return super().hashes | plan
+
+    @property
     def artifact(self) -> Artifact:
-        """What it was built from."""
-        return Artifact.open(self.path / ARTIFACT)
+        """What it was built from.
+
+        Raises: ArtifactError if the folder holds another by now.
+        """
+        inner = Artifact.open(self.path / ARTIFACT)
+        if inner.digest != self.hashes[f"{ARTIFACT}/{MANIFEST}"]:
+            raise contents.mismatch(inner.path / MANIFEST)
+        return inner
 
     @classmethod
-    def read(cls, path: Path, manifest: Mapping[str, Any]) -> "Engine":
-        """The engine at `path` whose manifest.json holds `manifest`.
+    def read_manifest(cls, path: Path, manifest: Mapping[str, Any], digest: str) -> "Engine":
+        """The engine at `path` whose manifest.json holds `manifest` and has that sha256.
 
-        Raises: ArtifactError if its files are not what the manifest says.
+        Raises: ArtifactError if the artifact it holds is another one.
         """
         facts = EngineFacts.from_json(manifest, path / MANIFEST)
-        _verify_files(path, facts)
-        inner = Artifact.open(path / ARTIFACT).manifest
+        if facts.files.keys() != {PLAN, f"{ARTIFACT}/{MANIFEST}"}:
+            raise ArtifactError(f"{path / MANIFEST}: lists {sorted(facts.files)}, not {PLAN}.")
+        file = path / ARTIFACT / MANIFEST
+        text = contents.read_verified(file, facts.files[f"{ARTIFACT}/{MANIFEST}"]["sha256"])
+        inner = Manifest.from_json(contents.parsed(text, file), file)
         if _hashes(inner) != dict(facts.model):
             raise ArtifactError(
                 f"{path}: its plan was built from another model than {ARTIFACT} holds. Build the "
@@ -152,21 +172,23 @@ class Engine(Artifact):
             )
         shared = {f.name: getattr(inner, f.name) for f in fields(Manifest)}
         shared["runtimes"] = (facts.engine, *inner.runtimes)
-        return cls(path, EngineManifest(**shared, engine=facts))
+        return cls(path, EngineManifest(**shared, engine=facts), digest)
 
+    def read_plan(self) -> bytes:
+        """The plan's bytes, which are those that the manifest names.
 
-def _verify_files(path: Path, facts: EngineFacts) -> None:
-    if facts.files.keys() != {PLAN, f"{ARTIFACT}/{MANIFEST}"}:
-        raise ArtifactError(f"{path / MANIFEST}: lists {sorted(facts.files)}, not {PLAN}.")
-    for name, said in facts.files.items():
-        file = path / name
-        if file.is_symlink() or not file.is_file():
-            raise ArtifactError(f"{file}: is missing or a link; an engine holds its files.")
-        if file_hash(file) != said["sha256"]:
+        Raises: ArtifactError if the folder holds another by now, with what builds it anew.
+        """
+        try:
+            return contents.read_verified(self.plan, self.facts.files[PLAN]["sha256"])
+        except ArtifactError as error:
             raise ArtifactError(
-                f"{file}: does not match the sha256 in {MANIFEST}; it was changed or damaged after "
-                f"the build. Build the engine again: {rebuild(path, facts)}"
-            )
+                f"{error} Or build it anew: {rebuild(self.path, self.facts)}"
+            ) from (error)
+
+    def hold(self) -> Self:
+        self.read_plan()
+        return super().hold()
 
 
 def _hashes(manifest: Manifest) -> dict[str, str]:
@@ -212,6 +234,8 @@ def check_gpu(path: Path | None, facts: EngineFacts, here: gpu.Gpu) -> None:
 
 def save(out: Path, artifact: Artifact, facts: EngineFacts, plan: memoryview | bytes) -> "Engine":
     """Write an engine to `out`, in place of the one that is there, as a whole or not at all."""
+    place = check_target(out)
+    written = []
 
     def fill(folder: Path) -> None:
         (folder / PLAN).write_bytes(plan)
@@ -219,21 +243,19 @@ def save(out: Path, artifact: Artifact, facts: EngineFacts, plan: memoryview | b
         inner.mkdir()
         for name in (*artifact.manifest.files, MANIFEST):
             shutil.copyfile(artifact.path / name, inner / name)
-            swap.sync(inner / name)
         source = {k: v for k, v in artifact.evidence.items() if k == "source"}
-        text = json.dumps(source, indent=1) + "\n"
-        for place in (folder, inner):
-            (place / EVIDENCE).write_text(text, encoding="utf-8")
-        swap.sync(inner / EVIDENCE)
+        for folder_with in (folder, inner):
+            artifacts.write_evidence(folder_with, source)
         files = {
             name: {"sha256": file_hash(folder / name), "bytes": (folder / name).stat().st_size}
             for name in (PLAN, f"{ARTIFACT}/{MANIFEST}")
         }
         whole = replace(facts, files=files).to_json()
         (folder / MANIFEST).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        written.append(open_engine(folder))
 
-    swap.replace(out, fill)
-    return open_engine(out)
+    swap.replace(place, fill, check_folder)
+    return replace(written[0], path=out)
 
 
 def open_engine(path: str | Path | Artifact) -> Engine:
@@ -247,21 +269,45 @@ def open_engine(path: str | Path | Artifact) -> Engine:
     return opened
 
 
-def check_target(out: Path) -> None:
-    """Raises: ArtifactError if saving to `out` would lose something that is not an engine."""
-    swap.heal(out)
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise ArtifactError(f"{out}: is a file; an engine is a folder. Give another --out.")
-    if not out.exists() or not any(out.iterdir()):
+def check_target(out: Path) -> Path:
+    """The real place of `out`, after clearing what killed writers left in it.
+
+    Raises: InputError if saving to `out` would lose something that is not an engine, or cannot
+        work.
+    """
+    place = paths.target(out, "an engine")
+    swap.heal(place)
+    if place.exists():
+        swap.clear(place)
+        check_folder(place, out)
+    return place
+
+
+def check_folder(folder: Path, given: Path | None = None) -> None:
+    """Raises: ArtifactError if the folder holds anything but a whole engine.
+
+    given: how the user calls it.
+    """
+    name = given or folder
+    artifacts.check_names(folder, name, FILES, "an engine")
+    if not any(swap.foreign(folder)):
         return
-    others = sorted(path.name for path in out.iterdir() if path.name not in FILES)
-    if not (out / PLAN).is_file() or not (out / MANIFEST).is_file():
-        others = others or [path.name for path in out.iterdir()]
-    if others:
-        raise ArtifactError(
-            f"{out}: holds {others[0]!r}, which is not part of an engine and would be lost. Give "
-            f"a new folder, or move it away."
-        )
+    try:
+        manifest = folder / MANIFEST
+        text = contents.read(manifest, contents.LARGEST_JSON)
+        facts = contents.parsed(text, manifest)
+        if facts.get("kind") != "engine":
+            raise ArtifactError(f"{manifest}: is not an engine's")
+        own = EngineFacts.from_json(facts, manifest).files
+        if own.keys() != {PLAN, f"{ARTIFACT}/{MANIFEST}"}:
+            raise ArtifactError(f"{manifest}: lists {sorted(own)}, not {PLAN}.")
+        for file, said in own.items():
+            contents.verify(folder / file, said["sha256"])
+        if os.path.lexists(folder / EVIDENCE):
+            artifacts.evidence_in(folder / EVIDENCE)
+        artifacts.check_folder(folder / ARTIFACT)
+    except ArtifactError as error:
+        raise artifacts.not_ours(name, "an engine", error) from error
 
 
 def built_from(artifact: Artifact) -> Artifact:

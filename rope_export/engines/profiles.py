@@ -100,6 +100,9 @@ class Profile:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Sequence[int]]) -> "Profile":
+        sizes = [size for three in facts.values() for size in three]
+        if not all(type(size) is int for size in sizes):
+            raise ValueError(f"a profile has sizes {sizes}")
         return cls(
             {name: Range(min=low, opt=opt, max=high) for name, (low, opt, high) in facts.items()}
         )

@@ -58,7 +58,8 @@ def verify(
     Raises: ArtifactError and CheckpointError for what cannot be read; UnavailableError if a runtime
         that was asked for does not exist.
     """
-    opened = Artifact.open(artifact)
+    # Its files are in memory from here on: the verdict is about them, whatever replaces them.
+    opened = artifact.hold() if isinstance(artifact, Artifact) else Artifact.holding(Path(artifact))
     manifest = opened.manifest
     spec = AttentionSpec.from_json(manifest.spec)
     given = None if source is None else str(source)
@@ -99,7 +100,7 @@ def verify(
     if weights.original is not None:
         report.loss = _loss(judge.layer, weights.original, manifest, seed)
     if report.status != "nothing compared":  # which says nothing, and must not hide what did
-        opened.record(parity=_evidence(report, manifest, seed))
+        report.keep(opened.record(parity=_evidence(report, manifest, seed)))
     return report
 
 

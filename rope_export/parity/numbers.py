@@ -45,17 +45,17 @@ def numbers(engine: Engine, report: Report) -> str:
     if rows:
         failed = sum(row.status == "failed" for row in rows)
         worst = max(rows, key=lambda row: row.used)
-        engine.record(
-            numbers={
-                "plan": plan,
-                "gpu": str(gpu.here()),
-                "version": engine.facts.version,
-                "rows": len(rows),
-                "failed": failed,
-                "worst": worst.to_json(),
-            }
-        )
-    known = engine.evidence.get("numbers", {})
+        known = {
+            "plan": plan,
+            "gpu": str(gpu.here()),
+            "version": engine.facts.version,
+            "rows": len(rows),
+            "failed": failed,
+            "worst": worst.to_json(),
+        }
+        report.keep(engine.record(numbers=known))
+    else:
+        known = engine.evidence.get("numbers", {})
     if known.get("plan") != plan:
         return "unverified"
     return f"{'failed' if known['failed'] else 'passed'} on {known['gpu']}"

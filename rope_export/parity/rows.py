@@ -103,7 +103,8 @@ class Report:
         few bits, how far the layer's output is from that of the source's own, by each metric; it
         is told, not judged. numbers: of an engine, whether what its plan computes was compared on a
         GPU: "unverified", or "passed on" or "failed on" which. left_out: one line for what was not
-        compared.
+        compared. notes: warnings that are not about the artifact, such as evidence that could not
+        be kept.
     """
 
     weights: Literal["proven", "unproven"]
@@ -112,6 +113,7 @@ class Report:
     problems: list[str] = field(default_factory=list)
     loss: dict[str, float] | None = None
     numbers: str | None = None
+    notes: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
     @property
@@ -127,6 +129,11 @@ class Report:
     def passed(self) -> bool:
         return self.status == "passed"
 
+    def keep(self, note: str | None) -> None:
+        """Add a warning, if there is one and it is new."""
+        if note is not None and note not in self.notes:
+            self.notes.append(note)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "status": self.status,
@@ -137,4 +144,5 @@ class Report:
             "loss": self.loss,
             "numbers": self.numbers,
             "left_out": self.left_out,
+            "notes": self.notes,
         }

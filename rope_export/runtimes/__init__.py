@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 
 import numpy as np
 
-from rope_export.artifact import Artifact, Manifest
+from rope_export.artifact import Artifact, steady
 from rope_export.contract import LENGTHS, TensorType, bind_axes, check_lengths
 from rope_export.errors import InputError, TensorError, UnavailableError
+from rope_export.manifest import Manifest
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +103,10 @@ class Runtime(Protocol):
         """Why it cannot run here, or cannot run an artifact like this; nothing if it can."""
 
     def open(self, artifact: Artifact, threads: int | None = None) -> Session:
-        """The artifact, ready to run on this runtime and on no other. threads: for one call."""
+        """The artifact, ready to run on this runtime and on no other. threads: for one call.
+
+        What is loaded comes from `artifact.read`, which checks it.
+        """
 
 
 class Missing:
@@ -190,7 +194,8 @@ def open_session(
 ) -> Session:
     """Open an artifact on one runtime; it never falls back to another.
 
-    artifact: its folder, or an open Artifact; an engine's as well. runtime: "onnxruntime" (CPU),
+    artifact: its folder, or an open Artifact, whose own files are used and no others that lie there
+    by now; an engine's as well. runtime: "onnxruntime" (CPU),
     "onnxruntime:cuda", "onnxruntime:tensorrt", "onnxruntime:tensorrt-rtx", "reference" (onnx's
     evaluator) or "eager" (PyTorch, with the weights in the file); of an engine these run its ONNX
     model, and "tensorrt" or "tensorrt-rtx" its plan. threads: that one call may use; all cores
@@ -199,17 +204,23 @@ def open_session(
     Raises: ArtifactError if the folder is not what its manifest says; UnavailableError if the
         runtime is not on this machine or cannot run this artifact.
     """
-    opened = Artifact.open(artifact)
     chosen = _chosen(runtime)
-    reason = chosen.unavailable(opened.manifest)
-    if reason:
-        raise UnavailableError(f"runtime {runtime!r}: {reason}")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads={threads}: a call uses at least one.")
-    return chosen.open(opened, threads)
+    if isinstance(artifact, Artifact):
+        return _session(artifact, chosen, threads)
+    folder = Path(artifact)
+    return steady(folder, lambda: _session(Artifact.peek(folder), chosen, threads))
 
 
 _chosen = runtime
+
+
+def _session(artifact: Artifact, chosen: Runtime, threads: int | None) -> Session:
+    reason = chosen.unavailable(artifact.manifest)
+    if reason:
+        raise UnavailableError(f"runtime {chosen.name!r}: {reason}")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads={threads}: a call uses at least one.")
+    return chosen.open(artifact, threads)
 
 
 def written(outputs: dict[str, "Array"], into: Mapping[str, "Array"]) -> dict[str, "Array"]:

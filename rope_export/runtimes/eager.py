@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from rope_export.artifact import Artifact, Manifest
+from rope_export.artifact import Artifact
+from rope_export.manifest import Manifest
 from rope_export.runtimes import Missing, Session, is_torch, to_numpy, to_torch, written
 
 if TYPE_CHECKING:

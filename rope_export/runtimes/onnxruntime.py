@@ -1,17 +1,21 @@
 """onnxruntime, one runtime for each of its execution providers."""
 
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from rope_export.artifact import Artifact, Manifest
+from rope_export.artifact import Artifact
+from rope_export.contents import DATA, MODEL, Contents
 from rope_export.engines import gpu
 from rope_export.errors import ArtifactError, RopeExportError, TensorError, UnavailableError
+from rope_export.manifest import Manifest
 from rope_export.runtimes import Missing, Session, allocate, is_torch
 
 if TYPE_CHECKING:
@@ -33,10 +37,14 @@ HEAVY = {"Attention", "Gemm", "GroupQueryAttention", "MatMul", "RotaryEmbedding"
 """Operators that must run where the user asked; shape arithmetic may stay on the CPU."""
 
 
+IN_MEMORY = "add_external_initializers_from_files_in_memory"
+"""Of SessionOptions, where onnxruntime has it: files that the model names, given as buffers."""
+
 _OPENING = Lock()
 _SHARED: "WeakValueDictionary[tuple[str, ...], Any]" = WeakValueDictionary()
-"""onnxruntime's sessions that are open, by files and options. Their run is thread-safe, so all of
-ours on the same artifact use one: weights, packed weights and threads are there once."""
+"""onnxruntime's sessions that are open, by the hashes of their files and by options. Their run is
+thread-safe, so all of ours on the same files use one: weights, packed weights and threads are there
+once."""
 
 
 class OnnxRuntime(Missing):
@@ -76,19 +84,21 @@ class OnnxRuntime(Missing):
             f"'onnxruntime': pip install 'rope_export[{self.extra}]'"
         )
 
-    def start(self, model: str, options: Any) -> Any:
-        """onnxruntime's session on this provider."""
+    def start(self, model: bytes | str, options: Any) -> Any:
+        """onnxruntime's session on this provider, of a model's bytes or its path."""
         import onnxruntime
 
         return onnxruntime.InferenceSession(model, options, providers=[self.provider])
 
     def open(self, artifact: Artifact, threads: int | None = None) -> Session:
         """Raises: UnavailableError if the provider did not start or left operators to another."""
-        files = [str(facts["sha256"]) for facts in artifact.manifest.files.values()]
-        key = (str(artifact.path.resolve()), *files, self.provider, str(threads))
+        files = [str(facts["sha256"]) for _, facts in sorted(artifact.manifest.files.items())]
+        key = (*files, self.provider, str(threads))
         with _OPENING:
             inner = _SHARED.get(key)
-            if inner is None:
+            if inner is not None:
+                artifact.read()  # a folder that was damaged is refused, whoever has it open
+            else:
                 options = self.options()
                 if threads is not None:
                     options.intra_op_num_threads = threads
@@ -107,14 +117,36 @@ class OnnxRuntime(Missing):
     def load(self, artifact: Artifact, options: Any) -> Any:
         """onnxruntime's InferenceSession of the artifact, which no other session shares.
 
-        Raises: ArtifactError if onnxruntime refuses the model.
+        Raises: ArtifactError if onnxruntime refuses the model, or its files were changed.
         """
+        files = artifact.read()
         try:
-            return self.start(str(artifact.model), options)
+            session = self.start_from(files, options)
         except Exception as error:  # onnxruntime's own kinds derive from Exception alone
             raise ArtifactError(f"{artifact.model}: onnxruntime refuses it: {_line(error)}") from (
                 error
             )
+        files.check()
+        return session
+
+    def start_from(self, files: Contents, options: Any) -> Any:
+        """onnxruntime's session of what was read, and of nothing that lies on the disk by now.
+
+        Weights in a file of their own are copied out of the mapped file while the session is made:
+        beside what a session from a path needs, that file's pages are resident meanwhile.
+        """
+        if files.data is None:
+            return self.start(files.model, options)
+        if not hasattr(options, IN_MEMORY):
+            return self.start_from_copy(files, options)
+        getattr(options, IN_MEMORY)([DATA], [files.data], [len(files.data)])
+        return self.start(files.model, options)
+
+    def start_from_copy(self, files: Contents, options: Any) -> Any:
+        """The same by way of a folder of our own, for what finds weights by a path alone."""
+        with tempfile.TemporaryDirectory(prefix="rope_export-") as folder:
+            files.write(Path(folder))
+            return self.start(str(Path(folder) / MODEL), options)
 
 
 class TensorrtProvider(OnnxRuntime):
@@ -137,8 +169,16 @@ class TensorrtProvider(OnnxRuntime):
         """Raises: InputError for a form that TensorRT computes otherwise."""
         from rope_export.engines.network import refuse
 
-        refuse(artifact.model)
+        artifact = artifact.hold()
+        refuse(artifact.model, artifact.read().model)
         return super().open(artifact, threads)
+
+    def start_from(self, files: Contents, options: Any) -> Any:
+        return (
+            self.start(files.model, options)
+            if files.data is None
+            else (self.start_from_copy(files, options))
+        )
 
 
 class RtxProvider(TensorrtProvider):
@@ -152,7 +192,7 @@ class RtxProvider(TensorrtProvider):
         except UnavailableError as error:
             return str(error)
 
-    def start(self, model: str, options: Any) -> Any:
+    def start(self, model: bytes | str, options: Any) -> Any:
         import onnxruntime
 
         options.add_provider_for_devices(self._devices()[:1], {})

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rope_export.artifact import Artifact, Manifest
+from rope_export.artifact import Artifact
+from rope_export.manifest import Manifest
 from rope_export.runtimes import Missing, Session, is_torch, to_numpy, to_torch, written
 
 if TYPE_CHECKING:
@@ -21,8 +22,10 @@ class Reference(Missing):
         """threads: not used, it computes on one."""
         from onnx.reference import ReferenceEvaluator
 
+        from rope_export.deployed import read_model
+
         evaluator = ReferenceEvaluator(
-            str(artifact.model), new_ops=[_wide_matmul(), _wide_attention()]
+            read_model(artifact), new_ops=[_wide_matmul(), _wide_attention()]
         )
         return ReferenceSession(artifact.manifest, evaluator)
 

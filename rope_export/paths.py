@@ -1,0 +1,138 @@
+"""Paths that a user gives: where something is to be written, and what is read.
+
+What cannot work is refused before any work is done; what is refused is left as it is.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rope_export.errors import InputError
+
+LONGEST = 4096 - 160
+"""Bytes of a folder's path: below it lie temporary folders and the files' own names."""
+
+WRONG = {
+    errno.ENAMETOOLONG: "is longer than a file system allows; give a shorter one",
+    errno.ENOTDIR: "leads through a file that is no folder",
+    errno.ELOOP: "is a link that leads to itself",
+    errno.EINVAL: "is not a name that this file system takes",
+    errno.EILSEQ: "is not a name that this file system takes",
+    errno.ENOENT: "leads through a folder that is not there",
+}
+"""What errors of the system say about a path, not about the machine."""
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Say in one line what is wrong with a path.
+
+    Raises: InputError in place of an OSError or a ValueError that is about the path itself.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in WRONG:
+            raise
+        raise InputError(f"{shown(path)}: {WRONG[error.errno]}.") from error
+    except ValueError as error:  # a zero byte, or a name that cannot be said to the system
+        raise InputError(f"{shown(path)}: is not a path ({error}).") from error
+
+
+def shown(path: str | Path) -> str:
+    """A path as it can be printed: bytes that are not UTF-8 are escaped, long ones shortened."""
+    text = os.fspath(path).encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    return text if len(text) <= 300 else f"{text[:140]}…{text[-140:]}"
+
+
+def utf8(path: str | Path) -> None:
+    """Raises: InputError for a path that is not UTF-8, which the libraries that write models and
+    read tensors do not take."""
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{shown(path)}: is not UTF-8; rename it, or give another path."
+        ) from error
+
+
+def source(path: str | Path) -> Path:
+    """A path that is to be read, if something is there.
+
+    Raises: InputError for one that leads nowhere whatever lies on the disk, or is not UTF-8.
+    """
+    with named(path):
+        utf8(path)
+        with suppress(FileNotFoundError):
+            os.stat(path)
+    return Path(path)
+
+
+def target(path: str | Path, kind: str) -> Path:
+    """The real place of a folder that is to be written, its parent's links followed.
+
+    kind: what it will be, such as "an artifact".
+    Raises: InputError where a folder cannot be replaced as a whole: a file, a link, the current
+        folder or one that holds it, a mount point, a name that is too long or not UTF-8; OSError
+        where nothing may be written.
+    """
+    with named(path):
+        text = os.fspath(path)
+        name = os.path.basename(text.rstrip("/" + os.sep))
+        if name in ("", os.curdir, os.pardir):
+            place = Path(os.path.realpath(text))
+        else:
+            place = Path(os.path.realpath(os.path.dirname(text.rstrip("/" + os.sep)) or "."), name)
+        utf8(place)
+        if len(os.fsencode(place)) > LONGEST:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        _check_itself(path, place, kind)
+        _check_parents(path, place)
+    return place
+
+
+def _check_itself(path: str | Path, place: Path, kind: str) -> None:
+    here = Path(os.path.realpath(os.curdir))
+    if place == here or place in here.parents:
+        raise InputError(
+            f"{shown(path)}: is the current folder, or holds it; {kind} is a folder that is "
+            f"replaced as a whole. Give one inside it."
+        )
+    mode = _mode(place)
+    if mode is None:
+        return
+    if stat.S_ISLNK(mode):
+        raise InputError(
+            f"{shown(path)}: is a link to {shown(os.path.realpath(place))}; {kind} is a folder. "
+            f"Give that one, or another."
+        )
+    if not stat.S_ISDIR(mode):
+        raise InputError(f"{shown(path)}: is a file; {kind} is a folder. Give another path.")
+    if os.path.ismount(place):
+        raise InputError(
+            f"{shown(path)}: is a mount point, which cannot be replaced. Give a folder inside it."
+        )
+
+
+def _check_parents(path: str | Path, place: Path) -> None:
+    """The nearest parent that is there must be a folder in which something can be made."""
+    for parent in place.parents:
+        mode = _mode(parent)
+        if mode is None:
+            continue
+        if not stat.S_ISDIR(mode):
+            what = "a link that leads nowhere" if stat.S_ISLNK(mode) else "no folder"
+            raise InputError(f"{shown(path)}: {shown(parent)} is {what}. Give another path.")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), shown(parent))
+        return
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return os.lstat(path).st_mode
+    except FileNotFoundError:
+        return None
