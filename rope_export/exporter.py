@@ -81,8 +81,8 @@ def export(
     weights: "int8" or "int4" to store the projections in so few bits, with a scale for block_size
     inputs; accuracy_level: see `Quantization`. padding: take an attention_mask. opset: a newer
     opset than the lowering's own. adapter: folder or hub id of a LoRA adapter to merge into the
-    weights; the source's own folder for one that lies beside them. progress: called
-    with the name of each step.
+    weights; the source's own folder for one that lies beside them, "none" to leave that out.
+    progress: called with the name of each step.
 
     The artifact is not compared with eager PyTorch here: `verify` does that.
     Returns: the artifact, its structure checked by onnx.

@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 
-from rope_export import verify
+from rope_export import export, verify
 from rope_export.checkpoints import open_source
 from rope_export.cli import run
 from rope_export.errors import ArtifactError, CheckpointError
@@ -148,11 +154,67 @@ def test_an_adapter_beside_a_model_must_be_asked_for(base, tmp_path) -> None:
         shutil.copy(path, folder)
     with pytest.raises(CheckpointError, match=r"^[^\n]*beside the model\. Give --adapter[^\n]*$"):
         open_source(folder)
+    source = open_source(folder, adapter="none")
+    plain = open_source(base).weights()
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in source.weights().items())
+    assert "the adapter beside the model is not merged." in source.notes
     ours = open_source(folder, adapter=folder).weights()
     theirs = merged(base, tmp_path / "adapter")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     with pytest.raises(CheckpointError, match="there would be two"):
         open_source(folder, adapter=tmp_path / "adapter")
+
+
+def test_an_adapter_in_a_folder_below_is_told_of(base, tmp_path) -> None:
+    folder = Path(shutil.copytree(base, tmp_path / "both"))
+    adapted(base, folder / "lora_adapter")
+    assert "the adapter in lora_adapter/ is not merged." in open_source(folder).notes
+
+
+def test_an_adapter_that_came_later_does_not_touch_what_was_exported(base, tmp_path) -> None:
+    folder = Path(shutil.copytree(base, tmp_path / "both"))
+    artifact = export(folder, out=tmp_path / "layer", cache="none")
+    for path in adapted(base, tmp_path / "adapter").iterdir():
+        shutil.copy(path, folder)
+    assert verify(artifact).weights == "proven"
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two towers, saved by transformers under its older, published names."""
+    text = {**SMALL, "model_type": "qwen2_vl_text", "hidden_size": 32}
+    del text["head_dim"], text["attention_bias"]
+    text["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "mrope_section": [1, 1, 2],
+    }
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2}
+    folder = tmp_path_factory.mktemp("qwen") / "model"
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision))
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.normal_(std=0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_of_a_model_of_two_towers_goes_to_its_tower(qwen, tmp_path) -> None:
+    """transformers' modules are called model.language_model.…, its files model.…"""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = Qwen2VLForConditionalGeneration.from_pretrained(qwen)
+        lora = peft.LoraConfig(r=2, target_modules=["q_proj", "qkv"], init_lora_weights=False)
+        adapter = peft.get_peft_model(model, lora)
+        adapter.save_pretrained(tmp_path / "adapter")
+        whole = adapter.merge_and_unload()
+    text = open_source(qwen, adapter=tmp_path / "adapter")
+    theirs = whole.model.language_model.layers[0].self_attn.q_proj.weight
+    assert torch.equal(text.weights()["q_proj.weight"], theirs)
+    tower = open_source(qwen, adapter=tmp_path / "adapter", part="vision_config").weights()
+    queries = whole.model.visual.blocks[0].attn.qkv.weight[:32]
+    assert torch.equal(tower["q_proj.weight"], queries)
 
 
 @pytest.mark.parametrize("config", [False, True])

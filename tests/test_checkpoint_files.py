@@ -75,6 +75,26 @@ def test_a_stale_index_beside_a_whole_file_is_not_read(tmp_path: Path) -> None:
     assert is_as_transformers(folder)
 
 
+def test_quantized_weights_beside_the_shards_that_the_config_is_about(tmp_path: Path) -> None:
+    """MLX's 4 bits in model.safetensors: what transformers opens too, and cannot load."""
+    folder = sharded(tmp_path)[0]
+    packed = {}
+    for module in (Q.replace("q_proj.weight", f"{x}_proj.") for x in "qkvo"):
+        packed[f"{module}weight"] = torch.ones(64, 8, dtype=torch.uint32)
+        packed |= {module + kind: torch.ones(64, 1) for kind in ("scales", "biases")}
+    save_file(packed, folder / "model.safetensors", {"format": "mlx"})
+    with pytest.raises(CheckpointError, match=r"^[^\n]*self_attn\.[^\n]*$"):
+        open_source(folder).weights()
+
+
+def test_pickled_weights_beside_safetensors_are_told_of(tmp_path: Path) -> None:
+    """They may be the newer ones; transformers opens the others."""
+    folder = saved(tmp_path / "model", 0)
+    torch.save(model(1).state_dict(), folder / "pytorch_model.bin")
+    assert is_as_transformers(folder)
+    assert any("pytorch_model.bin" in note for note in open_source(folder).notes)
+
+
 @pytest.mark.parametrize("named", ["new/model.safetensors", "new/model.safetensors.index.json"])
 def test_the_config_may_name_the_file_that_counts(tmp_path: Path, named: str) -> None:
     """Shards of a named index are looked for in the checkpoint's folder, not beside the index."""
@@ -155,6 +175,16 @@ def test_what_the_index_promises_and_is_not_there_is_named(tmp_path: Path, missi
     else:
         save_file({k: v for k, v in load_file(shard).items() if k != Q}, shard, {"format": "pt"})
     with pytest.raises(CheckpointError, match=rf"^[^\n]*{shard.name}[^\n]*$"):
+        open_source(folder).weights()
+
+
+def test_an_index_of_other_shards_than_there_are_names_the_first(tmp_path: Path) -> None:
+    folder, _, path = sharded(tmp_path)
+    count = len(list(folder.glob("*.safetensors")))
+    path.write_text(path.read_text().replace(f"-of-{count:05}", f"-of-{2 * count:05}"))
+    with pytest.raises(OSError, match="No such file"):
+        AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(CheckpointError, match=rf"^[^\n]*-of-{2 * count:05}[^\n]*missing[^\n]*$"):
         open_source(folder).weights()
 
 

@@ -63,7 +63,12 @@ def test_a_tower_is_not_taken_for_the_text_decoder(tmp_path: Path) -> None:
         open_source(folder)
 
 
-WRAPPED = {"_orig_mod.model.": "torch.compile", "module.model.": "DataParallel"}
+WRAPPED = {
+    "_orig_mod.model.": "torch.compile",
+    "model._orig_mod.model.": "torch.compile",
+    "module.model.": "DataParallel",
+    "_fsdp_wrapped_module.model.": "FSDP",
+}
 
 
 @pytest.mark.parametrize("prefix", WRAPPED)

@@ -27,6 +27,8 @@ from rope_export.checkpoints.unpacking import refuse_unread, unpacking
 from rope_export.errors import CheckpointError
 from rope_export.spec import AttentionSpec, DType
 
+NO_ADAPTER = "none"
+"""Given for an adapter: leave out the one that lies beside the model."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -74,14 +76,15 @@ def open_source(
     id.
     layer: index of the layer. part: key of an inner config; see `AttentionSpec.from_hf`.
     dtype: what weights are rounded to. seed: for drawn weights. adapter: folder or hub id of a LoRA
-    adapter, merged into the weights; the source's own folder for one that lies beside them.
+    adapter, merged into the weights; the source's own folder for one that lies beside them, or
+    "none" to leave that out.
     Raises: CheckpointError or SpecError for what is not there, damaged or not supported.
     """
     path = paths.source(source)
     if path.is_dir():
         return _checkpoint(Folder(path), str(path.resolve()), layer, part, dtype, adapter)
     if path.is_file():
-        if adapter is not None:
+        if adapter is not None and str(adapter) != NO_ADAPTER:
             raise CheckpointError(
                 f"adapter {str(adapter)!r}: it is merged into a checkpoint's weights, and {source} "
                 f"is a file. Give the folder of the model that it was trained on as SOURCE."
@@ -123,7 +126,7 @@ def _checkpoint(
     beside = locator.find(ADAPTER)
     if file is None:
         raise CheckpointError(_no_config(locator, beside))
-    extra = _adapter(locator, path, beside, adapter)
+    extra, adapter_notes = _adapter(locator, path, beside, adapter)
     config = read_config(file)
     with named_parts(config, part, layer):
         read = select(config, part)
@@ -134,7 +137,7 @@ def _checkpoint(
         with tensors.named():
             pieces = layer_tensors(tensors.names, layer, spec, layout, read.part, tensors.idle)
     used = [name for piece in pieces.values() for x in piece.names for name in tensors.behind(x)]
-    notes = files.notes + files.unlike_index(used)
+    notes = files.notes + files.unlike_index(used) + adapter_notes
     facts = _facts("checkpoint", config, layer, part) | {"files": files.of(used)}
     if isinstance(locator, Hub) and locator.revision is not None:
         facts["revision"] = locator.revision
@@ -165,18 +168,22 @@ def _checkpoint(
 
 def _adapter(
     locator: Locator, path: str, beside: Path | None, adapter: str | Path | None
-) -> Adapter | None:
-    """The adapter to merge; one that lies beside the weights must be asked for.
+) -> tuple[Adapter | None, tuple[str, ...]]:
+    """The adapter to merge, and notes on those that are not; one that lies beside the weights must
+    be asked for, or be left out by "none".
 
     transformers merges that one where PEFT is installed, and leaves it out where it is not.
     """
-    if adapter is None:
-        if beside is None:
-            return None
+    if adapter is None and beside is not None:
         raise CheckpointError(
             f"{locator}: an adapter ({ADAPTER}) lies beside the model. Give --adapter {path} to "
-            f"merge it, or move it away."
+            f"merge it, or --adapter none to leave it out."
         )
+    if adapter is None or str(adapter) == NO_ADAPTER:
+        left = [] if beside is None else ["beside the model"]
+        left += [f"in {name}/" for name in locator.folders_with(ADAPTER)]
+        notes = (f"the adapter {', '.join(left)} is not merged.",) if left else ()
+        return None, notes
     where = Path(adapter)
     if where.is_dir():
         found = open_adapter(Folder(where), str(where.resolve()))
@@ -189,7 +196,7 @@ def _adapter(
             f"{locator}: an adapter of its own ({ADAPTER}) lies beside the model; with --adapter "
             f"{adapter} there would be two. Move one away."
         )
-    return found
+    return found, ()
 
 
 def _no_config(locator: Locator, adapter: Path | None) -> str:

@@ -35,6 +35,8 @@ none may be set."""
 PLAIN_STARTS = (None, True, False, "gaussian", "eva")
 """Initial values that leave the model's own weights alone; PEFT computes others from them again
 whenever it loads the adapter, and takes them off."""
+DECODER = frozenset({"model", "language_model", "text_model"})
+"""Words that stand before a text decoder's layers and tell it from no other stack."""
 ATTENTION = re.compile(r"att|(^|[._])[qkvo]_?proj|qkv|query|(^|\.)(key|value)\b", re.IGNORECASE)
 
 
@@ -185,15 +187,16 @@ def layer_deltas(
     deltas = {}
     elsewhere = 0
     for module in adapter.modules:
-        tensor = _tensor(module, prefix, path)
-        if tensor is not None and tensor in used:
+        stacks, rest = _stacks(module, path, files)
+        tensor = f"{prefix}{rest}.weight"
+        if stacks == {prefix} and tensor in used:
             deltas[tensor] = adapter.delta(module)
-        elif tensor is None and _is_known(module, prefix, path, files):
+        elif prefix not in stacks and (stacks or (not rest and _is_known(module, files))):
             elsewhere += 1
-        elif tensor is not None or ATTENTION.search(module):
+        elif rest or ATTENTION.search(module):
             raise CheckpointError(
-                f"{adapter.where}: adapts {module!r}, which the checkpoint has not under this "
-                f"name, so that it cannot be told whether it is this layer's. Was the adapter "
+                f"{adapter.where}: adapts {module!r}, and it cannot be told whether that is in "
+                f"this layer: the checkpoint has no such name, or several like it. Was the adapter "
                 f"made for this model? {SUPPORTED}"
             )
     if not deltas and not elsewhere:
@@ -202,44 +205,52 @@ def layer_deltas(
             f"{', '.join(sorted(adapter.modules)[:3]) or 'it names none'}. It is another model's."
         )
     for name in adapter.others:
-        if _tensor(name.rpartition(".")[0], prefix, path) is not None:
+        stacks, rest = _stacks(name.rpartition(".")[0], path, files)
+        if rest and (prefix in stacks or not stacks):
             raise CheckpointError(f"{adapter.where}: has {name!r} for this layer; {SUPPORTED}")
     _check_targets(adapter, used, deltas)
     return deltas
 
 
-def _tensor(module: str, prefix: str, path: str) -> str | None:
-    """The checkpoint's name of an adapted module's weight, if it is in this layer's attention."""
-    before, found, tail = f".{module}.".rpartition(f".{path}")
-    if not found or not _is_same_stack(before.lstrip(".") + ".", prefix):
-        return None
-    return f"{prefix}{path}{tail}weight"
+def _stacks(module: str, path: str, files: Iterable[str]) -> tuple[set[str], str]:
+    """The prefixes in the checkpoint under which an adapted module may be, and the rest of its
+    name; neither for a module that is not on the layer's path."""
+    at = f".{module}.".rfind(f".{path}")
+    return (set(), "") if at < 0 else (_prefixes(module[:at], module[at:], files), module[at:])
+
+
+def _prefixes(stack: str, rest: str, files: Iterable[str]) -> set[str]:
+    """The prefix that a module has itself, if the checkpoint has its weight there; else all that
+    may stand for the same stack."""
+    ends = f".{rest}.weight"
+    there = {name[: 1 - len(ends)] for name in files if f".{name}".endswith(ends)}
+    return {stack} if stack in there else {x for x in there if _is_same_stack(stack, x)}
+
+
+def _is_known(module: str, files: Iterable[str]) -> bool:
+    """Whether the checkpoint has the weight of a module that is not on the layer's path."""
+    parts = module.split(".")
+    numbers = [at for at, part in enumerate(parts) if part.isdigit()]
+    at = max(0, numbers[0] - 1) if numbers else len(parts) - 1
+    before = "".join(f"{part}." for part in parts[:at])
+    return bool(_prefixes(before, ".".join(parts[at:]), files))
 
 
 def _is_same_stack(one: str, other: str) -> bool:
-    """Whether two prefixes stand for one stack of layers: one has the other's end, as models with
-    and without their head have it, or the same words, as models of several towers were renamed."""
-    ours, theirs = ([x for x in name.split(".") if x] for name in (one, other))
-    short, long = sorted((ours, theirs), key=len)
+    """Whether two prefixes stand for one stack of layers.
+
+    One has the other's end, as models with and without their head have it; or they differ in words
+    for the text decoder alone, as models of several towers were renamed, and as adapters are
+    trained on their decoder by itself.
+    """
     if is_of_tower(one) != is_of_tower(other):
         return False
-    return sorted(ours) == sorted(theirs) or long[len(long) - len(short) :] == short
-
-
-def _is_known(module: str, prefix: str, path: str, files: Collection[str]) -> bool:
-    """Whether the checkpoint has the module's weight, in another place than this layer."""
-    tail = f".{module}.".partition(f".{path}")
-    if tail[1]:  # the same path in another stack
-        ends = f".{path}{tail[2]}weight"
-        before = tail[0].lstrip(".") + "."
-        return any(
-            _is_same_stack(before, name[: 1 - len(ends)])
-            for name in files
-            if f".{name}".endswith(ends)
-        )
-    parts = module.split(".")
-    tails = (".".join(parts[at:]) + ".weight" for at in range(len(parts)))
-    return any(tail in files or prefix + tail in files for tail in tails)
+    words = [[x for x in name.split(".") if x] for name in (one, other)]
+    short, long = sorted(words, key=len)
+    if long[len(long) - len(short) :] == short:
+        return True
+    ours, theirs = ([x for x in part if x not in DECODER] for part in words)
+    return ours == theirs
 
 
 def _check_targets(adapter: Adapter, used: Iterable[str], deltas: Mapping[str, Delta]) -> None:

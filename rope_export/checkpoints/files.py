@@ -16,6 +16,7 @@ WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 KEY = "transformers_weights"
 """The config key that names another file or index than these two."""
+WHOLE_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 """Parts of tensors as torch.distributed saves them, which transformers looks for first."""
@@ -30,6 +31,9 @@ class Locator(Protocol):
     def listed(self) -> tuple[str, ...] | None:
         """Names of the files that are there, or nothing where asking for each would fetch it."""
 
+    def folders_with(self, name: str) -> tuple[str, ...]:
+        """Names of the folders in it that have a file `name`, as far as they can be looked at."""
+
 
 class Folder:
     """A checkpoint on this machine."""
@@ -43,6 +47,9 @@ class Folder:
 
     def listed(self) -> tuple[str, ...]:
         return tuple(sorted(path.name for path in self.path.iterdir()))
+
+    def folders_with(self, name: str) -> tuple[str, ...]:
+        return tuple(sorted(path.parent.name for path in self.path.glob(f"*/{name}")))
 
     def __str__(self) -> str:
         return str(self.path)
@@ -104,17 +111,21 @@ def weight_files(locator: Locator, config: Mapping[str, Any]) -> WeightFiles:
         return _explicit(locator, explicit)
     path = locator.find(WHOLE)
     if path is not None:
-        beside = (
-            f"{WHOLE} is read, as transformers does; {INDEX} and the shards it names, which lie "
-            f"beside it, are not."
-        )
         tensors = dict.fromkeys(tensor_names(path), WHOLE)
-        notes = (beside,) if INDEX in names else ()
+        notes = _beside(WHOLE, names, (INDEX, *WHOLE_PICKLES))
         return WeightFiles(chosen=WHOLE, tensors=tensors, index={}, notes=notes)
     path = locator.find(INDEX)
     if path is None:
         raise CheckpointError(_missing(locator, names))
-    return _sharded(locator, path, INDEX)
+    return _sharded(locator, path, INDEX, _beside(INDEX, names, WHOLE_PICKLES))
+
+
+def _beside(chosen: str, names: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+    """A note on other weights in the folder, which may be older or newer ones."""
+    there = [name for name in others if name in names]
+    if not there:
+        return ()
+    return (f"{chosen} is read, as transformers does; beside it, unread: {', '.join(there)}.",)
 
 
 def _explicit(locator: Locator, name: Any) -> WeightFiles:
@@ -130,10 +141,7 @@ def _explicit(locator: Locator, name: Any) -> WeightFiles:
         raise CheckpointError(f"{what}: {locator} has no such file; transformers reads no other.")
     note = (f"{name} is read, as the config's {KEY} says.",)
     if name.endswith(".json"):
-        sharded = _sharded(locator, path, name)
-        return WeightFiles(
-            chosen=name, tensors=sharded.tensors, index=sharded.index, notes=note + sharded.notes
-        )
+        return _sharded(locator, path, name, note)
     tensors = dict.fromkeys(tensor_names(path), name)
     return WeightFiles(chosen=name, tensors=tensors, index={}, notes=note)
 
@@ -144,7 +152,7 @@ def _inside(name: str) -> bool:
     return not os.path.isabs(path) and path != ".." and not path.startswith(".." + os.sep)
 
 
-def _sharded(locator: Locator, path: Path, chosen: str) -> WeightFiles:
+def _sharded(locator: Locator, path: Path, chosen: str, notes: tuple[str, ...]) -> WeightFiles:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         if not all(isinstance(x, str) for pair in index.items() for x in pair):
@@ -162,7 +170,7 @@ def _sharded(locator: Locator, path: Path, chosen: str) -> WeightFiles:
     if locator.listed() is not None:  # a hub would fetch every shard
         for name in shards:
             tensors |= dict.fromkeys(_names_if_there(locator, name), name)
-    return WeightFiles(chosen=chosen, tensors=tensors, index=index)
+    return WeightFiles(chosen=chosen, tensors=tensors, index=index, notes=notes)
 
 
 def _names_if_there(locator: Locator, name: str) -> list[str]:

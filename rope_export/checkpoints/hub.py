@@ -44,6 +44,9 @@ class Hub:
     def listed(self) -> None:
         return None
 
+    def folders_with(self, name: str) -> tuple[str, ...]:
+        return ()
+
     def __str__(self) -> str:
         cache = "" if self.reached else " (the hub was not reached, its cache alone was looked at)"
         return f"hub repository {self.repository!r}{cache}"

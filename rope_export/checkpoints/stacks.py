@@ -17,11 +17,11 @@ BESIDE = frozenset({"mtp", "draft_model", "eagle_module", "speculator", "ema", "
 STANDARD = frozenset({"", "model.", "transformer.", "model.language_model.", "language_model."})
 """What transformers' models have before their only stack, with and without their head."""
 WRAPPERS = {
-    "_orig_mod.": "torch.compile",
-    "module.": "torch's DataParallel",
-    "_fsdp_wrapped_module.": "torch's FSDP",
+    r"(^|\.)_orig_mod\.": "torch.compile",
+    r"^module\.": "torch's DataParallel",
+    r"(^|\.)_fsdp_wrapped_module\.": "torch's FSDP",
 }
-"""Prefixes that a wrapper puts before all names, under which transformers finds no tensor."""
+"""What a wrapper puts into the names, under which transformers finds no tensor."""
 PEFT = re.compile(r"\.(base_layer|(lora|ia3|ada|vera|lokr|loha|oft|hada)_\w+)(\.|$)")
 """Names that PEFT gives in a model whose adapter is not merged."""
 
@@ -64,10 +64,11 @@ def _refuse_wrapped(names: list[str], path: str) -> None:
     """Raises: CheckpointError for names that say that something is around the model."""
     for name in names:
         for wrapper, what in WRAPPERS.items():
-            if name.startswith(wrapper):
+            found = re.search(wrapper, name)
+            if found:
                 raise CheckpointError(
-                    f"tensor {name!r}: {what} put {wrapper!r} before its name, and transformers "
-                    f"finds no tensor so. Save the model inside of it."
+                    f"tensor {name!r}: {what} put {found[0].lstrip('.')!r} into its name, and "
+                    f"transformers finds no tensor so. Save the model inside of it."
                 )
         unmerged = PEFT.search(name) and f".{path}" in f".{name}"
         if unmerged or name.startswith("base_model.model."):

@@ -62,7 +62,10 @@ def reader(locator: Locator, files: Mapping[str, str]) -> Reader:
     def read(full: str) -> Tensor:
         path = locator.find(files[full])
         if path is None:
-            raise CheckpointError(f"{locator}: the file {files[full]} with {full!r} is missing.")
+            raise CheckpointError(
+                f"{locator}: the file {files[full]} with {full!r} is missing. Fetch it, or save "
+                f"the model again."
+            )
         try:
             with open_tensors(path) as tensors:
                 return tensors.get_tensor(full)

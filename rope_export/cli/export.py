@@ -42,7 +42,7 @@ def export(
     seed: Annotated[int, typer.Option(help="Of weights drawn for a config file.")] = 0,
     adapter: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="A LoRA adapter to merge into the weights."),
+        typer.Option(metavar="FOLDER", help="A LoRA adapter to merge in; or none."),
     ] = None,
     padding: Annotated[bool, typer.Option("--padding", help="Take an attention_mask.")] = False,
     tune: Annotated[

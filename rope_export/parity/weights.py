@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from rope_export.artifact import Artifact
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import NO_ADAPTER, open_source
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.checkpoints.integers import Integers
 from rope_export.deployed import file_weights
@@ -80,7 +80,9 @@ def _from_source(
     given = source or artifact.evidence.get("source")
     if given is None or (source is None and not Path(given).exists()):
         return None
-    if adapter is None and "adapter" in facts:
+    if "adapter" not in facts:
+        adapter = adapter or NO_ADAPTER
+    elif adapter is None:
         adapter = artifact.evidence.get("adapter")
         if adapter is None or not Path(adapter).is_dir():
             if source is None:
