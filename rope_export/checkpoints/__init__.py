@@ -184,13 +184,15 @@ def _adapter(
         left += [f"in {name}/" for name in locator.folders_with(ADAPTER)]
         notes = (f"the adapter {', '.join(left)} is not merged.",) if left else ()
         return None, notes
-    where = Path(adapter)
+    where = paths.source(adapter)
     if where.is_dir():
         found = open_adapter(Folder(where), str(where.resolve()))
     elif HUB_ID.fullmatch(str(adapter)) and not where.parent.is_dir():
         found = open_adapter(Hub(str(adapter)), str(adapter))
     else:
-        raise CheckpointError(f"adapter {str(adapter)!r}: no such folder, and not a hub id.")
+        raise CheckpointError(
+            f"adapter {str(adapter)!r}: no such folder, and no hub id. Give it with --adapter."
+        )
     if beside is not None and found.where != path:
         raise CheckpointError(
             f"{locator}: an adapter of its own ({ADAPTER}) lies beside the model; with --adapter "

@@ -11,7 +11,7 @@ from rope_export.checkpoints import NO_ADAPTER, open_source
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.checkpoints.integers import Integers
 from rope_export.deployed import file_weights
-from rope_export.errors import ArtifactError, CheckpointError
+from rope_export.errors import ArtifactError
 from rope_export.parity.rows import Row, counted
 from rope_export.quantized import Quantization, deployed
 from rope_export.spec import AttentionSpec
@@ -84,13 +84,8 @@ def _from_source(
         adapter = adapter or NO_ADAPTER
     elif adapter is None:
         adapter = artifact.evidence.get("adapter")
-        if adapter is None or not Path(adapter).is_dir():
-            if source is None:
-                return None
-            raise CheckpointError(
-                f"{artifact.path}: the adapter that was merged into its weights is not at "
-                f"{adapter} any more. Give it with --adapter."
-            )
+        if adapter is None or (source is None and not Path(adapter).is_dir()):
+            return None
     found = open_source(
         given,
         layer=facts["layer"],
