@@ -16,7 +16,7 @@ import transformers.models
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from rope_export.checkpoints.config import SUSPICIOUS
+from rope_export.checkpoints.keys import SUSPICIOUS
 from rope_export.checkpoints.families import DEFAULTS
 
 ALSO = re.compile(

@@ -137,7 +137,7 @@ def _checkpoint(
         with tensors.named():
             pieces = layer_tensors(tensors.names, layer, spec, layout, read.part, tensors.idle)
     used = [name for piece in pieces.values() for x in piece.names for name in tensors.behind(x)]
-    notes = files.notes + files.unlike_index(used) + adapter_notes
+    notes = read.notes + files.notes + files.unlike_index(used) + adapter_notes
     facts = _facts("checkpoint", config, layer, part) | {"files": files.of(used)}
     if isinstance(locator, Hub) and locator.revision is not None:
         facts["revision"] = locator.revision
@@ -244,10 +244,12 @@ def _drawn(file: Path, layer: int, part: str | None, dtype: DType, seed: int) ->
         read = select(config, part)
         spec = _spec(read, layer, dtype)
         refuse_unread(config, read.layout(layer), layer, spec)
+    facts = _facts("drawn", config, layer, part) | {"seed": seed}
     return Source(
         spec=spec,
-        facts=_facts("drawn", config, layer, part) | {"seed": seed},
+        facts=facts | ({"notes": list(read.notes)} if read.notes else {}),
         path=str(file.resolve()),
         names={name: name for name in spec.weight_shapes},
         weights=lambda: drawn_weights(spec, seed, layer),
+        notes=read.notes,
     )

@@ -1,78 +1,45 @@
 """From a Hugging Face config to an AttentionSpec; what is not implemented is refused by its key."""
 
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rope_export.checkpoints import keys
 from rope_export.checkpoints.families import (
     Config,
     Facts,
     Family,
     class_defaults,
     family,
+    keys_read,
 )
 from rope_export.checkpoints.layout import TensorLayout
+from rope_export.checkpoints.rotation import rotation
 from rope_export.errors import CheckpointError, SpecError
-from rope_export.rope import not_published, number, variant
-from rope_export.spec import AttentionSpec, RopeSpec
+from rope_export.spec import AttentionSpec
 
-HARMLESS_KEYS = frozenset(
-    {
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "attn_implementation",
-        "compression_config",  # read in `unpacking`, as quantization_config is
-        "embedding_multiplier",  # outside the attention layer
-        "final_logit_softcapping",
-        "layer_types",  # read through the family's kinds
-        "lm_head_bias",
-        "logit_scale",
-        "max_position_embeddings",  # no limit but for the variants that read it
-        "n_ctx",
-        "n_positions",
-        "num_key_value_heads",
-        "original_max_position_embeddings",
-        "output_attentions",
-        "partial_rotary_factor",
-        "per_layer_config",
-        "quantization_config",
-        "residual_multiplier",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-        "scale_depth",
-        "scale_emb",
-        "scale_embedding",
-    }
-)
-"""Keys that do not bear on the layer's output, or that are read where they do."""
-ELSEWHERE = re.compile(
-    "^activation_|^aligner|altup|duration|flow_head|^block_|^conv|cross_attention|dropout|embed(ding)?_(scal|mult)|expert|^final_|^linear_"
-    "|linear_attn|full_attn_(alpha|beta)|^output_mult|_init|prediction_head|expert|^lm_head|^logits_scaling|mamba|^mlp|moe|mtp|router|"
-    "^rout(e|ed)_scal|ssm|^tie_|token_id|token_index|vocab"
-)
-"""Parts of keys that name another part of the model."""
-SUSPICIOUS = re.compile(
-    "alibi|attention|attn|bias|bidirectional|chunk|clip|cross|head|kv|layer_types|lora|mscale|"
-    "multiplier|nope|pattern|position|qk|quantization|query|rope|rotary|scal|sink|softcap|window"
-)
-ROPE_PARAMETER_KEYS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
-ALSO_THERE = {"max_position_embeddings", "original_max_position_embeddings"}
-"""Lengths that some configs repeat for variants that do not look at them."""
 INNER = ("text_config", "llm_config", "language_config")
 """Where a model of several towers keeps its text decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """A config as read: the family, its keys under common names, and the part of the model."""
+    """A config as read: the family, its keys under common names, and the part of the model.
+
+    unread: keys of the file that transformers' code does not read for the family; not in facts.
+    """
 
     kind: Family
     facts: Config
     part: str | None
+    unread: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said once of the keys, after a spec was read from them."""
+        return tuple(sorted(self.facts.notes))
 
     def layout(self, layer: int) -> TensorLayout:
         """Names of the layer's tensors in a checkpoint."""
@@ -146,8 +113,10 @@ def select(config: Any, part: str | None = None) -> Read:
     if facts.get("rope_parameters") or facts.get("rope_scaling"):
         defaults.pop("rope_parameters", None)
     merged = {**defaults, **kind.defaults}
-    merged |= {names.get(key, key): value for key, value in facts.items()}
-    return Read(kind=kind, facts=Config(merged, names), part=part)
+    given = {names.get(key, key): value for key, value in facts.items()}
+    unread = keys.unread(kind.model_type, given)
+    merged |= {key: value for key, value in given.items() if key not in unread}
+    return Read(kind=kind, facts=Config(merged, names), part=part, unread=unread)
 
 
 def _inner(facts: Mapping[str, Any], part: str) -> dict[str, Any]:
@@ -179,23 +148,43 @@ def spec_of(read: Read, layer: int) -> AttentionSpec:
     Raises: SpecError naming the key that is missing, wrong or not supported.
     """
     try:
-        return _spec(read, layer)
+        spec = _spec(read.kind, read.facts, layer)
     except KeyError as error:
         raise SpecError(
             f"config key {error.args[0]} is missing: model_type={read.kind.model_type!r} needs it."
         ) from error
+    keys.refuse_changing(_changing(read, layer, spec), read.kind.model_type)
+    read.facts.notes.update(keys.notes(read.unread, read.facts, read.kind))
+    return spec
 
 
-def _spec(read: Read, layer: int) -> AttentionSpec:
-    kind, facts = read.kind, read.facts
+def _changing(read: Read, layer: int, spec: AttentionSpec) -> dict[str, Any]:
+    """The keys that transformers does not read and that would change the layer if we did."""
+
+    def changes(given: Mapping[str, Any]) -> bool:
+        facts = Config({**read.facts.facts, **given}, read.facts.names)
+        try:
+            return _spec(read.kind, facts, layer, strict=False) != spec
+        except (SpecError, KeyError):
+            return True
+
+    if not read.unread or not changes(read.unread):
+        return {}
+    alone = {key: value for key, value in read.unread.items() if changes({key: value})}
+    return alone or dict(read.unread)
+
+
+def _spec(kind: Family, facts: Config, layer: int, strict: bool = True) -> AttentionSpec:
+    """strict: refuse keys that nobody read."""
     layers = kind.depth(facts) if kind.depth else facts.whole("num_hidden_layers")
     if not 0 <= layer < layers:
         raise SpecError(f"layer={layer}: the model has {layers} layers, 0 to {layers - 1}.")
     own = (facts.get("per_layer_config") or {}).get(str(layer))
     if own:
-        facts = Config({**facts.facts, **own}, facts.names)
+        facts = facts.with_more(own)
     layer_type = _layer_type(kind, facts, layer, layers)
     given = kind.attention(facts, layer)
+    given |= _both_sides(facts, kind, layer_type, given)
     heads = facts.whole("num_attention_heads")
     heads = given.pop("heads", None) or heads
     hidden_size = given.pop("hidden_size", None) or facts.whole("hidden_size")
@@ -206,7 +195,7 @@ def _spec(read: Read, layer: int) -> AttentionSpec:
     head_dim = given.pop("head_dim", None) or _head_dim(facts, hidden_size, heads)
     latent = given.get("latent")
     turning = head_dim if latent is None else latent.rope_dim
-    rope = _rope(facts, kind, layer, layer_type, turning, latent is not None)
+    rope = rotation(facts, kind, layer, layer_type, turning, latent is not None)
     window = _window(facts, layer, layer_type, given)
     spec = AttentionSpec(
         hidden_size=hidden_size,
@@ -216,7 +205,8 @@ def _spec(read: Read, layer: int) -> AttentionSpec:
         rope=rope,
         **{**window, **given},
     )
-    _refuse_unread(facts, kind)
+    if strict:
+        keys.refuse_unread(facts, kind)
     return spec
 
 
@@ -231,17 +221,26 @@ def _head_dim(facts: Config, hidden_size: int, heads: int) -> int:
     return hidden_size // heads
 
 
-def _refuse_unread(facts: Config, kind: Family) -> None:
-    """Refuse a key that may change the attention and that nobody here read: never ignore it."""
-    for key in sorted(set(facts) - facts.read - HARMLESS_KEYS - kind.ignored):
-        if key.startswith("_"):  # not a part of the model: where the file comes from
-            continue
-        off = facts.facts[key] in (None, False, 0, "", [], {})
-        if SUSPICIOUS.search(key) and not ELSEWHERE.search(key) and not off:
-            raise SpecError(
-                f"config key {key}={facts[key]!r} is not supported for model_type="
-                f"{kind.model_type!r}: it may change the attention and is not implemented."
-            )
+def _both_sides(facts: Config, kind: Family, layer_type: str, given: Facts) -> Facts:
+    """is_causal: where it is false or null, transformers' mask functions let every token see those
+    after it, within the window on both sides; chunks stay causal.
+
+    Source: transformers 5.24, masking_utils.py, create_causal_mask and its like.
+    """
+    theirs = keys_read(kind.model_type) or {"attention": {}}
+    if "is_causal" not in facts or "is_causal" not in theirs["attention"]:
+        return {}
+    if facts["is_causal"] or not given.get("causal", True) or layer_type == "chunked_attention":
+        return {}
+    if "window" in given or "chunk" in given:
+        raise SpecError(
+            f"config key is_causal={facts['is_causal']!r}: not implemented for the windows of "
+            f"model_type={kind.model_type!r}; supported: true."
+        )
+    if layer_type != "sliding_attention":
+        return {"causal": False}
+    reach = facts.whole("sliding_window")
+    return {"causal": False, "window": reach + 1, "window_after": reach}
 
 
 KINDS = ("full_attention", "sliding_attention", "chunked_attention")
@@ -279,88 +278,3 @@ def _window(facts: Config, layer: int, layer_type: str, given: Mapping[str, Any]
             f"a layer that slides needs it."
         )
     return {"window": facts.whole("sliding_window")}
-
-
-def _rope(
-    facts: Config, kind: Family, layer: int, layer_type: str, head_dim: int, latent: bool
-) -> RopeSpec | None:
-    """The rotation, from `rope_parameters` or the older `rope_theta` and `rope_scaling`.
-
-    head_dim: the features that may turn; in latent attention all of them do.
-    """
-    changed = kind.rope(facts, layer)
-    if changed is None:
-        return None
-    given = _rope_parameters(facts, layer_type)
-    if given is None:
-        return None
-    outer = {
-        key: facts[key]
-        for key in ("rope_theta", "partial_rotary_factor")
-        if facts.get(key) is not None
-    }
-    given = {**outer, **given, **changed}
-    rope_type = given.get("rope_type", given.get("type", "default"))
-    if not isinstance(rope_type, str):
-        raise SpecError(f"config key rope_type={rope_type!r}: it must be a name.")
-    cls = variant(rope_type)
-    if not cls.published and "rope_type" not in changed:
-        raise not_published(rope_type)
-    part = number(given, "partial_rotary_factor", 1.0)
-    partial = cls.turns_part or _turns_part(kind.model_type) or "partial_rotary_factor" in changed
-    if part != 1.0 and not partial and not latent:
-        raise SpecError(
-            f"config key partial_rotary_factor={part}: the code of model_type="
-            f"{kind.model_type!r} turns whole heads; supported: 1.0."
-        )
-    pair_axes = given.pop("pair_axes", ())
-    layout = kind.layout if isinstance(kind.layout, str) else kind.layout(facts)
-    fields = {"layout": layout, "clockwise": given.pop("clockwise", False)}
-    unread = given.keys() - ROPE_PARAMETER_KEYS - ALSO_THERE - cls.hf_keys.keys()
-    for key in sorted(unread):
-        if given[key] is not None:
-            raise SpecError(
-                f"config key rope_parameters.{key}={given[key]!r} is not supported for "
-                f"rope_type={rope_type!r}."
-            )
-    return cls.read(
-        given,
-        facts,
-        head_dim=head_dim,
-        rotary_dim=head_dim if latent else int(head_dim * part),
-        theta=number(given, "rope_theta", 10_000.0),
-        pair_axes=pair_axes,
-        **fields,
-    )
-
-
-def _rope_parameters(facts: Config, layer_type: str) -> dict[str, Any] | None:
-    """The rope parameters of the layer's kind; none where the config has null for that kind."""
-    new, old = facts.get("rope_parameters"), facts.get("rope_scaling")
-    for key, value in (("rope_parameters", new), ("rope_scaling", old)):
-        if value is not None and not isinstance(value, dict):
-            raise SpecError(f"config key {key}={value!r}: it must be an object or null.")
-    if new and old and new != old:
-        raise SpecError("config keys rope_parameters and rope_scaling contradict each other.")
-    given = dict(new or old or {})
-    if not any(isinstance(value, dict) for value in given.values()):
-        # Beside the parameters, the original length counts more than among them.
-        outer = facts.get("original_max_position_embeddings")
-        return given if outer is None else {**given, "original_max_position_embeddings": outer}
-    if layer_type not in given:
-        raise SpecError(
-            f"config key rope_parameters={given!r}: it has none for a {layer_type!r} layer."
-        )
-    own = given[layer_type]
-    if own is not None and own.get("truncate") is False:
-        raise SpecError(
-            f"config key rope_parameters.{layer_type}.truncate=False: transformers looks for it "
-            f"outside of the layer kinds only, and truncates; supported there: true."
-        )
-    return None if own is None else dict(own)
-
-
-def _turns_part(model_type: str) -> bool:
-    """Whether the family's code looks at partial_rotary_factor; families that are not
-    transformers' are taken at their config's word."""
-    return bool(class_defaults().get(model_type, {"partial": True}).get("partial"))

@@ -132,14 +132,32 @@ def by_layer(config: Config, layer: int) -> Mapping[str, Any] | None:
 
 
 def switched_window(config: Config) -> list[str] | None:
-    """Qwen's rule: layers from max_window_layers on slide where use_sliding_window is on."""
+    """Qwen's rule: layers from max_window_layers on slide where use_sliding_window is on; where it
+    is off there is no window, whatever sliding_window says.
+
+    Raises: SpecError for layers that slide without a window, which transformers refuses too.
+    """
+    kinds, on = config.get("layer_types"), config.flag("use_sliding_window")
+    if kinds is not None:
+        if "sliding_attention" in kinds and not on:
+            raise SpecError(
+                f"config key use_sliding_window={config.get('use_sliding_window')!r}: it switches "
+                f"off the window that sliding_attention in layer_types needs, and transformers "
+                f"refuses that; supported: true, or full_attention throughout."
+            )
+        return kinds
+    return window_from_layer(config) if on else all_full(config)
+
+
+def window_from_layer(config: Config) -> list[str] | None:
+    """layer_types as given; else layers from max_window_layers on slide where there is a window."""
     if config.get("layer_types") is not None:
         return config["layer_types"]
-    if not config.flag("use_sliding_window") or config.get("sliding_window") is None:
+    first = config.get("max_window_layers") or 0
+    if config.get("sliding_window") is None:
         return all_full(config)
-    first = config.get("max_window_layers")
     return [
-        "sliding_attention" if at >= (first or 0) else "full_attention"
+        "sliding_attention" if at >= first else "full_attention"
         for at in range(config["num_hidden_layers"])
     ]
 

@@ -19,12 +19,25 @@ DEFAULTS = Path(__file__).with_name("defaults.json")
 `python -m scripts.family_defaults` writes it."""
 
 
+READS = Path(__file__).with_name("reads.json")
+"""Which keys of a config transformers' code reads on the way to an attention layer, by model_type;
+`python -m scripts.family_reads` writes it."""
+
+
 class Config(Mapping[str, Any]):
-    """A config's keys under their common names; remembers which were looked at."""
+    """A config's keys under their common names; remembers which were looked at, and what is to be
+    said of them."""
 
     def __init__(self, facts: Mapping[str, Any], names: Mapping[str, str]) -> None:
         self.facts, self.names = dict(facts), dict(names)
         self.read: set[str] = set()
+        self.notes: set[str] = set()
+
+    def with_more(self, facts: Mapping[str, Any]) -> "Config":
+        """The config with other values for some keys; notes of it are notes of this one."""
+        changed = Config({**self.facts, **facts}, self.names)
+        changed.notes = self.notes
+        return changed
 
     def __getitem__(self, key: str) -> Any:
         key = self.names.get(key, key)
@@ -120,6 +133,19 @@ class Family:
 def class_defaults() -> dict[str, dict[str, Any]]:
     """The contents of `defaults.json`."""
     return json.loads(DEFAULTS.read_text(encoding="utf-8"))
+
+
+@cache
+def _reads() -> dict[str, dict[str, Any]]:
+    return json.loads(READS.read_text(encoding="utf-8"))
+
+
+def keys_read(model_type: str) -> dict[str, Any] | None:
+    """The keys that transformers' code reads for the family, with the config class's defaults, "?"
+    where it has none: "attention" by its attention and rotary modules and the masks, "around" by
+    the rest on the way there; and "rope_by_kind", whether rope_parameters may differ by the kind of
+    layer. None where transformers has no such family."""
+    return _reads().get(model_type)
 
 
 def families() -> dict[str, Family]:

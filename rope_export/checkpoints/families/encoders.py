@@ -131,13 +131,14 @@ ESM = Family(
     model_type="esm",
     attention=_rotary_only,
     tensors=TensorLayout(layers="layer.{layer}.attention.", own="self.", modules=BERT_NAMES),
-    ignored=frozenset({"is_folding_model", "esmfold_config"}),
+    ignored=frozenset({"is_folding_model", "esmfold_config", "layer_norm_eps"}),
 )
 ROFORMER = Family(
     model_type="roformer",
     attention=_roformer,
     layout="interleaved",
     tensors=TensorLayout(layers="layer.{layer}.attention.", own="self.", modules=BERT_NAMES),
+    ignored=frozenset({"embedding_size"}),
 )
 ESMC = Family(
     model_type="esmc",

@@ -1,7 +1,11 @@
 """Llama, and the families whose attention is Llama's but for biases, norms and windows."""
 
-from rope_export.checkpoints.families import Family
+from collections.abc import Mapping
+from typing import Any
+
+from rope_export.checkpoints.families import Config, Family
 from rope_export.checkpoints.reading import (
+    all_full,
     all_slide,
     always,
     bias_flag,
@@ -11,7 +15,9 @@ from rope_export.checkpoints.reading import (
     scale_of,
     switched_window,
     together,
+    window_from_layer,
 )
+from rope_export.errors import SpecError
 
 BIAS_EVERYWHERE = tuple(
     Family(model_type=name, attention=bias_flag())
@@ -30,7 +36,34 @@ BIAS_EVERYWHERE = tuple(
     )
 )
 
-PHIMOE = Family(model_type="phimoe", attention=bias_flag(), kinds=all_slide)
+
+def _phimoe_rope(config: Config, layer: int) -> Mapping[str, Any]:
+    """One factor on cos and sin, from the file, and the short factors at every length.
+
+    Source: transformers 5.24, models/phimoe/modeling_phimoe.py: its forward computes inv_freq anew
+    without a length, so that long_factor is never taken, and multiplies by short_mscale, or by
+    long_mscale beyond the original length.
+    """
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if given.get("rope_type", given.get("type", "default")) == "default":
+        return {}
+    short, long = given.get("short_mscale"), given.get("long_mscale")
+    if not isinstance(short, int | float) or short != long:
+        raise SpecError(
+            f"config keys rope_parameters.short_mscale={short!r}, long_mscale={long!r}: supported "
+            f"here: the same number in both, as in the published files."
+        )
+    changed = {"short_mscale": None, "long_mscale": None, "attention_factor": float(short)}
+    if given.get("short_factor") != given.get("long_factor"):
+        config.notes.add(
+            "config key rope_parameters.long_factor: transformers 5.24 never takes it for "
+            "model_type='phimoe'; the layer rotates by short_factor at every length, as there."
+        )
+        changed["long_factor"] = given["short_factor"]
+    return changed
+
+
+PHIMOE = Family(model_type="phimoe", attention=bias_flag(), kinds=all_slide, rope=_phimoe_rope)
 
 NO_BIAS = (Family(model_type="mllama_text_model"),)
 
@@ -67,8 +100,13 @@ QWEN2_MOE = Family(
 )
 
 HEAD_NORMS = tuple(
-    Family(model_type=name, attention=together(bias_flag(), head_norms()), kinds=switched_window)
-    for name in ("qwen3", "dots1", "apertus", "hy_v3")
+    Family(model_type=name, attention=together(bias_flag(), head_norms()), kinds=kinds)
+    for name, kinds in (
+        ("qwen3", switched_window),
+        ("dots1", window_from_layer),
+        ("apertus", all_full),
+        ("hy_v3", all_full),
+    )
 )
 
 QWEN3_MOE = Family(

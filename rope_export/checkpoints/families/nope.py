@@ -9,7 +9,6 @@ from rope_export.checkpoints.reading import (
     biases,
     eps,
     qk_norms,
-    switched_window,
 )
 from rope_export.errors import SpecError
 from rope_export.spec import PositionScale
@@ -56,7 +55,18 @@ def _llama4(config: Config, layer: int) -> Facts:
     return facts
 
 
-SMOLLM3 = Family(model_type="smollm3", attention=bias_flag(), kinds=switched_window, rope=_rope)
+def _smollm3_kinds(config: Config) -> list[str] | None:
+    """Without layer_types, the layers without rotation slide where the window is switched on."""
+    if config.get("layer_types") is not None:
+        return config["layer_types"]
+    slides = config.flag("use_sliding_window") and config.get("sliding_window") is not None
+    return [
+        "sliding_attention" if slides and not _turns(config, at) else "full_attention"
+        for at in range(config["num_hidden_layers"])
+    ]
+
+
+SMOLLM3 = Family(model_type="smollm3", attention=bias_flag(), kinds=_smollm3_kinds, rope=_rope)
 
 LLAMA4 = Family(
     model_type="llama4_text",

@@ -13,6 +13,7 @@ from rope_export.checkpoints.reading import (
     sections,
     switched_window,
     together,
+    window_from_layer,
 )
 from rope_export.errors import SpecError
 
@@ -42,21 +43,10 @@ QWEN3 = tuple(
 )
 
 
-def _code_kinds(config: Config) -> list[str] | None:
-    """Without layer_types, layers from max_window_layers on slide where there is a window."""
-    first = config.get("max_window_layers") or 0
-    if config.get("layer_types") is not None or config.get("sliding_window") is None:
-        return config.get("layer_types")
-    return [
-        "sliding_attention" if at >= first else "full_attention"
-        for at in range(config["num_hidden_layers"])
-    ]
-
-
 CODE_PREDICTOR = Family(
     model_type="qwen3_omni_moe_talker_code_predictor",
     attention=together(bias_flag(), head_norms()),
-    kinds=_code_kinds,
+    kinds=window_from_layer,
     rope=lambda config, layer: {"mrope_section": None},
 )
 PADDLE = Family(

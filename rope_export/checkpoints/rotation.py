@@ -1,0 +1,100 @@
+"""The rotation of one layer, from a config's rope parameters."""
+
+from typing import Any
+
+from rope_export.checkpoints.families import Config, Family, class_defaults, keys_read
+from rope_export.checkpoints.keys import rope_notes, short
+from rope_export.errors import SpecError
+from rope_export.rope import not_published, number, variant
+from rope_export.spec import RopeSpec
+
+ROPE_PARAMETER_KEYS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+ALSO_THERE = {"max_position_embeddings", "original_max_position_embeddings"}
+"""Lengths that some configs repeat for variants that do not look at them."""
+
+
+def rotation(
+    facts: Config, kind: Family, layer: int, layer_type: str, head_dim: int, latent: bool
+) -> RopeSpec | None:
+    """The rotation, from `rope_parameters` or the older `rope_theta` and `rope_scaling`.
+
+    head_dim: the features that may turn; in latent attention all of them do.
+    """
+    changed = kind.rope(facts, layer)
+    if changed is None:
+        return None
+    given = _rope_parameters(facts, layer_type)
+    if given is None:
+        return None
+    outer = {
+        key: facts[key]
+        for key in ("rope_theta", "partial_rotary_factor")
+        if facts.get(key) is not None
+    }
+    given = {**outer, **given, **changed}
+    rope_type = given.get("rope_type", given.get("type", "default"))
+    if not isinstance(rope_type, str):
+        raise SpecError(f"config key rope_type={rope_type!r}: it must be a name.")
+    cls = variant(rope_type)
+    if not cls.published and "rope_type" not in changed:
+        raise not_published(rope_type)
+    part = number(given, "partial_rotary_factor", 1.0)
+    partial = cls.turns_part or _turns_part(kind.model_type) or "partial_rotary_factor" in changed
+    if part != 1.0 and not partial and not latent:
+        raise SpecError(
+            f"config key partial_rotary_factor={part}: the code of model_type="
+            f"{kind.model_type!r} turns whole heads; supported: 1.0."
+        )
+    pair_axes = given.pop("pair_axes", ())
+    layout = kind.layout if isinstance(kind.layout, str) else kind.layout(facts)
+    fields = {"layout": layout, "clockwise": given.pop("clockwise", False)}
+    unread = given.keys() - ROPE_PARAMETER_KEYS - ALSO_THERE - cls.hf_keys.keys()
+    facts.notes.update(rope_notes({key: given[key] for key in unread}, rope_type))
+    return cls.read(
+        given,
+        facts,
+        head_dim=head_dim,
+        rotary_dim=head_dim if latent else int(head_dim * part),
+        theta=number(given, "rope_theta", 10_000.0),
+        pair_axes=pair_axes,
+        **fields,
+    )
+
+
+def _rope_parameters(facts: Config, layer_type: str) -> dict[str, Any] | None:
+    """The rope parameters of the layer's kind; none where the config has null for that kind."""
+    new, old = facts.get("rope_parameters"), facts.get("rope_scaling")
+    for key, value in (("rope_parameters", new), ("rope_scaling", old)):
+        if value is not None and not isinstance(value, dict):
+            raise SpecError(f"config key {key}={value!r}: it must be an object or null.")
+    if new and old and new != old:
+        raise SpecError("config keys rope_parameters and rope_scaling contradict each other.")
+    given = dict(new or old or {})
+    if not any(isinstance(value, dict) for value in given.values()):
+        # Beside the parameters, the original length counts more than among them.
+        outer = facts.get("original_max_position_embeddings")
+        return given if outer is None else {**given, "original_max_position_embeddings": outer}
+    theirs = keys_read(str(facts.get("model_type")))
+    if theirs is not None and not theirs["rope_by_kind"]:
+        raise SpecError(
+            f"config key rope_parameters={short(given)}: the code of model_type="
+            f"{facts['model_type']!r} has one rotation for all layers. Give its parameters without "
+            f"kinds of layers."
+        )
+    if layer_type not in given:
+        raise SpecError(
+            f"config key rope_parameters={given!r}: it has none for a {layer_type!r} layer."
+        )
+    own = given[layer_type]
+    if own is not None and own.get("truncate") is False:
+        raise SpecError(
+            f"config key rope_parameters.{layer_type}.truncate=False: transformers looks for it "
+            f"outside of the layer kinds only, and truncates; supported there: true."
+        )
+    return None if own is None else dict(own)
+
+
+def _turns_part(model_type: str) -> bool:
+    """Whether the family's code looks at partial_rotary_factor; families that are not
+    transformers' are taken at their config's word."""
+    return bool(class_defaults().get(model_type, {"partial": True}).get("partial"))
