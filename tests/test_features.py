@@ -47,6 +47,7 @@ BERT = {
     "local_attention": 8,
     "layer_types": ["sliding_attention"] * 2,
     "attention_bias": False,
+    "num_key_value_heads": 4,
 }
 EVERY = [NORMED, CAPPED, SUNK, LATENT, GATED]
 Make = Callable[..., Artifact]

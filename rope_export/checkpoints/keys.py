@@ -102,6 +102,7 @@ KNOWN: dict[str, tuple[Accepts, str]] = {
     "max_window_layers": (_anything, "no layer has a window by it"),
     "n_head": (_same_as("num_attention_heads"), ""),
     "n_embd": (_same_as("hidden_size"), ""),
+    "num_heads": (_same_as("num_attention_heads"), ""),
     "n_layer": (_same_as("num_hidden_layers"), ""),
     "position_embedding_type": (
         _one_of("rope", "rope_gptj", "rope_gpt_neox", "rotary"),
