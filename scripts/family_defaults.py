@@ -16,8 +16,8 @@ import transformers.models
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from rope_export.checkpoints.keys import SUSPICIOUS
 from rope_export.checkpoints.families import DEFAULTS
+from rope_export.checkpoints.keys import SUSPICIOUS
 
 ALSO = re.compile(
     "hidden_size|num_hidden|_dim$|eps$|embd|rank$|causal|max_pos|d_model|n_layer|depth"

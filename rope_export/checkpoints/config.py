@@ -113,9 +113,9 @@ def select(config: Any, part: str | None = None) -> Read:
     if facts.get("rope_parameters") or facts.get("rope_scaling"):
         defaults.pop("rope_parameters", None)
     merged = {**defaults, **kind.defaults}
-    given = {names.get(key, key): value for key, value in facts.items()}
-    unread = keys.unread(kind.model_type, given)
-    merged |= {key: value for key, value in given.items() if key not in unread}
+    file = {names.get(key, key): value for key, value in facts.items()}
+    unread = keys.unread(kind.model_type, file)
+    merged |= {key: value for key, value in file.items() if key not in unread}
     return Read(kind=kind, facts=Config(merged, names), part=part, unread=unread)
 
 
