@@ -33,6 +33,12 @@ TINY: dict[str, Any] = {
 }
 
 
+def tiny(model_type: str, **keys: Any) -> dict[str, Any]:
+    """A small config of the family; keys that are None are left out."""
+    config = {**TINY, "model_type": model_type, **keys}
+    return {key: value for key, value in config.items() if value is not None}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     """What transformers' attention got and gave in a prefill, and our reading of the file."""
@@ -52,7 +58,9 @@ class Layer:
         spec = self.spec if spec is None else spec
         module = RotaryAttention.from_weights(spec, self.weights)
         inputs = {"hidden_states": self.hidden}
-        inputs |= {"position_ids": self.positions} if spec.uses_positions else {}
+        axes = 1 if spec.rope is None else spec.rope.axes
+        positions = self.positions if axes == 1 else self.positions.expand(axes, -1, -1)
+        inputs |= {"position_ids": positions.contiguous()} if spec.uses_positions else {}
         with torch.no_grad():
             output = module(**inputs)
         output = output[0] if isinstance(output, tuple) else output

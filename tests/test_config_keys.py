@@ -20,7 +20,7 @@ from rope_export.errors import InputError, SpecError
 from rope_export.parity.reading import config_reads
 from rope_export.rope.default import DefaultRope
 from rope_export.rope.longrope import LongRope
-from tests.layer_of import TINY, TOKENS, layer_of
+from tests.layer_of import TOKENS, layer_of, tiny
 
 UNMODIFIED = 2e-6
 """transformers has softmax and norms in float32, in float64 modules too: some 2**-24 each."""
@@ -33,12 +33,6 @@ MODELS = Path(__file__).parents[1] / "models"
 @pytest.fixture(autouse=True)
 def quiet():
     transformers_logging.set_verbosity_error()
-
-
-def tiny(model_type: str, **keys: Any) -> dict[str, Any]:
-    """A small config of the family; keys that are None are left out."""
-    config = {**TINY, "model_type": model_type, **keys}
-    return {key: value for key, value in config.items() if value is not None}
 
 
 BOTH_SIDES = {

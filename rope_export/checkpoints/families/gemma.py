@@ -33,13 +33,16 @@ def _capped(config: Config, layer: int) -> Facts:
     return facts | ({} if cap is None else {"softcap": float(cap)})
 
 
-def _both_sides(facts: Facts, config: Config, layer: int, kinds: Kinds) -> Facts:
-    """Where a bidirectional layer slides, it reaches half of the window to either side."""
+def _both_sides(facts: Facts, config: Config, layer: int, kinds: Kinds, more: int = 0) -> Facts:
+    """Where a bidirectional layer slides, it reaches half of the window to either side.
+
+    more: slots beyond that half; the masks of Gemma 4 count the end of the window as within.
+    """
     named = kinds(config)
     config.get("sliding_window")
     if facts.get("causal", True) or not named or named[layer] != "sliding_attention":
         return facts
-    reach = config.whole("sliding_window") // 2
+    reach = config.whole("sliding_window") // 2 + more
     return facts | {"window": reach + 1, "window_after": reach}
 
 
@@ -97,7 +100,8 @@ def _gemma4(config: Config, layer: int) -> Facts:
     wide, fewer = config.get("global_head_dim", 512), config.get("num_global_key_value_heads")
     same = config.flag("attention_k_eq_v")
     if kinds is None or kinds[layer] != "full_attention":
-        return _both_sides(facts, config, layer, FOUR)
+        return _both_sides(facts, config, layer, FOUR, more=1)
+    config.get("head_dim")  # of the layers that slide
     if config.get("per_layer_config") is None:  # older files
         facts["head_dim"] = wide
         if same and fewer:
