@@ -180,7 +180,7 @@ def _identity(path: Path) -> list[tuple[int, ...] | None]:
     for one in (path, path / MANIFEST):
         try:
             state = os.stat(one)
-        except OSError:
+        except (OSError, ValueError):
             found.append(None)
             continue
         found.append((state.st_dev, state.st_ino, state.st_mtime_ns))
@@ -229,7 +229,7 @@ def save(
         written.append(Artifact.open(folder))
 
     swap.replace(place, fill, check_folder)
-    return replace(written[0], path=path)
+    return replace(written[0], path=path if path.exists() else place)
 
 
 def check_target(path: Path) -> Path:

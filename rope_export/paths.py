@@ -59,16 +59,24 @@ def utf8(path: str | Path) -> None:
         ) from error
 
 
-def source(path: str | Path) -> Path:
+def readable(path: str | Path) -> Path:
     """A path that is to be read, if something is there.
 
-    Raises: InputError for one that leads nowhere whatever lies on the disk, or is not UTF-8.
+    Raises: InputError for one that leads nowhere whatever lies on the disk.
+    """
+    with named(path), suppress(FileNotFoundError):
+        os.stat(path)
+    return Path(path)
+
+
+def source(path: str | Path) -> Path:
+    """The same for what libraries read that take UTF-8 alone.
+
+    Raises: InputError for one that leads nowhere, or is not UTF-8.
     """
     with named(path):
         utf8(path)
-        with suppress(FileNotFoundError):
-            os.stat(path)
-    return Path(path)
+    return readable(path)
 
 
 def target(path: str | Path, kind: str) -> Path:
@@ -87,6 +95,7 @@ def target(path: str | Path, kind: str) -> Path:
         else:
             place = Path(os.path.realpath(os.path.dirname(text.rstrip("/" + os.sep)) or "."), name)
         utf8(place)
+        _check_links(path)
         if len(os.fsencode(place)) > LONGEST:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         _check_itself(path, place, kind)
@@ -117,6 +126,15 @@ def _check_itself(path: str | Path, place: Path, kind: str) -> None:
         )
 
 
+def _check_links(path: str | Path) -> None:
+    """No parent is a link that leads nowhere: what it names would be made."""
+    for parent in Path(path).parents:
+        if parent.is_symlink() and not os.path.exists(parent):
+            raise InputError(
+                f"{shown(path)}: {shown(parent)} is a link that leads nowhere. Give another path."
+            )
+
+
 def _check_parents(path: str | Path, place: Path) -> None:
     """The nearest parent that is there must be a folder in which something can be made."""
     for parent in place.parents:
@@ -124,8 +142,7 @@ def _check_parents(path: str | Path, place: Path) -> None:
         if mode is None:
             continue
         if not stat.S_ISDIR(mode):
-            what = "a link that leads nowhere" if stat.S_ISLNK(mode) else "no folder"
-            raise InputError(f"{shown(path)}: {shown(parent)} is {what}. Give another path.")
+            raise InputError(f"{shown(path)}: {shown(parent)} is no folder. Give another path.")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), shown(parent))
         return

@@ -1,5 +1,6 @@
 """Who takes part: the artifacts by name, and PyTorch with each of their layers."""
 
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ def named(paths: Iterable[str | Path]) -> dict[str, Artifact]:
     given = [Path(path) for path in paths]
     if not given:
         raise InputError("no artifact is given; name the folder of at least one.")
-    short = [path.resolve().name for path in given]
+    short = [os.path.basename(os.path.realpath(path)) for path in given]
     artifacts: dict[str, Artifact] = {}
     for path, name in zip(given, short, strict=True):
         unique = short.count(name) == 1 and name not in KINDS

@@ -22,7 +22,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Show what an artifact or an engine is and its evidence, or what an ONNX file holds."""
-    if paths.source(path).is_file():
+    if paths.readable(path).is_file():
         facts = _model(path)
     else:
         artifact = Artifact.open(path)

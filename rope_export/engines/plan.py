@@ -255,7 +255,7 @@ def save(out: Path, artifact: Artifact, facts: EngineFacts, plan: memoryview | b
         written.append(open_engine(folder))
 
     swap.replace(place, fill, check_folder)
-    return replace(written[0], path=out)
+    return replace(written[0], path=out if out.exists() else place)
 
 
 def open_engine(path: str | Path | Artifact) -> Engine:
