@@ -10,17 +10,20 @@ from rope_export import exchange
 SEEN = ("open", "os.", "shutil.", "tempfile.", "exchange")
 
 
-def killed_everywhere(before: Callable[[], None], work: Callable[[], object]) -> Iterator[int]:
+def killed_everywhere(
+    before: Callable[[], object], work: Callable[[], object], every: int = 1
+) -> Iterator[int]:
     """Runs `before` here and `work` in a fork that dies before its first call, then before its
-    second, and so on; yields after each death, and ends when the work was done.
+    second, or that of so many later, and so on; yields after each death, and ends when the work was
+    done.
 
     The interpreter tells of each call it makes; the swap of two paths, which it does not know, is
     told of here.
     """
-    at = 0
+    at = 1 - every
     while True:
         before()
-        at += 1
+        at += every
         child = os.fork()
         if child == 0:
             _die_at(at, work)
