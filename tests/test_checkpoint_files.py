@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForC
 
 from rope_export import export, verify
 from rope_export.checkpoints import open_source
+from rope_export.cli import run
 from rope_export.errors import CheckpointError
 from tests.conftest import TINY
 
@@ -53,19 +54,22 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_whole_file_counts_before_the_index_beside_it(tmp_path: Path) -> None:
+def test_a_whole_file_counts_before_the_index_beside_it(tmp_path: Path, capsys) -> None:
     """Fine-tuned weights saved whole into the folder that held the old model's shards."""
     folder = both(tmp_path / "both", whole=1, shards=0)
     assert is_as_transformers(folder)
     ours = open_source(folder)
     assert torch.equal(ours.weights()["q_proj.weight"], queries(model(1)))
-    artifact = export(folder, out=tmp_path / "layer")
-    assert artifact.manifest.source["files"] == ["model.safetensors"]
-    (note,) = artifact.manifest.source["notes"]
+    out = tmp_path / "layer"
+    assert run(["export", str(folder), "--out", str(out)]) == 0
+    output = capsys.readouterr()
+    assert "weights proven" in output.out
+    facts = json.loads((out / "manifest.json").read_text())["source"]
+    assert facts["files"] == ["model.safetensors"]
+    (note,) = facts["notes"]
     assert "model.safetensors.index.json" in note
-    assert str(tmp_path) not in json.dumps(artifact.manifest.source)
-    report = verify(artifact)
-    assert (report.status, report.weights) == ("passed", "proven")
+    assert f"note: {note}" in output.err
+    assert str(tmp_path) not in json.dumps(facts)
 
 
 def test_a_stale_index_beside_a_whole_file_is_not_read(tmp_path: Path) -> None:
@@ -188,12 +192,24 @@ def test_an_index_of_other_shards_than_there_are_names_the_first(tmp_path: Path)
         open_source(folder).weights()
 
 
+def test_a_folder_without_a_config_says_what_may_be_meant(tmp_path: Path) -> None:
+    saved(tmp_path / "checkpoint-500", 0)
+    with pytest.raises(CheckpointError, match=r"but in checkpoint-500\. Give that folder"):
+        open_source(tmp_path)
+    (tmp_path / "model.gguf").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"Give model\.gguf itself as SOURCE"):
+        open_source(tmp_path)
+
+
 LYING = {
     "model.fp16.safetensors": "transformers_weights",
     "consolidated.safetensors": "transformers_weights",
     "model-00001-of-00002.safetensors": "no model.safetensors.index.json",
     "pytorch_model.bin": "run code",
     "pytorch_model-00001-of-00002.bin": "run code",
+    "model.gguf": "Give that file itself",
+    "tf_model.h5": "save_pretrained",
+    "model.onnx": "save_pretrained",
     "shard-00000-model-00001-of-00002.safetensors": "distributed checkpoint",
 }
 
@@ -225,8 +241,10 @@ def test_the_hubs_cache_of_links_is_a_source(tmp_path: Path) -> None:
         shutil.copy(path, home / "blobs" / f"{at:040x}")
         (snapshot / path.name).symlink_to(f"../../blobs/{at:040x}")
     assert is_as_transformers(snapshot)
-    artifact = export(snapshot, out=tmp_path / "layer")
+    artifact = export(snapshot, out=tmp_path / "layer", cache="none")
     assert verify(artifact).weights == "proven"
+    with pytest.raises(CheckpointError, match=rf"but in snapshots/{'0' * 40}\. Give that folder"):
+        open_source(home)
     (tmp_path / "link").symlink_to(snapshot)
     assert open_source(tmp_path / "link").weights()
 

@@ -12,15 +12,17 @@ from typing import Any
 from torch import Tensor
 
 from rope_export import paths
+from rope_export.checkpoints.absent import no_config
 from rope_export.checkpoints.adapter import CONFIG as ADAPTER
 from rope_export.checkpoints.adapter import Adapter, layer_deltas, merged, open_adapter
 from rope_export.checkpoints.config import Read, read_config, select, spec_of
 from rope_export.checkpoints.drawn import drawn_weights
-from rope_export.checkpoints.files import Folder, Locator, WeightFiles, weight_files
+from rope_export.checkpoints.files import WeightFiles, weight_files
 from rope_export.checkpoints.forms import forms, integers
 from rope_export.checkpoints.gguf import GgufFile
 from rope_export.checkpoints.hub import Hub
 from rope_export.checkpoints.integers import Integers
+from rope_export.checkpoints.locators import Folder, Locator
 from rope_export.checkpoints.parts import named_parts
 from rope_export.checkpoints.tensors import Reader, layer_tensors, read_layer, reader
 from rope_export.checkpoints.unpacking import refuse_unread, unpacking
@@ -125,7 +127,7 @@ def _checkpoint(
     file = locator.find("config.json")
     beside = locator.find(ADAPTER)
     if file is None:
-        raise CheckpointError(_no_config(locator, beside))
+        raise CheckpointError(no_config(locator, beside))
     extra, adapter_notes = _adapter(locator, path, beside, adapter)
     config = read_config(file)
     with named_parts(config, part, layer):
@@ -199,18 +201,6 @@ def _adapter(
             f"{adapter} there would be two. Move one away."
         )
     return found, ()
-
-
-def _no_config(locator: Locator, adapter: Path | None) -> str:
-    """Why a folder without config.json is no checkpoint."""
-    if adapter is None:
-        return f"{locator}: there is no config.json."
-    base = read_config(adapter).get("base_model_name_or_path")
-    named = f" (it names {base!r})" if base else ""
-    return (
-        f"{locator}: holds an adapter alone. Give the model that it was trained on{named} as "
-        f"SOURCE, and this folder with --adapter."
-    )
 
 
 def _gguf(path: Path, layer: int, part: str | None, dtype: DType) -> Source:

@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rope_export.checkpoints.files import Locator, open_tensors, tensor_names
+from rope_export.checkpoints.files import open_tensors, tensor_names
+from rope_export.checkpoints.locators import Locator
 from rope_export.checkpoints.stacks import is_of_tower
 from rope_export.checkpoints.tensors import Reader
 from rope_export.errors import CheckpointError

@@ -6,53 +6,18 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from rope_export.checkpoints.absent import no_weights
+from rope_export.checkpoints.locators import INDEX, KEY, WHOLE, Locator
+from rope_export.checkpoints.locators import Folder as Folder
 from rope_export.errors import CheckpointError
 
-WHOLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-KEY = "transformers_weights"
-"""The config key that names another file or index than these two."""
 WHOLE_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 """Parts of tensors as torch.distributed saves them, which transformers looks for first."""
-
-
-class Locator(Protocol):
-    """Finds a checkpoint's files by name: in a folder, or on a hub that fetches them."""
-
-    def find(self, name: str) -> Path | None:
-        """The file called `name`, or nothing if the checkpoint has none."""
-
-    def listed(self) -> tuple[str, ...] | None:
-        """Names of the files that are there, or nothing where asking for each would fetch it."""
-
-    def folders_with(self, name: str) -> tuple[str, ...]:
-        """Names of the folders in it that have a file `name`, as far as they can be looked at."""
-
-
-class Folder:
-    """A checkpoint on this machine."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def find(self, name: str) -> Path | None:
-        path = self.path / name
-        return path if path.is_file() else None
-
-    def listed(self) -> tuple[str, ...]:
-        return tuple(sorted(path.name for path in self.path.iterdir()))
-
-    def folders_with(self, name: str) -> tuple[str, ...]:
-        return tuple(sorted(path.parent.name for path in self.path.glob(f"*/{name}")))
-
-    def __str__(self) -> str:
-        return str(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +81,7 @@ def weight_files(locator: Locator, config: Mapping[str, Any]) -> WeightFiles:
         return WeightFiles(chosen=WHOLE, tensors=tensors, index={}, notes=notes)
     path = locator.find(INDEX)
     if path is None:
-        raise CheckpointError(_missing(locator, names))
+        raise CheckpointError(no_weights(locator))
     return _sharded(locator, path, INDEX, _beside(INDEX, names, WHOLE_PICKLES))
 
 
@@ -196,27 +161,3 @@ def open_tensors(path: Path) -> safe_open:
         raise CheckpointError(
             f"{path}: is damaged, truncated or not safetensors ({error}). Fetch it again."
         ) from error
-
-
-def _missing(locator: Locator, names: tuple[str, ...]) -> str:
-    """Why there are no weights, by what lies there in their place."""
-    if "adapter_config.json" in names:
-        return (
-            f"{locator}: holds an adapter and no weights of the model that it was trained on. "
-            f"Give that model's folder as SOURCE and this one with --adapter."
-        )
-    other = [name for name in names if name.endswith(".safetensors")]
-    if other and re.fullmatch(r".*-\d+-of-\d+\.safetensors", other[0]):
-        return f"{locator}: holds {other[0]} but no {INDEX}, which tells what shards there are."
-    if other:
-        return (
-            f"{locator}: holds {other[0]} but neither {WHOLE} nor {INDEX}, which transformers "
-            f'looks for. To read it, add "{KEY}": "{other[0]}" to config.json.'
-        )
-    pickles = sorted(n for n in names for kind in PICKLES if PurePosixPath(n).match(kind))
-    if pickles:
-        return (
-            f"{locator}: holds {pickles[0]} but no safetensors; pickle files run code when "
-            f"they are loaded and are refused. Save the model with safe_serialization=True."
-        )
-    return f"{locator}: there is no {WHOLE} and no {INDEX}."

@@ -6,8 +6,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rope_export.checkpoints.files import Locator, open_tensors
+from rope_export.checkpoints.files import open_tensors
 from rope_export.checkpoints.layout import Piece, TensorLayout
+from rope_export.checkpoints.locators import Locator
 from rope_export.checkpoints.stacks import prefix_of
 from rope_export.errors import CheckpointError
 from rope_export.spec import AttentionSpec
