@@ -244,14 +244,28 @@ def translate(
 
 def _optimize(model: "Model", weights: set[str]) -> None:
     """Folds what is constant, but no weight: each stays in the file as it was deployed, under its
-    own name, so that it can be proven."""
+    own name, so that it can be proven.
 
-    def keep(node: ir.Node) -> bool | None:
-        deployed = any(value is not None and value.name in weights for value in node.inputs)
-        return False if deployed else None
-
-    optimizer.optimize_ir(model, should_fold=keep)
+    The passes see the weights as inputs. As constants, a weight of nothing but ones or zeros would
+    be folded away, and of two equal ones only the first would stay.
+    Raises: RopeExportError if the graph does not use a weight.
+    """
+    graph = model.graph
+    hidden = {name: value for name, value in graph.initializers.items() if name in weights}
+    kept = {name: value.const_value for name, value in hidden.items()}
+    for name, value in hidden.items():
+        del graph.initializers[name]
+        value.const_value = None
+        graph.inputs.append(value)
+    optimizer.optimize_ir(model)
     drop_undone_reshapes(model)
+    unused = sorted(weights - {name for name, value in hidden.items() if value.uses()})
+    if unused:
+        raise RopeExportError(f"the exported model does not use the weight {unused[0]!r}.")
+    for name, value in hidden.items():
+        graph.inputs.remove(value)
+        value.const_value = kept[name]
+        graph.register_initializer(value)
     ir.passes.common.RemoveUnusedNodesPass()(model)
 
 
