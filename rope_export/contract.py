@@ -13,6 +13,9 @@ TOTAL = "past + sequence"
 LENGTHS = "cache_lengths"
 """The input that says how many entries of a fixed cache are in use, row by row."""
 
+MASK = "attention_mask"
+"""The input that says which slots are padding."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorType:
@@ -67,7 +70,7 @@ def attention_tensors(
         inputs.append(TensorType(name=LENGTHS, dtype="int64", shape=("batch",)))
     if padding:
         covered = "capacity" if cache == "fixed" else "total"
-        inputs.append(TensorType(name="attention_mask", dtype="int64", shape=("batch", covered)))
+        inputs.append(TensorType(name=MASK, dtype="int64", shape=("batch", covered)))
     return tuple(inputs), tuple(outputs)
 
 
@@ -89,6 +92,12 @@ def cached(spec: AttentionSpec) -> dict[str, tuple[int | str, ...]]:
         "latent": ("batch", "slots", spec.latent.kv_rank),
         "key_rope": ("batch", "slots", spec.latent.rope_dim),
     }
+
+
+def cache_inputs(inputs: Sequence[TensorType]) -> list[str]:
+    """Names of those inputs that hold a cache."""
+    slots = ("past", "capacity")
+    return [t.name for t in inputs if t.name != MASK and any(axis in slots for axis in t.shape)]
 
 
 def check_lengths(lengths: Sequence[int], sequence: int, capacity: int) -> None:

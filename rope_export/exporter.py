@@ -113,6 +113,7 @@ def export(
         runtimes=chosen.runtimes,
         needs=chosen.needs,
         quantization=None if how is None else how.to_json(),
+        stale_slots=chosen.stale_slots if cache == "fixed" else "any",
     )
     progress("tracing and translating")
     layer_module = RotaryAttention.from_weights(found.spec, tensors)

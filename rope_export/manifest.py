@@ -21,6 +21,9 @@ class Manifest:
         whether transposed, and the sha256 of its bytes as deployed, in the source's orientation.
     quantization: how projections are stored in few bits; then each has its scales and inputs too.
     needs: oldest version of a package that runs it. files: sha256 and bytes of the model's files.
+    stale_slots: what those slots of a fixed cache may hold that a call neither reads nor writes:
+        "any" bits; or only what is "finite", and in size at most 1/64 of the dtype's largest
+        number, where an operator computes over them.
     """
 
     spec: Mapping[str, Any]
@@ -36,6 +39,7 @@ class Manifest:
     runtimes: tuple[str, ...]
     needs: Mapping[str, str] = field(default_factory=dict)
     quantization: Mapping[str, int] | None = None
+    stale_slots: str = "any"
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -54,6 +58,7 @@ class Manifest:
             "runtimes": list(self.runtimes),
             "needs": dict(self.needs),
             "quantization": self.quantization,
+            "stale_slots": self.stale_slots,
             "files": self.files,
         }
 
@@ -82,6 +87,7 @@ class Manifest:
                 runtimes=tuple(facts["runtimes"]),
                 needs=facts.get("needs", {}),
                 quantization=facts.get("quantization"),
+                stale_slots=facts.get("stale_slots", LATER["stale_slots"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{where}: is not a whole manifest ({error!r}).") from error
@@ -149,6 +155,7 @@ SHAPE: Mapping[str, Callable[[Any], bool]] = {
     "weights": _is_weights,
     "versions": lambda x: isinstance(x, dict),
     "quantization": lambda x: x is None or isinstance(x, dict),
+    "stale_slots": lambda x: x in ("any", "finite"),
     "needs": lambda x: isinstance(x, dict) and all(isinstance(y, str) for y in x.values()),
     "files": is_files,
     "runtimes": lambda x: isinstance(x, list) and all(isinstance(name, str) for name in x),
@@ -156,7 +163,7 @@ SHAPE: Mapping[str, Callable[[Any], bool]] = {
 """What each fact of a manifest must be."""
 
 
-LATER: Mapping[str, Any] = {"needs": {}, "quantization": None}
+LATER: Mapping[str, Any] = {"needs": {}, "quantization": None, "stale_slots": "finite"}
 """Facts that older manifests lack, and what they then are."""
 
 

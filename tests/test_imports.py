@@ -11,9 +11,9 @@ import rope_export
 PACKAGE = Path(rope_export.__file__).parent
 ORDER = [
     {"errors"},
-    {"spec", "paths", "exchange", "external_data"},
+    {"spec", "paths", "exchange", "external_data", "arrays"},
     {"swap", "contents"},
-    {"contract", "quantized"},
+    {"contract", "quantized", "slots"},
     {"rope", "manifest"},
     {"artifact"},
     {"engines"},

@@ -28,6 +28,8 @@ class Lowering(ABC):
     quantizes: whether it can have weights in few bits.
     engine: whether it is made for an engine that is built of the file; "auto" and tuning, which
         look for what a runtime does best with the file itself, leave it out then.
+    stale_slots: what slots of a fixed cache may hold that a call neither reads nor writes, as in a
+    manifest: "finite" where its operator computes over the whole capacity.
     heads_axis: as in `expression.Expression`.
     """
 
@@ -37,6 +39,7 @@ class Lowering(ABC):
     needs: ClassVar[Mapping[str, str]] = {}
     quantizes: ClassVar[bool] = False
     engine: ClassVar[bool] = False
+    stale_slots: ClassVar[str] = "finite"
     heads_axis: ClassVar[int] = 1
 
     def refusal(self, spec: AttentionSpec, cache: str) -> str | None:
@@ -203,7 +206,11 @@ def lowering_for(
     for lowering, reason in zip(wanted, refusals, strict=True):
         if reason is None:
             return lowering
-    raise InputError("; ".join(str(r) for r in refusals))
+    able = [at for at, lowering in enumerate(wanted) if how is None or lowering.quantizes]
+    reasons = "; ".join(str(refusals[at]) for at in able or range(len(wanted)))
+    if len(able) < len(wanted) and able and how is not None:
+        reasons += f"; no other lowering has weights in {how.bits} bits"
+    raise InputError(reasons)
 
 
 def _order(spec: AttentionSpec, cache: str) -> list[str]:

@@ -12,6 +12,12 @@ from rope_export.spec import AttentionSpec, RopeSpec
 
 DOMAIN = "com.microsoft"
 
+HEAD_SIZES = 8
+"""GroupQueryAttention takes multiples of this alone, and says so only when it runs."""
+
+LARGEST_WINDOW = 2**31 - 1
+"""The operator keeps its window in 32 bits; a longer one sees every slot that there can be."""
+
 
 class Ort(Lowering):
     """com.microsoft GroupQueryAttention between matrix products, RotaryEmbedding-23 before it.
@@ -27,6 +33,7 @@ class Ort(Lowering):
     # query_seqlens, without which chunks of several rows on a cache are refused.
     needs: ClassVar[Mapping[str, str]] = {"onnxruntime": "1.32"}
     quantizes: ClassVar[bool] = True
+    stale_slots: ClassVar[str] = "any"
     heads_axis: ClassVar[int] = 2
 
     def refusal(self, spec: AttentionSpec, cache: str) -> str | None:
@@ -36,6 +43,11 @@ class Ort(Lowering):
             return (
                 f"lowering 'ort' cannot express value_dim={spec.value_dim} beside "
                 f"head_dim={spec.head_dim}: GroupQueryAttention has one head size"
+            )
+        if spec.head_dim % HEAD_SIZES:
+            return (
+                f"lowering 'ort' cannot express head_dim={spec.head_dim}: GroupQueryAttention "
+                f"takes multiples of {HEAD_SIZES}; use lowering 'standard' or 'portable'"
             )
         return None
 
@@ -69,13 +81,15 @@ class Ort(Lowering):
         spec: AttentionSpec,
         sinks: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Causality, windows, softcap and sinks are the operator's own; padding, chunks and what a
-        token sees after itself make a bias. Tokens that may see nothing are zeroed afterwards."""
+        """Causality, its windows, softcap and sinks are the operator's own; padding, chunks and
+        windows of a layer that sees later tokens make a bias. Tokens that may see nothing are
+        zeroed afterwards."""
         batch, sequence = q.shape[:2]
         past = 0 if past_key is None else past_key.shape[2]
         total = past if lengths is not None else past + sequence
         bias = visible = None
-        if attention_mask is not None or spec.chunk is not None or spec.window_after is not None:
+        own = spec.causal or (spec.window is None and spec.window_after is None)
+        if attention_mask is not None or spec.chunk is not None or not own:
             allowed = expression.allowed_slots(
                 sequence, total, attention_mask, spec, q.device, lengths
             )
@@ -94,7 +108,7 @@ class Ort(Lowering):
                 "kv_num_heads": spec.kv_heads,
                 "scale": spec.softmax_scale,
                 "softcap": spec.softcap or 0.0,
-                "local_window_size": spec.window if spec.causal and spec.window else -1,
+                "local_window_size": _window(spec),
                 "causal": int(spec.causal),
             },
             dtypes=[q.dtype] * 3,
@@ -108,6 +122,13 @@ class Ort(Lowering):
         if visible is not None:
             heads = torch.where(visible, heads, 0.0)
         return heads, present_key, present_value
+
+
+def _window(spec: AttentionSpec) -> int:
+    """The operator's own window, -1 for none; where a token sees later ones, the bias has it."""
+    if not spec.causal or spec.window is None:
+        return -1
+    return min(spec.window, LARGEST_WINDOW)
 
 
 def _counts(

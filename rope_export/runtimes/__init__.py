@@ -7,14 +7,28 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeAlias
 
 import numpy as np
 
+from rope_export.arrays import address as address
+from rope_export.arrays import dtype_name as dtype_name
+from rope_export.arrays import is_torch as is_torch
+from rope_export.arrays import like, plain_inputs
+from rope_export.arrays import to_numpy as to_numpy
+from rope_export.arrays import to_torch as to_torch
 from rope_export.artifact import Artifact, steady
-from rope_export.contract import LENGTHS, TensorType, bind_axes, check_lengths
-from rope_export.errors import InputError, TensorError, UnavailableError
+from rope_export.contract import (
+    LENGTHS,
+    MASK,
+    TensorType,
+    bind_axes,
+    cache_inputs,
+    check_lengths,
+)
+from rope_export.errors import InputError, UnavailableError
 from rope_export.manifest import Manifest
+from rope_export.slots import Once, check_hidden, hidden_slots, limit_of, moderate, without
 
 if TYPE_CHECKING:
     import torch
@@ -26,30 +40,63 @@ if TYPE_CHECKING:
 
 
 class Session(ABC):
-    """An open artifact. `run` keeps no state and may be called from several threads at once."""
+    """An open artifact. `run` keeps no state and may be called from several threads at once.
+
+    whole_capacity: whether the runtime computes over every slot of a fixed cache, whatever the
+        operators of the file do.
+    """
+
+    whole_capacity: ClassVar[bool] = False
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self.inputs: tuple[TensorType, ...] = manifest.inputs
         self.outputs: tuple[TensorType, ...] = manifest.outputs
+        self._checked = Once()
 
-    def run(self, inputs: Mapping[str, "Array"]) -> dict[str, "Array"]:
+    def run(
+        self, inputs: Mapping[str, "Array"], *, check_values: bool = True
+    ) -> dict[str, "Array"]:
         """One call.
 
         inputs: every tensor the artifact takes, all numpy arrays or all torch tensors, with the
-            names, dtypes and shapes of the contract; bfloat16 in numpy is ml_dtypes' bfloat16.
-            The slots of a fixed cache that are not in use may hold any finite number.
+            names, dtypes and shapes of the contract; bfloat16 in numpy is ml_dtypes' bfloat16. Of
+            any byte order and strides; what has no plain memory is refused.
+        check_values: look at the values of a mask, and at the slots of a cache that are padding,
+            or not in use where the manifest's stale_slots says "finite": a NaN there would spoil
+            the row. A buffer is looked at once, as long as it lives. False skips this.
         Returns: every output by name, of the same kind and on the same device as the inputs; of a
             fixed cache a copy with the new entries (a Stream writes in place).
         Raises: TensorError, before anything is run, for what breaks the contract.
         """
-        of_torch = {name: is_torch(value) for name, value in inputs.items()}
-        if len(set(of_torch.values())) > 1:
-            raise TensorError("inputs mix numpy arrays and torch tensors; give one kind.")
-        axes = bind_axes(self.inputs, {n: (dtype_name(x), x.shape) for n, x in inputs.items()})
-        if LENGTHS in inputs:
-            check_lengths(inputs[LENGTHS].tolist(), axes["sequence"], axes["capacity"])
-        return self._run(inputs, axes, {})
+        values = plain_inputs(inputs)
+        axes = bind_axes(self.inputs, {n: (dtype_name(x), x.shape) for n, x in values.items()})
+        if LENGTHS in values:
+            check_lengths(values[LENGTHS].tolist(), axes["sequence"], axes["capacity"])
+        if check_values:
+            self._check_values(inputs, values, axes)
+        return self._run(values, axes, {})
+
+    def _check_values(
+        self, given: Mapping[str, object], values: dict[str, "Array"], axes: Mapping[str, int]
+    ) -> None:
+        """Refuse wrong masks and hidden slots that would spoil a row; of padded tokens, put zeros
+        in the place of what is not finite."""
+        hidden = hidden_slots(
+            values.get(MASK),
+            values.get(LENGTHS),
+            axes,
+            stale=self.whole_capacity or self.manifest.stale_slots == "finite",
+        )
+        if hidden is None:
+            return
+        limit = limit_of(self.manifest.dtype)
+        for name in cache_inputs(self.inputs):
+            if self._checked.first(given[name]):
+                check_hidden(name, values[name], hidden.cached, limit)
+        tokens = values["hidden_states"]
+        if hidden.new is not None and not moderate(tokens[like(tokens, hidden.new)], limit):
+            values["hidden_states"] = without(tokens, hidden.new)
 
     @property
     def capacity(self) -> int | None:
@@ -123,50 +170,6 @@ class Missing:
                     f"install it with: pip install 'rope_export[{extra}]'"
                 )
         return None
-
-
-def is_torch(value: Any) -> bool:
-    """Whether `value` is a torch tensor, without importing torch."""
-    return type(value).__module__.partition(".")[0] == "torch"
-
-
-def dtype_name(value: "Array") -> str:
-    """The dtype as ONNX and the manifest spell it, such as "float16".
-
-    Raises: TensorError for what is neither a numpy array nor a torch tensor.
-    """
-    if is_torch(value):
-        return str(value.dtype).removeprefix("torch.")
-    if isinstance(value, np.ndarray):
-        return value.dtype.name
-    raise TensorError(f"{type(value).__name__} given; inputs are numpy arrays or torch tensors.")
-
-
-def address(value: "Array") -> int:
-    """Where the first element lies."""
-    return int(value.ctypes.data if isinstance(value, np.ndarray) else value.data_ptr())
-
-
-def to_numpy(value: "Array") -> np.ndarray:
-    """A numpy array of the same values, without a copy if `value` lies on the CPU."""
-    if isinstance(value, np.ndarray):
-        return value
-    value = value.detach().cpu()
-    if str(value.dtype) == "torch.bfloat16":
-        import ml_dtypes
-        import torch
-
-        return value.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    return value.numpy()
-
-
-def to_torch(value: np.ndarray) -> "torch.Tensor":
-    """A torch tensor of the same values, without a copy."""
-    import torch
-
-    if value.dtype.name == "bfloat16":
-        return torch.from_numpy(value.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(value)
 
 
 def runtimes() -> dict[str, Runtime]:

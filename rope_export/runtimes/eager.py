@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+from rope_export.arrays import check_on_cpu, is_torch, to_numpy, to_torch
 from rope_export.artifact import Artifact
 from rope_export.manifest import Manifest
-from rope_export.runtimes import Missing, Session, is_torch, to_numpy, to_torch, written
+from rope_export.runtimes import Missing, Session, written
 
 if TYPE_CHECKING:
     from rope_export.attention import RotaryAttention
@@ -33,6 +34,8 @@ class Eager(Missing):
 class EagerSession(Session):
     """A RotaryAttention behind the contract of an artifact."""
 
+    whole_capacity: ClassVar[bool] = True
+
     def __init__(self, manifest: Manifest, layer: "RotaryAttention") -> None:
         super().__init__(manifest)
         self._layer = layer
@@ -42,6 +45,7 @@ class EagerSession(Session):
     ) -> dict[str, "Array"]:
         import torch
 
+        check_on_cpu("eager", inputs)
         of_torch = is_torch(inputs["hidden_states"])
         feeds = inputs if of_torch else {n: to_torch(to_numpy(x)) for n, x in inputs.items()}
         with torch.no_grad():

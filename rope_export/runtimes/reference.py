@@ -31,6 +31,8 @@ class Reference(Missing):
 
 
 class ReferenceSession(Session):
+    whole_capacity: ClassVar[bool] = True
+
     def __init__(self, manifest: Manifest, evaluator: Any) -> None:
         super().__init__(manifest)
         self._evaluator = evaluator
