@@ -21,11 +21,13 @@ with extra("export", "comparing with eager PyTorch"):
     from rope_export.parity.cases import Case, cases
     from rope_export.parity.corners import corners
     from rope_export.parity.judge import Judge, frequencies
+    from rope_export.parity.limits import limits
     from rope_export.parity.metrics import errors
     from rope_export.parity.numbers import numbers, structure
     from rope_export.parity.properties import properties
     from rope_export.parity.reference import ReferenceLayer
     from rope_export.parity.rows import Report, Row
+    from rope_export.parity.visible import visible
     from rope_export.parity.weights import true_weights
     from rope_export.spec import AttentionSpec
 
@@ -87,9 +89,15 @@ def verify(
             report.left_out += found.left_out
             report.rows += structure(opened, seed)
         known = list(properties(judge.layer, manifest, seed))
+        progress("looking for calls that show every feature", 0.0)
+        shown = visible(judge, manifest, limits(opened))
+        report.not_visible += shown.not_visible
         for at, case in enumerate(every):
             progress(case.name, at / (len(every) + len(known)))
             judge.case(case, case.inputs(judge.layer, manifest, seed))
+        for ready in shown.cases:
+            if ready.case not in every:
+                judge.judge(ready)
         for at, known_property in enumerate(known, len(every)):
             progress(known_property.name, at / (len(every) + len(known)))
             judge.property(known_property)
@@ -178,5 +186,6 @@ def _evidence(report: Report, manifest: Manifest, seed: int) -> dict[str, object
         "loss": report.loss,
         "numbers": report.numbers,
         "left_out": report.left_out,
+        "not_visible": report.not_visible,
         "eager": {"torch": torch.__version__, "device": "cpu", "tf32": False},
     }

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rope_export.parity.metrics import SCALED_MAX
-from rope_export.parity.reference import ReferenceLayer, Trace, pairs, places
+from rope_export.parity.reference import ReferenceLayer, Trace, averaged, pairs, places, scored
 from rope_export.spec import AttentionSpec, NormSpec
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -201,7 +201,7 @@ def _latent(layer: ReferenceLayer, trace: Trace, u: float) -> tuple[np.ndarray, 
 def _expanded(
     layer: ReferenceLayer, trace: Trace, cache: Cached, u: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and values of every slot for every query head."""
+    """Keys and values of every slot, for every key head."""
     grown = {name: trace.placed(error) for name, error in cache.items()}
     if layer.spec.latent is None:
         return layer.expanded(grown)
@@ -291,8 +291,8 @@ def _attended(
     """
     keys, values, spec = trace.keys, trace.values, layer.spec
     scale, total = spec.softmax_scale, keys.shape[2]
-    carried = q @ (keys**2).swapaxes(2, 3) + trace.ready_q**2 @ k.swapaxes(2, 3)
-    dots = _sum(trace.ready_q**2 @ (keys**2).swapaxes(2, 3), spec.head_dim)
+    carried = scored(q, keys**2) + scored(trace.ready_q**2, k)
+    dots = _sum(scored(trace.ready_q**2, keys**2), spec.head_dim)
     top = np.max(np.where(trace.weights > 0, trace.scores, -np.inf), axis=-1, keepdims=True)
     shift = np.where(np.isfinite(top), trace.scores - top, 0.0)
     roundings = 2 if spec.softcap is None else 5
@@ -300,14 +300,15 @@ def _attended(
     scores = scores + (ACCUMULATOR * shift) ** 2
     # Beyond first order: a score off by e multiplies its weight by exp(e).
     scores = np.expm1(np.minimum(np.sqrt(scores), 50.0)) ** 2
-    mean = trace.weights @ values
-    variance = np.maximum(trace.weights @ values**2 - mean**2, 0.0)
+    mean = averaged(trace.weights, values)
+    variance = np.maximum(averaged(trace.weights, values**2) - mean**2, 0.0)
     conspiring = np.sum(trace.weights * scores, axis=-1, keepdims=True) * variance
     squares = trace.weights**2
-    weighted = squares @ (values**2)
+    weighted = averaged(squares, values**2)
     rounded = (u**2 + 8 * ACCUMULATOR**2) * weighted + _sum(weighted, total) + _sum(mean**2, total)
     underflow = UNDERFLOW[spec.dtype] ** 2 * np.sum(values**2, axis=2, keepdims=True)
-    heads = conspiring + squares @ v + rounded + underflow + (u * mean) ** 2
+    underflow = np.repeat(underflow, spec.heads // underflow.shape[1], axis=1)
+    heads = conspiring + averaged(squares, v) + rounded + underflow + (u * mean) ** 2
     return heads.swapaxes(1, 2)
 
 

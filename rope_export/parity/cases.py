@@ -11,12 +11,12 @@ from rope_export.artifact import Manifest
 from rope_export.contract import LENGTHS
 from rope_export.parity.reference import ReferenceLayer
 from rope_export.runtimes import numpy_dtype
+from rope_export.spec import AttentionSpec
 
 Padding = Literal["left", "right", "holes", "unequal"]
 
-FAR = 131_072
-"""One more than the last position that is tried."""
-
+FAR = 2**20
+"""One more than the last position that is tried; the first is as far below 0."""
 
 SPARE = 3
 """Slots beyond those a call fills, in a fixed cache."""
@@ -28,9 +28,13 @@ STALE = 100.0
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One call. `start`: position of the first cached or new token; None draws every position
-    anew, up to FAR. padding: where attention_mask has zeros. lengths: entries in use of each row
-    of a fixed cache, the longest being past; all past unless given. spare: slots of a fixed cache
-    that are still free after the call."""
+    anew, from -FAR up to FAR. padding: where attention_mask has zeros. lengths: entries in use of
+    each row of a fixed cache, the longest being past; all past unless given. spare: slots of a
+    fixed cache that are still free after the call. scale: size of the hidden states.
+
+    drawn: the past is drawn, at the size of what the layer makes of the new tokens, and not
+    computed: a long one costs memory alone. loud: slots of a drawn past whose values are so large
+    that one of them, seen or not, changes the output."""
 
     batch: int
     sequence: int
@@ -39,6 +43,9 @@ class Case:
     padding: Padding | None = None
     lengths: tuple[int, ...] | None = None
     spare: int = SPARE
+    scale: float = 1.0
+    drawn: bool = False
+    loud: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -53,6 +60,12 @@ class Case:
             words.append(f"positions from {self.start}")
         if self.padding:
             words.append(f"{self.padding} padding")
+        if self.scale != 1:
+            words.append(f"inputs x {self.scale:g}")
+        if self.drawn:
+            words.append("past drawn")
+        if self.loud:
+            words.append(f"loud slots {', '.join(map(str, self.loud))}")
         return ", ".join(words)
 
     @property
@@ -65,23 +78,25 @@ class Case:
         return np.array(self.lengths or (self.past,) * self.batch, np.int64)
 
     def inputs(self, layer: ReferenceLayer, manifest: Manifest, seed: int) -> dict[str, np.ndarray]:
-        """Inputs by the contract: unit normal hidden states, and a past that the layer itself
-        made of unit normal hidden states."""
+        """Inputs by the contract: normal hidden states of size `scale`, and a past that the layer
+        itself made of such hidden states, or one that is drawn."""
         stream = np.random.Generator(np.random.PCG64([seed, crc32(self.name.encode())]))
         dtype = numpy_dtype(manifest.dtype)
-        shape = (self.batch, self.total, layer.spec.hidden_size)
-        hidden = stream.standard_normal(shape, dtype=np.float32).astype(dtype)
+        made = self.sequence if self.drawn else self.total
+        shape = (self.batch, made, layer.spec.hidden_size)
+        hidden = stream.standard_normal(shape, dtype=np.float32) * np.float32(self.scale)
+        hidden = hidden.astype(dtype)
         positions = self._positions(stream, layer)
-        inputs = {"hidden_states": np.ascontiguousarray(hidden[:, self.past :])}
+        inputs = {"hidden_states": np.ascontiguousarray(hidden[:, made - self.sequence :])}
         if layer.spec.uses_positions:
             inputs["position_ids"] = self._new(positions)
         if manifest.cache != "none":
-            cache = layer.cache(hidden[:, : self.past], positions[..., : self.past])
-            made = {name: value.astype(dtype) for name, value in cache.items()}
+            past = self._drawn if self.drawn else self._computed
+            cache = {n: x.astype(dtype) for n, x in past(stream, layer, hidden, positions).items()}
             if manifest.cache == "growing":
-                inputs |= {f"past_{name}": value for name, value in made.items()}
+                inputs |= {f"past_{name}": value for name, value in cache.items()}
             else:
-                inputs |= {f"{n}_cache": self._fixed(stream, x) for n, x in made.items()}
+                inputs |= {f"{n}_cache": self._fixed(stream, x) for n, x in cache.items()}
                 inputs[LENGTHS] = self.starts
         if manifest.padding:
             mask = self._mask(stream)
@@ -90,6 +105,35 @@ class Case:
                 np.pad(mask, free, constant_values=1) if manifest.cache == "fixed" else mask
             )
         return inputs
+
+    def _computed(
+        self,
+        stream: np.random.Generator,
+        layer: ReferenceLayer,
+        hidden: np.ndarray,
+        positions: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """What the layer caches of the tokens before the new ones."""
+        return layer.cache(hidden[:, : self.past], positions[..., : self.past])
+
+    def _drawn(
+        self,
+        stream: np.random.Generator,
+        layer: ReferenceLayer,
+        hidden: np.ndarray,
+        positions: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """A normal past, as large as what the layer caches of the new tokens; sqrt(past) / 2 times
+        that in loud slots, so that each of them weighs as much as all the others."""
+        made = layer.cache(hidden, positions[..., self.past :])
+        cache = {}
+        for name, value in made.items():
+            shape = (*value.shape[:-2], self.past, value.shape[-1])
+            size = np.float32(np.sqrt(np.mean(value**2)))
+            cache[name] = size * stream.standard_normal(shape, dtype=np.float32)
+            if self.loud and name == "value":
+                cache[name][..., list(self.loud), :] *= np.float32(np.sqrt(self.past) / 2)
+        return cache
 
     def _new(self, positions: np.ndarray) -> np.ndarray:
         """The positions of the new tokens, which follow each row's own past."""
@@ -110,7 +154,8 @@ class Case:
         near the first, or a fault that mixes axes up would not show."""
         shape = (self.batch, self.total)
         if self.start is None:
-            first = stream.integers(0, FAR, shape)
+            lowest = layer.spec.first_position
+            first = stream.integers(-FAR if lowest is None else lowest, FAR, shape)
         else:
             first = np.broadcast_to(self.start + np.arange(self.total), shape).copy()
         axes = 1 if layer.spec.rope is None else layer.spec.rope.axes
@@ -136,6 +181,7 @@ class Case:
 
 def cases(manifest: Manifest) -> Iterator[Case]:
     """Every case that fits the artifact's cache and padding; at least 24 for any of them."""
+    spec = AttentionSpec.from_json(manifest.spec)
     prefill = [(1, 1), (1, 2), (1, 7), (2, 1), (1, 33), (2, 64), (4, 17), (1, 128), (1, 512)]
     prefill += [(3, 1), (3, 7), (3, 512)]
     for batch, sequence in prefill:
@@ -149,6 +195,8 @@ def cases(manifest: Manifest) -> Iterator[Case]:
         (2, 2, 32_768),
         (1, 64, 65_504),
         (2, 9, 100_000),
+        (1, 7, 131_069),
+        *(((1, 7, -1_000), (2, 9, -3), (1, 3, -FAR)) if spec.first_position is None else ()),
     ):
         yield Case(batch=batch, sequence=sequence, start=start)
     for batch, sequence in ((1, 4), (2, 2), (3, 13), (2, 31), (5, 1), (1, 100)):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,6 +34,24 @@ def frequencies(spec: AttentionSpec) -> Callable[[int], np.ndarray]:
     return at
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """One call before a runtime has seen it. eager_errors, ceilings and floors: of each output, by
+    the metrics' names."""
+
+    case: Case
+    inputs: Arrays
+    trace: Trace
+    eager: Arrays
+    eager_errors: dict[str, dict[str, float]]
+    ceilings: dict[str, dict[str, float]]
+    floors: dict[str, dict[str, float]]
+
+    def tolerance(self, output: str, metric: str) -> float:
+        """What a runtime's error may be."""
+        return 2 * max(self.eager_errors[output][metric], self.floors[output][metric])
+
+
 class Judge:
     """Runs eager, the reference and every session on the same inputs, and writes the rows."""
 
@@ -58,42 +77,56 @@ class Judge:
         values = self.eager(**{name: to_torch(value) for name, value in inputs.items()})
         return {n: to_numpy(v) for n, v in zip(self.outputs, values, strict=False)}
 
-    def case(self, case: Case, inputs: Arrays) -> None:
-        """Judge the attention output where a token attends to something, the new part of the cache
-        by error, and bit for bit what was there before; what lies beyond is nobody's."""
+    def prepared(self, case: Case, inputs: Arrays) -> Prepared:
+        """What the reference and eager make of one call, and what a runtime may be off by."""
         trace = self.layer(inputs)
         bound = ceiling(self.layer, trace)
         eager = self.run_eager(inputs)
-        differences = {name: _judged(trace, name, eager[name]) for name in self.outputs}
-        eager_errors = {name: errors(*pair) for name, pair in differences.items()}
+        differences = {name: apart(trace, name, eager[name]) for name in self.outputs}
         ceilings = self._ceilings(trace, bound, differences)
         rough = ceilings
         if self.rough is not self.layer:
             rough = self._ceilings(trace, ceiling(self.rough, trace), differences)
+        return Prepared(
+            case=case,
+            inputs=inputs,
+            trace=trace,
+            eager=eager,
+            eager_errors={name: errors(*pair) for name, pair in differences.items()},
+            ceilings=ceilings,
+            floors={
+                name: floors(self.layer.spec, case.total, rough[name], pair[1].size)
+                for name, pair in differences.items()
+            },
+        )
+
+    def case(self, case: Case, inputs: Arrays) -> None:
+        """Judge the attention output where a token attends to something, the new part of the cache
+        by error, and bit for bit what was there before; what lies beyond is nobody's."""
+        self.judge(self.prepared(case, inputs))
+
+    def judge(self, ready: Prepared) -> None:
+        """A case, once it is prepared: the rows of eager and of every session."""
+        case, inputs, trace = ready.case.name, ready.inputs, ready.trace
         for name, session in {"eager": None, **self.sessions}.items():
-            given = eager if session is None else self._run(session, case.name, name, inputs)
+            given = ready.eager if session is None else self._run(session, case, name, inputs)
             for output in self.outputs if given is not None else ():
                 assert given is not None
-                if not self._same_form(case.name, name, output, given[output], eager[output]):
+                if not self._same_form(case, name, output, given[output], ready.eager[output]):
                     continue
                 self.report.rows += judged(
-                    case=case.name,
+                    case=case,
                     seed=self.seed,
                     runtime=name,
                     output=output,
-                    errors=errors(*_judged(trace, output, given[output])),
-                    eager_errors=eager_errors[output],
-                    ceilings=ceilings[output],
-                    floors=floors(
-                        self.layer.spec,
-                        case.total,
-                        rough[output],
-                        differences[output][1].size,
-                    ),
+                    errors=errors(*apart(trace, output, given[output])),
+                    eager_errors=ready.eager_errors[output],
+                    ceilings=ready.ceilings[output],
+                    floors=ready.floors[output],
                 )
                 if output in self.before and np.any(trace.starts):
                     changed = _changed(given[output], inputs[self.before[output]], trace.starts)
-                    self._count(case.name, name, output, "past values changed", changed)
+                    self._count(case, name, output, "past values changed", changed)
 
     def _ceilings(
         self,
@@ -104,7 +137,7 @@ class Judge:
         """The bounds on each output's elements, as errors by each metric."""
         return {
             name: errors(
-                _judged(trace, name, trace.outputs[name] + bound[name])[0],
+                apart(trace, name, trace.outputs[name] + bound[name])[0],
                 differences[name][1],
             )
             for name in self.outputs
@@ -115,7 +148,9 @@ class Judge:
         here, there = known.sides(self.run_eager)
         eager_errors = errors(here - there, there)
         ceilings = errors(known.bound(self.layer), there)
-        rough = errors(known.bound(self.rough), there)
+        rough = ceilings
+        if self.rough is not self.layer:
+            rough = errors(known.bound(self.rough), there)
         for name, session in {"eager": None, **self.sessions}.items():
             try:
                 sides = (here, there) if session is None else known.sides(_runner(session))
@@ -173,7 +208,7 @@ def _runner(session: Session) -> Callable[[Arrays], Arrays]:
     return lambda inputs: {name: to_numpy(x) for name, x in session.run(inputs).items()}
 
 
-def _judged(trace: Trace, output: str, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def apart(trace: Trace, output: str, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Difference from the reference, and the reference, in the part that is judged by error."""
     expected = trace.outputs[output]
     if output == "attention_output":

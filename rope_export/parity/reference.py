@@ -24,11 +24,12 @@ class Trace:
     x (B, S, hidden); projected: the named results of projections and norms before the rotation,
     each as it was first; q (B, H, S, D) and k (B, G, S, D) before turning, in latent attention the
     turning features only; cos, sin (B, 1, S, R / 2); turned_q, turned_k: after the rotation, and
-    ready_q after norms and scale, (B, H, S, D); keys, values (B, H, T, D or V), for every query
-    head; cache: what the layer caches, by name; raw_scores, scores (B, H, S, T): before and after
-    the softcap; weights (B, H, S, T); mixed (B, S, H, V): weighted values; heads (B, S, H * V):
-    after norm and gate; output (B, S, hidden); attended (B, S): may see at least one slot; starts
-    (B,): the slot of each row's first new token; fixed: whether the cache is of fixed size.
+    ready_q after norms and scale, (B, H, S, D); keys, values (B, G, T, D or V), G being H in latent
+    attention; cache: what the layer caches, by name; raw_scores, scores (B, H, S, T): before and
+    after the softcap; weights (B, H, S, T); mixed (B, S, H, V): weighted values; heads
+    (B, S, H * V): after norm and gate; output (B, S, hidden); attended (B, S): may see at least one
+    slot; starts (B,): the slot of each row's first new token; fixed: whether the cache is of fixed
+    size.
     """
 
     x: Float64
@@ -142,10 +143,10 @@ class ReferenceLayer:
         total = keys.shape[2]
         starts = inputs.get(LENGTHS, np.full(batch, total - sequence))
         visible = self._visible(inputs, starts, sequence, total)
-        raw = spec.softmax_scale * new.ready_q @ keys.swapaxes(2, 3)
+        raw = spec.softmax_scale * scored(new.ready_q, keys)
         scores = raw if spec.softcap is None else spec.softcap * np.tanh(raw / spec.softcap)
         weights = _softmax(scores, visible[:, None], self.weights.get("sinks"))
-        mixed = (weights @ values).swapaxes(1, 2)
+        mixed = averaged(weights, values).swapaxes(1, 2)
         gate, heads = self._finished(x, mixed)
         return Trace(
             x=x,
@@ -303,10 +304,9 @@ class ReferenceLayer:
         return (1 + scale.beta * np.log(1 + np.floor(lengths)))[:, None, :, None]
 
     def expanded(self, cache: Mapping[str, Float64]) -> tuple[Float64, Float64]:
-        """Keys (B, H, T, D) and values (B, H, T, V) of the cache, for every query head."""
+        """Keys (B, G, T, D) and values (B, G, T, V) of the cache, for every key head."""
         if self.spec.latent is None:
-            group = self.spec.heads // self.spec.kv_heads
-            return np.repeat(cache["key"], group, axis=1), np.repeat(cache["value"], group, axis=1)
+            return cache["key"], cache["value"]
         nope, value = self.spec.latent.nope_dim, self.spec.value_head_dim
         made = self.split(self.project("kv_b", cache["latent"]), nope + value)
         shared = np.repeat(cache["key_rope"][:, None], self.spec.heads, axis=1)
@@ -390,6 +390,24 @@ def written(cache: np.ndarray, new: np.ndarray, starts: np.ndarray) -> np.ndarra
     for row, values, at in zip(cache, new, starts, strict=True):
         row[..., at : at + new.shape[-2], :] = values
     return cache
+
+
+def scored(q: Float64, keys: Float64) -> Float64:
+    """q (B, H, S, D) by the keys (B, G, T, D) of its group: (B, H, S, T)."""
+    return _by_group(q, keys.swapaxes(2, 3))
+
+
+def averaged(weights: Float64, values: Float64) -> Float64:
+    """Values (B, G, T, V) by the weights (B, H, S, T) of each head: (B, H, S, V)."""
+    return _by_group(weights, values)
+
+
+def _by_group(of_heads: Float64, of_groups: Float64) -> Float64:
+    """Matrix products of (B, H, S, N) with (B, G, N, M), H / G heads with each: (B, H, S, M)."""
+    batch, heads, rows, inner = of_heads.shape
+    groups = of_groups.shape[1]
+    together = of_heads.reshape(batch, groups, heads // groups * rows, inner) @ of_groups
+    return together.reshape(batch, heads, rows, -1)
 
 
 def _softmax(scores: Float64, visible: np.ndarray, sinks: Float64 | None) -> Float64:

@@ -59,6 +59,8 @@ def verdict(report: Report) -> Iterator[str]:
     for skipped in report.skipped:
         yield f"skipped {skipped['runtime']}: {skipped['reason']}"
     yield from report.left_out
+    for hidden in report.not_visible:
+        yield f"not visible: {hidden['feature']}: {hidden['reason']}."
     yield from report.problems
 
 

@@ -103,8 +103,9 @@ class Report:
         few bits, how far the layer's output is from that of the source's own, by each metric; it
         is told, not judged. numbers: of an engine, whether what its plan computes was compared on a
         GPU: "unverified", or "passed on" or "failed on" which. left_out: one line for what was not
-        compared. notes: warnings that are not about the artifact, such as evidence that could not
-        be kept.
+        compared. not_visible: each fault that no case can show, by the "feature" that it concerns,
+        with the "reason". notes: warnings that are not about the artifact, such as evidence that
+        could not be kept.
     """
 
     weights: Literal["proven", "unproven"]
@@ -115,6 +116,7 @@ class Report:
     numbers: str | None = None
     notes: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    not_visible: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def status(self) -> Literal["passed", "failed", "nothing compared"]:
@@ -145,4 +147,5 @@ class Report:
             "numbers": self.numbers,
             "left_out": self.left_out,
             "notes": self.notes,
+            "not_visible": self.not_visible,
         }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from rope_export.errors import SpecError, extra
+from rope_export.spec.features import Feature, features_of
 from rope_export.spec.parts import LatentSpec, NormSpec, PositionScale
 from rope_export.spec.rope import RopeSpec
 
@@ -142,6 +143,16 @@ class AttentionSpec:
     def uses_positions(self) -> bool:
         """Whether the output depends on position_ids at all."""
         return self.rope is not None or self.position_scale is not None
+
+    @property
+    def first_position(self) -> int | None:
+        """The lowest position at which the layer is defined, or none where all are: queries grow
+        with the logarithm or a power of what would be negative before it."""
+        return None if self.position_scale is None else -self.position_scale.offset
+
+    def features(self) -> tuple[Feature, ...]:
+        """What the layer does, in order; `verify` sees to it that each of it shows."""
+        return tuple(features_of(self))
 
     @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:

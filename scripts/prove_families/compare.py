@@ -80,7 +80,7 @@ def compared(
         spec = spec_of(read, capture.layer_idx or 0)
     except SpecError as error:
         return Outcome(**named, status="refused", reason=str(error))
-    named["features"] = features(spec)
+    named["features"] = tuple(x.name for x in spec.features() if not x.plain)
     weights = weights_of(read, spec, capture)
     calls = [call for call in capture.calls if comparable(call)]
     if not calls:
@@ -120,34 +120,6 @@ def _config(capture: Capture) -> dict[str, Any]:
             if inner is type(config):
                 return facts | {"model_type": f"{outer.model_type}.{key}"}
     return facts
-
-
-def features(spec: AttentionSpec) -> tuple[str, ...]:
-    """What the layer has beside plain causal attention, in words."""
-    rope = spec.rope
-    found = [] if rope is None else [rope.rope_type, rope.layout]
-    found += ["NoPE"] if rope is None else []
-    if rope is not None:
-        turning = spec.head_dim if spec.latent is None else spec.latent.rope_dim
-        found += ["partial"] if rope.rotary_dim < turning else []
-        found += [f"{rope.axes} axes"] if rope.axes > 1 else []
-        found += ["clockwise"] if rope.clockwise else []
-    found += ["latent"] if spec.latent else []
-    found += ["bidirectional"] if not spec.causal else []
-    found += [f"{spec.heads // spec.kv_heads} heads a group"] if spec.heads > spec.kv_heads else []
-    for name in ("q", "k", "v", "o"):
-        found += [f"{name} bias"] if getattr(spec, f"{name}_bias") else []
-        norm = getattr(spec, f"{name}_norm")
-        found += [f"{name} {norm.kind} norm ({norm.over})"] if norm else []
-    found += ["norm after rope"] if spec.norm_after_rope else []
-    for name in ("window", "chunk", "softcap", "clip", "scale"):
-        found += [name] if getattr(spec, name) is not None else []
-    found += ["sinks"] if spec.sinks else []
-    found += [f"{spec.gate_kind} gate a {spec.gate}"] if spec.gate else []
-    found += ["position scale"] if spec.position_scale else []
-    found += ["value scale"] if spec.value_scale != 1.0 else []
-    found += ["value width"] if spec.value_head_dim != spec.head_dim and not spec.latent else []
-    return tuple(found)
 
 
 def weights_of(read: Read, spec: AttentionSpec, capture: Capture) -> dict[str, Tensor]:

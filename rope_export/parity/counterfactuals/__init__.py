@@ -1,0 +1,21 @@
+"""What a layer would compute without one of its features: layers that a verdict must tell apart.
+
+One function a kind of feature, which says what the fault would be and gives a reference layer that
+has it; `visible` looks for the calls on which it shows. A kind without a function has no verdict.
+"""
+
+from rope_export.parity.counterfactuals import attention, projections, rotation
+from rope_export.parity.counterfactuals.base import (
+    COUNTERFACTUALS,
+    Counterfactual,
+    counterfactuals,
+)
+
+__all__ = [
+    "COUNTERFACTUALS",
+    "Counterfactual",
+    "attention",
+    "counterfactuals",
+    "projections",
+    "rotation",
+]

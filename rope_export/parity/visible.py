@@ -1,0 +1,202 @@
+"""Looks for calls on which every feature of a layer shows: without it, the reference would differ
+by many times what a runtime's error may be."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rope_export.artifact import Manifest
+from rope_export.parity.cases import FAR, SPARE, Case
+from rope_export.parity.counterfactuals import Counterfactual, counterfactuals
+from rope_export.parity.counterfactuals.rotation import trained_length
+from rope_export.parity.judge import Judge, Prepared, apart
+from rope_export.parity.metrics import errors
+from rope_export.spec import AttentionSpec, Feature
+
+TIMES = 10
+"""How many times the tolerance a fault must be off by, on one call at least, to be seen."""
+
+MEMORY = 2**31
+"""Bytes that one call may take, the reference's and eager's copies together."""
+
+REACH = 4_096
+"""Slots that a cached call goes beyond, whatever the file holds."""
+
+LARGE = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0)
+SMALL = tuple(2.0**-power for power in (3, 5, 7, 8, 9, 10, 12, 14, 17, 20))
+"""Sizes of hidden states that are tried, one after the other."""
+
+LARGEST = {"float16": 65_504 / 4}
+"""What no value on the way may exceed: a quarter of the largest number."""
+
+SMALLEST = {"float16": 2.0**-11}
+"""What the values of a stage must be in the root mean square: with eight times less, float16 would
+keep fewer bits of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visible:
+    """cases: those that show the features, ready to be judged. not_visible: each fault that none
+    can show, by the feature, with the reason."""
+
+    cases: tuple[Prepared, ...]
+    not_visible: tuple[dict[str, str], ...]
+
+
+def visible(judge: Judge, manifest: Manifest, lengths: Iterable[int]) -> Visible:
+    """Calls that show every feature of the judge's layer.
+
+    lengths: slots that might be a limit of the file; the longest context of the spec is added, and
+    REACH where there is a cache.
+    """
+    search = _Search(judge, manifest)
+    spec = judge.layer.spec
+    limits = {*lengths, trained_length(spec) or 0, REACH if manifest.cache != "none" else 0} - {0}
+    search.reach = max(filter(search.affordable, limits), default=0)
+    named = [*spec.features(), *(_beyond(limit) for limit in sorted(limits))]
+    not_visible = []
+    for feature in named:
+        for fault in counterfactuals(judge.layer, feature):
+            reason = search.hidden(fault)
+            if reason is not None:
+                known = {"feature": str(feature), "reason": f"{fault.fault}: {reason}"}
+                not_visible.append(known)
+    return Visible(cases=tuple(search.chosen), not_visible=tuple(not_visible))
+
+
+def _beyond(limit: int) -> Feature:
+    return Feature(kind="lengths", name="lengths beyond", value=limit)
+
+
+class _Search:
+    """Calls that were tried, and those that showed something, in order."""
+
+    def __init__(self, judge: Judge, manifest: Manifest) -> None:
+        self.judge, self.manifest, self.spec = judge, manifest, judge.layer.spec
+        self.tried: dict[Case, Prepared | None] = {}
+        self.chosen: dict[Prepared, None] = {}
+        self.reach = 0
+
+    def hidden(self, fault: Counterfactual) -> str | None:
+        """Why no call shows a fault, or nothing; then the call that does is chosen."""
+        best, count = 0.0, 0
+        for case in self.candidates(fault):
+            if not self.affordable_case(case):
+                size = footprint(self.spec, case) / 2**30
+                return f"a call over {case.total} slots takes {size:.1f} GiB; at most 2 are taken"
+            ready = self.ready(case)
+            if ready is None:
+                continue
+            count += 1
+            times = self.times(fault, ready)
+            if times >= TIMES:
+                self.chosen.setdefault(ready)
+                return None
+            best = max(best, times)
+        if count == 0:
+            return f"every call that was tried leaves the range of {self.spec.dtype}"
+        if best == 0.0:
+            return f"the same in all of {count} calls, with these weights"
+        return f"at most {best:.2g} times the tolerance in {count} calls; {TIMES} are asked for"
+
+    def ready(self, case: Case) -> Prepared | None:
+        """The call, unless its values leave the range of the dtype."""
+        if case not in self.tried:
+            inputs = case.inputs(self.judge.layer, self.manifest, self.judge.seed)
+            ready = self.judge.prepared(case, inputs)
+            self.tried[case] = ready if in_range(self.spec, ready) else None
+        return self.tried[case]
+
+    def times(self, fault: Counterfactual, ready: Prepared) -> float:
+        """The fault's error over the tolerance of a row, in the row where it is largest."""
+        wrong = fault.layer(fault.inputs(ready.inputs)).outputs
+        return max(
+            error / ready.tolerance(output, metric) if math.isfinite(error) else 0.0
+            for output in self.judge.outputs
+            for metric, error in errors(*apart(ready.trace, output, wrong[output])).items()
+        )
+
+    def candidates(self, fault: Counterfactual) -> Iterator[Case]:
+        """Calls to try, the most promising first."""
+        if fault.search == "long":
+            yield self.long(fault)
+            return
+        plain = self.plain()
+        far = self.far(plain, fault.limit)
+        large = [replace(plain, scale=scale) for scale in LARGE]
+        small = [replace(plain, scale=scale) for scale in SMALL]
+        order = {
+            "plain": [plain, *far, *large, *small],
+            "far": [*far, plain],
+            "large": [*large, plain],
+            "small": [*small, plain],
+        }
+        yield from order[fault.search]
+
+    def plain(self) -> Case:
+        if self.manifest.cache == "none":
+            return Case(batch=2, sequence=24)
+        lengths = (8, 3) if self.manifest.cache == "fixed" else None
+        return Case(batch=2, sequence=24, past=8, lengths=lengths)
+
+    def far(self, plain: Case, limit: int) -> list[Case]:
+        """Positions that are drawn, that end just beyond the limit, and far and negative ones."""
+        spec = self.spec
+        if not spec.uses_positions:
+            return []
+        starts: list[int | None] = [limit - plain.total + 1] if limit else []
+        starts += [None, FAR - plain.total, FAR // 2]
+        trained = trained_length(spec)
+        starts += [] if trained is None else [trained, 4 * trained]
+        starts += [-1_000] if spec.first_position is None else []
+        return [replace(plain, start=start) for start in starts]
+
+    def long(self, fault: Counterfactual) -> Case:
+        """More slots than the limit, by an eighth at least; around it loud ones."""
+        limit = fault.limit
+        if fault.layer.spec == self.spec and self.reach >= limit:
+            limit = self.reach
+        past = limit + max(limit // 8, 8)
+        if self.manifest.cache == "none":
+            return Case(batch=1, sequence=past)
+        loud: tuple[int, ...] = ()
+        if limit == self.spec.window:
+            loud = (past - limit, past - limit + 1)
+        elif limit == self.spec.chunk:
+            loud = (limit - 1, limit)
+        sequence = 1 if loud else 3
+        return Case(batch=1, sequence=sequence, past=past, drawn=True, loud=loud)
+
+    def affordable(self, limit: int) -> bool:
+        past = limit + max(limit // 8, 8)
+        cached = Case(batch=1, sequence=3, past=past, drawn=True)
+        whole = Case(batch=1, sequence=past)
+        return self.affordable_case(whole if self.manifest.cache == "none" else cached)
+
+    def affordable_case(self, case: Case) -> bool:
+        return footprint(self.spec, case) <= MEMORY
+
+
+def footprint(spec: AttentionSpec, case: Case) -> int:
+    """Bytes of one call: keys, values and what is made of them, and scores, in float64 about ten
+    times each, in the reference and the counterfactual; for eager they are there for every head."""
+    groups = spec.heads if spec.latent is not None else spec.kv_heads
+    slots = case.batch * (case.total + SPARE) * (spec.head_dim + spec.value_head_dim)
+    scores = case.batch * spec.heads * case.sequence * case.total
+    width = case.batch * case.sequence * (spec.hidden_size + 3 * spec.heads * spec.head_dim)
+    return 80 * (groups * slots + scores + width) + 8 * spec.heads * slots
+
+
+def in_range(spec: AttentionSpec, ready: Prepared) -> bool:
+    """Whether the dtype holds every value on the way, with room on either side."""
+    largest, smallest = LARGEST.get(spec.dtype), SMALLEST.get(spec.dtype)
+    if largest is None or smallest is None:
+        return all(bool(np.all(np.isfinite(x))) for x in ready.eager.values())
+    trace = ready.trace
+    stages = [trace.x, *trace.projected.values(), trace.mixed, trace.output]
+    products = trace.raw_scores / min(spec.softmax_scale, 1.0)
+    top = max(float(np.max(np.abs(x), initial=0.0)) for x in (*stages, products))
+    bottom = min(float(np.sqrt(np.mean(x**2))) for x in stages)
+    return top <= largest and bottom >= smallest
