@@ -287,7 +287,7 @@ def _attended(
     An error e_j of the scores changes a head's output by the sum of w_j e_j (value_j - output).
     The e_j share the error of q, so they are not taken as independent but as conspiring:
     Cauchy and Schwarz bound the sum by sqrt(sum w_j e_j^2) sqrt(sum w_j (value_j - output)^2).
-    A sink is a slot of value 0 and no error; a softcap brings scores no further apart.
+    A sink is a slot of value 0 and no error.
     """
     keys, values, spec = trace.keys, trace.values, layer.spec
     scale, total = spec.softmax_scale, keys.shape[2]
@@ -295,8 +295,9 @@ def _attended(
     dots = _sum(scored(trace.ready_q**2, keys**2), spec.head_dim)
     top = np.max(np.where(trace.weights > 0, trace.scores, -np.inf), axis=-1, keepdims=True)
     shift = np.where(np.isfinite(top), trace.scores - top, 0.0)
-    roundings = 2 if spec.softcap is None else 5
-    scores = scale**2 * (carried + dots) + roundings * (u * trace.raw_scores) ** 2
+    scores = scale**2 * (carried + dots) + 2 * (u * trace.raw_scores) ** 2
+    if spec.softcap is not None:
+        scores = _capped(trace, spec.softcap, scores, u)
     scores = scores + (ACCUMULATOR * shift) ** 2
     # Beyond first order: a score off by e multiplies its weight by exp(e).
     scores = np.expm1(np.minimum(np.sqrt(scores), 50.0)) ** 2
@@ -310,6 +311,14 @@ def _attended(
     underflow = np.repeat(underflow, spec.heads // underflow.shape[1], axis=1)
     heads = conspiring + averaged(squares, v) + rounded + underflow + (u * mean) ** 2
     return heads.swapaxes(1, 2)
+
+
+def _capped(trace: Trace, softcap: float, error: np.ndarray, u: float) -> np.ndarray:
+    """c tanh(s / c): what comes before it is carried by its slope, 1 - tanh(s / c)^2, the quotient's
+    rounding as well; those of tanh and of the product are of the capped score."""
+    slope = 1 - (trace.scores / softcap) ** 2
+    before = error + (u * trace.raw_scores) ** 2
+    return slope**2 * before + 2 * (u * trace.scores) ** 2
 
 
 def _finished(layer: ReferenceLayer, trace: Trace, error: np.ndarray, u: float) -> np.ndarray:

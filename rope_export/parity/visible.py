@@ -18,18 +18,21 @@ from rope_export.spec import AttentionSpec, Feature
 TIMES = 10
 """How many times the tolerance a fault must be off by, on one call at least, to be seen."""
 
+NOTHING = 1e-3
+"""Times the tolerance below which the reference is said to be the same: float64's own rounding."""
+
 MEMORY = 2**31
 """Bytes that one call may take, the reference's and eager's copies together."""
 
 REACH = 4_096
 """Slots that a cached call goes beyond, whatever the file holds."""
 
-LARGE = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0)
+LARGE = (2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0, 256.0, 1024.0)
 SMALL = tuple(2.0**-power for power in (3, 5, 7, 8, 9, 10, 12, 14, 17, 20))
 """Sizes of hidden states that are tried, one after the other."""
 
-LARGEST = {"float16": 65_504 / 4}
-"""What no value on the way may exceed: a quarter of the largest number."""
+LARGEST = {"float16": 65_504 / 1.5}
+"""What no value on the way may exceed: with rounding it stays below the largest number."""
 
 SMALLEST = {"float16": 2.0**-11}
 """What the values of a stage must be in the root mean square: with eight times less, float16 would
@@ -81,11 +84,12 @@ class _Search:
 
     def hidden(self, fault: Counterfactual) -> str | None:
         """Why no call shows a fault, or nothing; then the call that does is chosen."""
-        best, count = 0.0, 0
+        best, count, large = 0.0, 0, ""
         for case in self.candidates(fault):
             if not self.affordable_case(case):
                 size = footprint(self.spec, case) / 2**30
-                return f"a call over {case.total} slots takes {size:.1f} GiB; at most 2 are taken"
+                large = f"a call over {case.total} slots takes {size:.1f} GiB; at most 2 are taken"
+                break
             ready = self.ready(case)
             if ready is None:
                 continue
@@ -96,8 +100,8 @@ class _Search:
                 return None
             best = max(best, times)
         if count == 0:
-            return f"every call that was tried leaves the range of {self.spec.dtype}"
-        if best == 0.0:
+            return large or f"every call that was tried leaves the range of {self.spec.dtype}"
+        if best < NOTHING:
             return f"the same in all of {count} calls, with these weights"
         return f"at most {best:.2g} times the tolerance in {count} calls; {TIMES} are asked for"
 
@@ -121,7 +125,7 @@ class _Search:
     def candidates(self, fault: Counterfactual) -> Iterator[Case]:
         """Calls to try, the most promising first."""
         if fault.search == "long":
-            yield self.long(fault)
+            yield from self.long(fault)
             return
         plain = self.plain()
         far = self.far(plain, fault.limit)
@@ -153,21 +157,25 @@ class _Search:
         starts += [-1_000] if spec.first_position is None else []
         return [replace(plain, start=start) for start in starts]
 
-    def long(self, fault: Counterfactual) -> Case:
-        """More slots than the limit, by an eighth at least; around it loud ones."""
+    def long(self, fault: Counterfactual) -> Iterator[Case]:
+        """More slots than the limit, by an eighth and then by more, for what is rounded much; loud
+        ones around the limit of a window or a chunk, else the first and the last."""
         limit = fault.limit
         if fault.layer.spec == self.spec and self.reach >= limit:
             limit = self.reach
-        past = limit + max(limit // 8, 8)
-        if self.manifest.cache == "none":
-            return Case(batch=1, sequence=past)
-        loud: tuple[int, ...] = ()
-        if limit == self.spec.window:
-            loud = (past - limit, past - limit + 1)
-        elif limit == self.spec.chunk:
-            loud = (limit - 1, limit)
-        sequence = 1 if loud else 3
-        return Case(batch=1, sequence=sequence, past=past, drawn=True, loud=loud)
+        for more in (limit // 8, limit // 2, 2 * limit):
+            past = limit + max(more, 8)
+            if self.manifest.cache == "none":
+                yield Case(batch=1, sequence=past)
+            elif limit == self.spec.window:
+                loud = (past - limit, past - limit + 1)
+                yield Case(batch=1, sequence=1, past=past, drawn=True, loud=loud)
+            elif limit == self.spec.chunk:
+                past += past % limit == 0  # or its own chunk would have no slot before it
+                loud = (past // limit * limit - 1, past // limit * limit)
+                yield Case(batch=1, sequence=1, past=past, drawn=True, loud=loud)
+            else:
+                yield Case(batch=1, sequence=3, past=past, drawn=True, loud=(0, past - 1))
 
     def affordable(self, limit: int) -> bool:
         past = limit + max(limit // 8, 8)

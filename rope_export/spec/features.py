@@ -30,7 +30,9 @@ class Feature:
     plain: bool = False
 
     def __str__(self) -> str:
-        return self.name if self.value is None else f"{self.name} {self.value:g}"
+        if self.value is None:
+            return self.name
+        return f"{self.name} {self.value if isinstance(self.value, int) else f'{self.value:g}'}"
 
 
 SIZES = ("hidden_size", "heads", "kv_heads", "head_dim", "value_dim", "dtype")
