@@ -314,8 +314,8 @@ def _attended(
 
 
 def _capped(trace: Trace, softcap: float, error: np.ndarray, u: float) -> np.ndarray:
-    """c tanh(s / c): what comes before it is carried by its slope, 1 - tanh(s / c)^2, the quotient's
-    rounding as well; those of tanh and of the product are of the capped score."""
+    """c tanh(s / c): what comes before it is carried by its slope, 1 - tanh(s / c)^2, as is the
+    quotient's rounding; those of tanh and of the product are of the capped score."""
     slope = 1 - (trace.scores / softcap) ** 2
     before = error + (u * trace.raw_scores) ** 2
     return slope**2 * before + 2 * (u * trace.scores) ** 2
