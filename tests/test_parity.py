@@ -69,7 +69,7 @@ def test_cases_cover_the_corners(tiny, cache, padding) -> None:
 
 def test_json_has_the_agreed_keys(tiny) -> None:
     report = json.loads(json.dumps(verify(tiny()).to_json(), allow_nan=False))
-    more = {"problems", "loss", "numbers", "left_out", "not_visible"}
+    more = {"problems", "loss", "numbers", "left_out", "not_visible", "notes"}
     assert report.keys() == {"status", "weights", "rows", "skipped"} | more
     keys = [
         "case",
