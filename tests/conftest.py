@@ -49,6 +49,14 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The GGUF file that those weights are taken from, beside them."""
+    from scripts.fetch_smollm2 import DEFAULT_GGUF, fetch_gguf
+
+    return fetch_gguf(DEFAULT_GGUF)
+
+
+@pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "tiny.json"
     path.write_text(json.dumps(TINY))
