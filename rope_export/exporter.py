@@ -188,7 +188,7 @@ def _weight_facts(
             "scales": whole + SCALES,
             "inputs": tensors[name].shape[1],
             "block_size": packed.block_size(how.bits),
-            "rounds_activations": packed.rounds_activations and how.accuracy_level == 4,
+            "rounds_activations": packed.whole_zeros and how.accuracy_level == 4,
             "stored": packed.stored,
             "transposed": False,
         }

@@ -82,8 +82,9 @@ class Packed:
         return self.packed.shape[2] * 8 // bits
 
     @property
-    def rounds_activations(self) -> bool:
-        """Whether accuracy_level 4 rounds activations: with floating zero points it does not."""
+    def whole_zeros(self) -> bool:
+        """Whether integers stand for 0. Otherwise the operator makes the weight before it
+        multiplies, and accuracy_level 4 rounds no activations."""
         return self.zeros is None or self.zeros.dtype == np.uint8
 
 
@@ -125,14 +126,17 @@ def _root_logger_kept() -> Iterator[None]:
 
 
 def unpack(stored: Packed, how: Quantization, inputs: int) -> np.ndarray:
-    """The weight (out, inputs) that is stored: (value - zero) * scale, rounded once.
+    """The weight (out, inputs) that is stored: (value - zero) * scale, rounded once; with floating
+    zeros, value * scale less the float32 product of zero and scale.
 
-    Source: onnxruntime's description of MatMulNBits.
+    Source: onnxruntime's description of MatMulNBits, and matmul_nbits_impl.cc for floating zeros.
     """
     values: np.ndarray = stored.packed
     if how.bits == 4:
         values = _halves(values)
-    wide = (values.astype(np.float32) - _zeros(stored, how.bits)) * _wide(stored.scales)
+    scales, zeros = _wide(stored.scales), _zeros(stored, how.bits)
+    wide = values.astype(np.float32)
+    wide = (wide - zeros) * scales if stored.whole_zeros else wide * scales - zeros * scales
     weight = wide.astype(stored.scales.dtype).reshape(wide.shape[0], -1)
     return np.ascontiguousarray(weight[:, :inputs])
 

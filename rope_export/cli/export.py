@@ -14,7 +14,8 @@ def export(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A checkpoint folder, a config file (weights drawn from --seed), or a hub id.",
+            help="A checkpoint folder, a .gguf file, a config file (weights drawn from --seed), "
+            "or a hub id.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The artifact's folder.")],
@@ -112,9 +113,19 @@ def summary(artifact: Any) -> str:
     """An artifact in one line."""
     manifest = artifact.manifest
     how = manifest.quantization
-    bits = "" if how is None else f"weights int{how['bits']}, "
+    bits = "" if how is None else f"weights int{how['bits']}{_kept(manifest)}, "
     size = sum(file["bytes"] for file in manifest.files.values()) / 1e6
     return (
         f"lowering {manifest.lowering}, opset {manifest.opset}, {manifest.dtype}, {bits}cache "
         f"{manifest.cache}{', padding' if manifest.padding else ''}, {size:.1f} MB"
     )
+
+
+def _kept(manifest: Any) -> str:
+    """How many projections of a quantized source are kept in its own bits."""
+    stored = [facts["stored"] for facts in manifest.weights.values() if "stored" in facts]
+    own = sum(how.startswith("kept") for how in stored)
+    again = stored.count("requantized")
+    if not own and not again:
+        return ""
+    return f" ({own} of {len(stored)} kept as the source has them)"
