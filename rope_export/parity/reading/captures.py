@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rope_export.parity.reading.skeleton import Skeleton, Unread, hollow, made_real, reason
+from rope_export.parity.reading.skeleton import Skeleton, Unread, hollow, reason
 
 CACHES = ("cache", "past_key_values", "past_key_value", "layer_past")
 """What the cache is called in a forward; `cache` since transformers 5.24."""
@@ -74,11 +74,13 @@ def arguments(
     positions: Tensor | None = None,
     mask: Tensor | None = None,
     cache: Any = None,
+    use_cache: bool = True,
 ) -> Arguments:
     """The attention's arguments in one forward of the model.
 
     embeds: (B, S, width). positions: (B, S) or (axes, B, S), counted by the model unless given.
-    mask: int64 (B, T). cache: of the calls before; the model makes its own unless given.
+    mask: int64 (B, T). cache: of the calls before; the model makes its own unless given, where
+    use_cache says so.
     Raises: Unread with what the model's forward raised, if it did not come to the attention.
     """
     problem: Exception | None = None
@@ -86,7 +88,7 @@ def arguments(
         for as_tuple in (False, True):
             hollow(skeleton, as_tuple)
             try:
-                return _arguments(skeleton, model, embeds, positions, mask, cache)
+                return _arguments(skeleton, model, embeds, positions, mask, cache, use_cache)
             except Exception as error:
                 problem = problem or error
     hollow(skeleton, False)
@@ -102,6 +104,7 @@ def _arguments(
     positions: Tensor | None,
     mask: Tensor | None,
     cache: Any,
+    use_cache: bool,
 ) -> Arguments:
     known = inspect.signature(model.forward).parameters
     given: dict[str, Any] = {"inputs_embeds": embeds}
@@ -110,7 +113,7 @@ def _arguments(
     if mask is not None:
         given["attention_mask"] = mask
     if "use_cache" in known:
-        given["use_cache"] = True
+        given["use_cache"] = use_cache
     if cache is not None:
         name = next((x for x in CACHES if x in known), None)
         if name is None:
@@ -143,8 +146,3 @@ def _hidden(flat: dict[str, Any]) -> str:
         if isinstance(flat.get(name), Tensor):
             return name
     raise Unread("the attention takes no hidden states that are known by name")
-
-
-def ready(skeleton: Skeleton) -> None:
-    """Makes real what the forward passes through on its way."""
-    made_real(skeleton)

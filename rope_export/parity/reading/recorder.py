@@ -16,9 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from rope_export.checkpoints.config import read_config, select, spec_of
-from rope_export.parity.reading.captures import Arguments, arguments, ready
+from rope_export.parity.reading.captures import Arguments, arguments
 from rope_export.parity.reading.folders import config_folder
-from rope_export.parity.reading.skeleton import Skeleton, configured, quiet, skeleton_of
+from rope_export.parity.reading.skeleton import (
+    Skeleton,
+    configured,
+    is_rotary,
+    quiet,
+    skeleton_of,
+    width,
+)
 
 _RECORDING = threading.Lock()
 
@@ -47,12 +54,7 @@ def _modules(skeleton: Skeleton, path: str) -> list[nn.Module]:
 def _bears(place: Any, ours: set[int]) -> bool:
     if isinstance(place, str):
         return True
-    return id(place) in ours or _is_rotary(place)
-
-
-def _is_rotary(module: Any) -> bool:
-    name = type(module).__name__
-    return "Rotary" in name or "Rope" in name or "RoPE" in name
+    return id(place) in ours or is_rotary(place)
 
 
 def _place(frame: FrameType) -> Any:
@@ -120,19 +122,8 @@ def config_reads(config: Any, *, layer: int = 0, part: str | None = None) -> fro
 
 def run_on_meta(skeleton: Skeleton, tokens: int) -> None:
     """One forward of the model to the attention, and that called without numbers."""
-    ready(skeleton)
     call = arguments(skeleton, torch.zeros(1, tokens, width(skeleton), dtype=skeleton.dtype))
     called_on_meta(skeleton, call)
-
-
-def width(skeleton: Skeleton) -> int:
-    """Features of the embeddings that the stack of the attention takes."""
-    return int(_text(skeleton).hidden_size)
-
-
-def _text(skeleton: Skeleton) -> Any:
-    config = getattr(skeleton.module, "config", None)
-    return config if hasattr(config, "hidden_size") else skeleton.model.config.get_text_config()
 
 
 @torch.no_grad()

@@ -67,8 +67,8 @@ class Skeleton:
     """A model on meta and where this layer's attention is in it.
 
     module: the attention, at `path`. output: path of the output projection where that is another
-    module's, as in BERT's kin. names: our tensors' names in the checkpoint, and what they become.
-    mapping: how transformers renames and converts a checkpoint's tensors.
+    module's, as in BERT's kin. names: of our tensors in the checkpoint. mapping: how transformers
+    renames and converts a checkpoint's tensors. state: the model's, on meta.
     """
 
     model: Any
@@ -76,6 +76,7 @@ class Skeleton:
     output: str | None
     names: Mapping[str, str]
     mapping: list[Any]
+    state: dict[str, Tensor]
     dtype: torch.dtype
 
     @property
@@ -86,6 +87,22 @@ class Skeleton:
     def parts(self) -> tuple[str, ...]:
         """Paths of what the layer's tensors belong to."""
         return (self.path,) if self.output is None else (self.path, self.output)
+
+    def holds(self, name: str) -> bool:
+        """Whether a parameter's name in the model is one of the layer's."""
+        return any(name.startswith(f"{part}.") for part in self.parts)
+
+    def is_exact_in(self, dtype: torch.dtype) -> bool:
+        """Whether the layer's weights are numbers of this dtype."""
+        return all(
+            torch.equal(x.to(dtype).to(x.dtype), x)
+            for part in self.parts
+            for x in self.model.get_submodule(part).parameters()
+        )
+
+    def is_ours(self, name: str) -> bool:
+        """Whether a checkpoint's tensor of this name ends up in the layer."""
+        return self.holds(renamed(self.model, self.mapping, name, self.state))
 
 
 def configured(folder: Path) -> Any:
@@ -203,23 +220,11 @@ def located(
     Raises: Unread if transformers has no such parameters, or they are another layer's.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        rename_source_key,
-    )
 
     mapping = get_model_conversion_mapping(model)
-    renamings = [x for x in mapping if isinstance(x, WeightRenaming)]
-    converters = [x for x in mapping if isinstance(x, WeightConverter)]
     state = model.state_dict()
-    targets = {}
-    for ours, name in names.items():
-        target, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-        if target not in state and name in state:
-            target = name
-        if target in state:
-            targets[ours] = target
+    targets = {ours: renamed(model, mapping, name, state) for ours, name in names.items()}
+    targets = {ours: target for ours, target in targets.items() if target in state}
     inside = {k: v for k, v in targets.items() if not (own and k.startswith("o_proj."))}
     if not inside:
         raise Unread(f"{type(model).__name__} has no parameters for {next(iter(names.values()))!r}")
@@ -232,10 +237,23 @@ def located(
         model=model,
         path=path,
         output=output if outside else None,
-        names=targets,
+        names=dict(names),
         mapping=mapping,
+        state=state,
         dtype=dtype,
     )
+
+
+def renamed(model: Any, mapping: list[Any], name: str, state: dict[str, Tensor]) -> str:
+    """What a checkpoint's name becomes in the model, by transformers' own rules."""
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    renamings = [x for x in mapping if isinstance(x, WeightRenaming)]
+    converters = [x for x in mapping if isinstance(x, WeightConverter)]
+    found, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+    if found not in state and name in state:  # as convert_and_load_state_dict_in_model does
+        return name
+    return found
 
 
 def _attention_path(model: nn.Module, names: list[str]) -> str:
@@ -349,4 +367,18 @@ def skeleton_of(
     names = {ours: piece.name for ours, piece in pieces.items()}
     skeleton = located(model, names, layer, bool(layout.own), dtype)
     hollow(skeleton, as_tuple=False)
+    made_real(skeleton)
     return skeleton
+
+
+def is_rotary(module: Any) -> bool:
+    """Whether a module makes cos and sin."""
+    name = type(module).__name__
+    return "Rotary" in name or "Rope" in name or "RoPE" in name
+
+
+def width(skeleton: Skeleton) -> int:
+    """Features of the embeddings that the stack of the attention takes."""
+    config = getattr(skeleton.module, "config", None)
+    text = config if hasattr(config, "hidden_size") else skeleton.model.config.get_text_config()
+    return int(text.hidden_size)
