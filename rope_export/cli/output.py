@@ -21,6 +21,11 @@ def out() -> Console:
     return console if console.is_terminal else wide
 
 
+def error(sentence: str) -> None:
+    """Why the exit status is not 0, though there is a verdict: one line on stderr."""
+    print(f"rope-export: {' '.join(sentence.split())}", file=sys.stderr)
+
+
 def notes(sentences: Iterable[str]) -> None:
     """What a user should know and need not act on, a line each on stderr."""
     console = Console(stderr=True, highlight=False, markup=False)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from rope_export.cli import output
+from rope_export.errors import InputError, UnavailableError
 
 
 def verify(
@@ -29,9 +30,16 @@ def verify(
         bool,
         typer.Option("--large", help="Also the corners of an engine that take gigabytes."),
     ] = False,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(metavar="reading", help="What must be proven for status 0: reading."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Compare an artifact with eager PyTorch and a float64 reference, case by case."""
+    for name in require or ():
+        if name != "reading":
+            raise InputError(f"--require {name}: use reading.")
     with output.progress() as step:
         step("loading PyTorch", None)
         from rope_export.parity import verify as run
@@ -51,4 +59,8 @@ def verify(
         output.print_json(report.to_json())
     else:
         output.out().print(table(report, f"{path} against eager PyTorch"))
-    return output.PASSED[report.status]
+    status = output.PASSED[report.status]
+    if require and status == 0 and report.reading.status != "proven":
+        output.error(f"--require reading: it is unproven ({report.reading.reason}).")
+        return UnavailableError.status
+    return status

@@ -25,6 +25,7 @@ with extra("export", "comparing with eager PyTorch"):
     from rope_export.parity.metrics import errors
     from rope_export.parity.numbers import numbers, structure
     from rope_export.parity.properties import properties
+    from rope_export.parity.reading.sources import reading
     from rope_export.parity.reference import ReferenceLayer
     from rope_export.parity.rows import Report, Row
     from rope_export.parity.visible import visible
@@ -66,7 +67,12 @@ def verify(
     spec = AttentionSpec.from_json(manifest.spec)
     given = None if source is None else str(source)
     weights = true_weights(opened, spec, given, seed, None if adapter is None else str(adapter))
-    report = Report(weights=weights.verdict, rows=weights.rows)
+    progress("asking transformers", 0.0)
+    report = Report(
+        weights=weights.verdict,
+        rows=weights.rows,
+        reading=reading(spec, manifest.source, *_where(opened, given, adapter)),
+    )
     with ExitStack() as stack, _exact_eager():
         sessions = _open(opened, runtimes, report, stack)
         judge = Judge(
@@ -110,6 +116,18 @@ def verify(
     if report.status != "nothing compared":  # which says nothing, and must not hide what did
         report.keep(opened.record(parity=_evidence(report, manifest, seed)))
     return report
+
+
+def _where(
+    artifact: Artifact, source: str | None, adapter: str | Path | None
+) -> tuple[str | None, str | None]:
+    """Where the source and its adapter are now, if they are still where they were."""
+    found = []
+    for name, given in (("source", source), ("adapter", adapter)):
+        path = artifact.evidence.get(name)
+        there = path if path is not None and Path(path).exists() else None
+        found.append(there if given is None else str(given))
+    return found[0], found[1]
 
 
 def _int8_blocks(manifest: Manifest) -> dict[str, int]:
@@ -177,6 +195,7 @@ def _evidence(report: Report, manifest: Manifest, seed: int) -> dict[str, object
     return {
         "status": report.status,
         "weights": report.weights,
+        "reading": report.reading.to_json(),
         "files": {name: facts["sha256"] for name, facts in manifest.files.items()},
         "seed": seed,
         "rows": len(report.rows),

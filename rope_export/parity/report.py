@@ -42,6 +42,7 @@ def verdict(report: Report) -> Iterator[str]:
         f"{report.weights}"
         + (" (the source is gone; give it with --source)." if report.weights == "unproven" else ".")
     )
+    yield from report.reading.lines()
     if report.numbers == "unverified":
         proven = "structure and ONNX proven" if report.passed else "nothing proven"
         yield (

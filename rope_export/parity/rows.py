@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rope_export.parity.reading.verdict import Reading
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -105,10 +107,11 @@ class Report:
         GPU: "unverified", or "passed on" or "failed on" which. left_out: one line for what was not
         compared. not_visible: each fault that no case can show, by the "feature" that it concerns,
         with the "reason". notes: warnings that are not about the artifact, such as evidence that
-        could not be kept.
+        could not be kept. reading: whether transformers reads the source as we do.
     """
 
     weights: Literal["proven", "unproven"]
+    reading: Reading = field(default_factory=lambda: Reading(status="unproven"))
     rows: list[Row] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -121,6 +124,8 @@ class Report:
     @property
     def status(self) -> Literal["passed", "failed", "nothing compared"]:
         if any(row.status == "failed" for row in self.rows):
+            return "failed"
+        if self.reading.status == "failed":
             return "failed"
         if self.numbers is not None and self.numbers.startswith("failed"):
             return "failed"
@@ -140,6 +145,7 @@ class Report:
         return {
             "status": self.status,
             "weights": self.weights,
+            "reading": self.reading.to_json(),
             "rows": [row.to_json() for row in self.rows],
             "skipped": self.skipped,
             "problems": self.problems,

@@ -89,10 +89,12 @@ def every_call(spec: AttentionSpec, config: Any) -> Iterator[Calls]:
 
     config: transformers', from which lengths are taken that ours may have missed.
     """
-    goes_on = (("decode", 1), ("chunk", 5)) if spec.causal else ()
-    yield Calls(steps=(("short", 7), *goes_on), batch=2, counted=True)
-    goes_on = (("left padding, decode", 1),) if spec.causal else ()
-    yield Calls(steps=(("left padding", 6), *goes_on), batch=2, padded=2)
+    plain, padded = [("short", 7)], [("left padding", 6)]
+    if spec.causal:
+        plain += [("decode", 1), ("chunk", 5)]
+        padded += [("left padding, decode", 1)]
+    yield Calls(steps=tuple(plain), batch=2, counted=True)
+    yield Calls(steps=tuple(padded), batch=2, padded=2)
     for limit in limits(spec, config):
         name = f"window {limit} exceeded"
         if spec.causal and spec.latent is None and limit <= LONGEST:

@@ -350,21 +350,20 @@ def skeleton_of(
     spec: AttentionSpec,
     layer: int,
     *,
-    files: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Skeleton:
     """The model with this layer's attention found in it, its other layers hollow.
 
-    files: the checkpoint's tensors, by which its names are known; without, the names under which
-    transformers saves the model.
+    names: of our tensors in the checkpoint; without, as transformers saves the model.
     Raises: Unread for what transformers cannot do; CheckpointError if the names it saves are not
     those that our reading expects.
     """
     model = built(config, dtype)
     layout = read.layout(layer)
-    known = saved_names(model, layer) if files is None else files
-    pieces = layer_tensors(known, layer, spec, layout, read.part)
-    names = {ours: piece.name for ours, piece in pieces.items()}
+    if names is None:
+        pieces = layer_tensors(saved_names(model, layer), layer, spec, layout, read.part)
+        names = {ours: piece.name for ours, piece in pieces.items()}
     skeleton = located(model, names, layer, bool(layout.own), dtype)
     hollow(skeleton, as_tuple=False)
     made_real(skeleton)
@@ -379,6 +378,10 @@ def is_rotary(module: Any) -> bool:
 
 def width(skeleton: Skeleton) -> int:
     """Features of the embeddings that the stack of the attention takes."""
-    config = getattr(skeleton.module, "config", None)
-    text = config if hasattr(config, "hidden_size") else skeleton.model.config.get_text_config()
-    return int(text.hidden_size)
+    return int(inner_config(skeleton).hidden_size)
+
+
+def inner_config(skeleton: Skeleton) -> Any:
+    """The config of the stack that the attention is in."""
+    config: Any = getattr(skeleton.module, "config", None)
+    return config if hasattr(config, "hidden_size") else skeleton.model.config.get_text_config()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from rope_export.checkpoints import Source, open_source
 from rope_export.checkpoints.config import Read, read_config, select, spec_of
 from rope_export.checkpoints.files import Folder, tensor_names
+from rope_export.checkpoints.gguf import GgufFile
 from rope_export.checkpoints.tensors import layer_tensors, read_layer, reader
 from rope_export.errors import CheckpointError, InputError
 from rope_export.parity.reading.compare import compared
@@ -21,6 +23,7 @@ from rope_export.parity.reading.skeleton import (
     Skeleton,
     Unread,
     configured,
+    inner_config,
     quiet,
     reason,
     skeleton_of,
@@ -29,19 +32,28 @@ from rope_export.parity.reading.verdict import Difference, Reading
 from rope_export.parity.reading.weights import WrongWeights, drawn, loaded, saved
 from rope_export.spec import AttentionSpec
 
+DRAWN = "of the config; its weights are drawn"
+NOT_READ = "of the config; weights not read by transformers"
 OLDEST = 5
 """Major version of transformers whose modules can be asked."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """What is known of the source while transformers is asked about it."""
+    """The layer that transformers is asked about: `spec` is what we have read."""
 
     spec: AttentionSpec
+    facts: Mapping[str, Any]
     path: str
-    layer: int
-    part: str | None
-    seed: int
+    adapter: str | None
+
+    @property
+    def layer(self) -> int:
+        return int(self.facts["layer"])
+
+    @property
+    def part(self) -> str | None:
+        return self.facts.get("part")
 
 
 def installed() -> str | None:
@@ -53,30 +65,25 @@ def installed() -> str | None:
 
 
 def reading(
-    spec: AttentionSpec,
-    path: str | None,
-    *,
-    layer: int,
-    part: str | None = None,
-    seed: int = 0,
+    spec: AttentionSpec, facts: Mapping[str, Any], path: str | None, adapter: str | None = None
 ) -> Reading:
     """Whether transformers' own module, made from the same files, computes what `spec` does.
 
-    spec: of an artifact. path: its source, a checkpoint folder, a config file or a hub id; none if
-    it is gone. layer, part, seed: as it was exported.
+    spec: of an artifact. facts: its manifest's source. path: a checkpoint folder, a config file or
+    a hub id; none if it is gone. adapter: what was merged into the weights.
     Raises: nothing; what transformers cannot do is "unproven", with the reason.
     """
     against = installed()
     if against is None:
-        return Reading(
-            status="unproven",
-            reason="transformers is not installed; pip install 'rope_export[hf]'",
-        )
+        why = "transformers is not installed; pip install 'rope_export[hf]'"
+        return Reading(status="unproven", reason=why)
     if int(against.split()[1].partition(".")[0]) < OLDEST:
-        return Reading(status="unproven", against=against, reason="it is older than 5.0")
+        why = "it is older than 5.0; pip install 'rope_export[hf]'"
+        return Reading(status="unproven", against=against, reason=why)
     if path is None:
-        return Reading(status="unproven", against=against, reason="the source is gone")
-    asked = _Asked(spec=spec, path=path, layer=layer, part=part, seed=seed)
+        why = "the source is gone; give it with --source"
+        return Reading(status="unproven", against=against, reason=why)
+    asked = _Asked(spec=spec, facts=facts, path=path, adapter=adapter)
     try:
         with quiet(), torch.no_grad():
             found = _asked(asked)
@@ -89,15 +96,23 @@ def reading(
 
 def _asked(asked: _Asked) -> Reading:
     path = Path(asked.path)
+    if path.suffix == ".gguf":
+        return _of_config(asked, GgufFile(path).config, NOT_READ)
     if path.is_file():
-        return _of_config(asked, path)
-    source = open_source(path if path.is_dir() else asked.path, layer=asked.layer, part=asked.part)
+        return _of_config(asked, read_config(path), DRAWN)
+    source = open_source(asked.path, layer=asked.layer, part=asked.part, adapter=asked.adapter)
+    if source.adapter is not None:
+        raise Unread("weights with an adapter merged into them are not read by transformers")
+    if source.forms:
+        assert source.locator is not None
+        facts = read_config(source.locator.find("config.json"))
+        facts.pop("quantization_config", None)
+        return _of_config(asked, facts, NOT_READ)
     return _of_checkpoint(asked, source)
 
 
 def _of_checkpoint(asked: _Asked, source: Source) -> Reading:
     assert source.locator is not None
-    assert source.files is not None
     file = source.locator.find("config.json")
     assert file is not None
     folder = file.parent
@@ -105,22 +120,21 @@ def _of_checkpoint(asked: _Asked, source: Source) -> Reading:
     spec_of(read, asked.layer)  # for the keys that are read on the way
     with recorded() as reads:
         config = configured(folder)
-        skeleton = skeleton_of(config, read, asked.spec, asked.layer, files=source.files.tensors)
+        skeleton = skeleton_of(config, read, asked.spec, asked.layer, names=source.names)
         return _judged(
             asked, skeleton, reads, read, lambda: loaded(skeleton, folder, config), source.weights
         )
 
 
-def _of_config(asked: _Asked, file: Path) -> Reading:
+def _of_config(asked: _Asked, facts: Mapping[str, Any], limit: str) -> Reading:
     """Tensors are drawn for transformers' module, saved by its save_pretrained, and read back by
-    our reader and by transformers' own."""
-    facts = read_config(file)
+    our reader and by transformers' own. limit: what is not proven by that."""
     read = select(facts, asked.part)
     spec_of(read, asked.layer)
     with config_folder(facts) as folder, recorded() as reads:
         config = configured(folder)
         skeleton = skeleton_of(config, read, asked.spec, asked.layer)
-        drawn(skeleton, asked.spec, asked.seed)
+        drawn(skeleton, asked.spec, asked.facts.get("seed", 0))
         saved(skeleton, folder / "saved")
         weights = folder / "saved" / "model.safetensors"
 
@@ -135,7 +149,7 @@ def _of_config(asked: _Asked, file: Path) -> Reading:
             asked, skeleton, reads, read, lambda: loaded(skeleton, weights.parent, config), ours
         )
     if found.status == "proven":
-        return dataclasses.replace(found, reason="of the config; its weights are drawn")
+        return dataclasses.replace(found, reason=limit)
     return found
 
 
@@ -159,8 +173,7 @@ def _judged(
         return _failed("weights", error.name, keys(), str(error))
     except CheckpointError as error:
         return _failed("weights", "tensors", keys(), str(error))
-    config = getattr(skeleton.module, "config", None) or skeleton.model.config.get_text_config()
-    found = compared(skeleton, asked.spec, weights, config)
+    found = compared(skeleton, asked.spec, weights, inner_config(skeleton))
     if found.differences:
         apart = tuple(dataclasses.replace(x, keys=keys()) for x in found.differences)
         return Reading(status="failed", differences=apart)

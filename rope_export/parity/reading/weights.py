@@ -34,8 +34,8 @@ def weight_paths(folder: Path, config: Any) -> list[Path]:
     """
     from transformers import modeling_utils
 
-    choose = modeling_utils._get_resolved_checkpoint_files
-    given = {
+    choose: Any = modeling_utils._get_resolved_checkpoint_files
+    given: dict[str, Any] = {
         "pretrained_model_name_or_path": str(folder),
         "variant": None,
         "gguf_file": None,
@@ -51,7 +51,8 @@ def weight_paths(folder: Path, config: Any) -> list[Path]:
         files, _ = choose(**{k: v for k, v in given.items() if k in known})
     except Exception as error:
         raise Unread(f"transformers finds no weights ({reason(error)})") from error
-    return [Path(file) for file in files or ()]
+    # Of a hub's files, those are there that have been needed.
+    return [path for path in map(Path, files or ()) if path.is_file()]
 
 
 def loaded(skeleton: Skeleton, folder: Path, config: Any) -> None:
