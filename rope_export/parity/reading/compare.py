@@ -50,8 +50,8 @@ def compared(
         dtype = getattr(torch, name)
         reference = exact
         if not skeleton.is_exact_in(dtype):
-            reference, _ = _theirs(skeleton, spec, every, torch.float64, dtype, left_out)
-        theirs, _ = _theirs(skeleton, spec, every, dtype, dtype, left_out)
+            reference, every = _theirs(skeleton, spec, every, torch.float64, dtype, left_out)
+        theirs, every = _theirs(skeleton, spec, every, dtype, dtype, left_out)
         ours = _ours(replace(spec, dtype=name), weights, every, dtype)
         found += _worse(spec, name, every, ours, theirs, reference)
     return Compared(differences=found, left_out=left_out)

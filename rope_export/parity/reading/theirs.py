@@ -105,17 +105,21 @@ class Theirs:
 
 @contextmanager
 def cast(skeleton: Skeleton, rounded: torch.dtype, dtype: torch.dtype) -> Iterator[None]:
-    """The layer's weights rounded, then in `dtype`; not what transformers keeps in float32 itself,
-    such as inverse frequencies."""
+    """The layer's weights rounded, then in `dtype`, and in it what is real on the way to them; not
+    what transformers keeps in float32 itself, such as inverse frequencies."""
     before = []
-    for part in skeleton.parts:
-        for module in skeleton.model.get_submodule(part).modules():
-            for values, ours in ((module._parameters, True), (module._buffers, False)):
-                before.append((values, dict(values)))
-                for name, tensor in values.items():
-                    if tensor is not None and (ours or tensor.dtype is torch.float64):
-                        fresh = tensor.detach().to(rounded).to(dtype)
-                        values[name] = nn.Parameter(fresh, False) if ours else fresh
+    parts = [skeleton.model.get_submodule(x) for x in skeleton.parts]
+    ours = {id(x._parameters) for part in parts for x in part.modules()}
+    for module in skeleton.model.modules():
+        for values in (module._parameters, module._buffers):
+            before.append((values, dict(values)))
+            for name, tensor in values.items():
+                if tensor is None or tensor.device.type == "meta":
+                    continue
+                if id(values) in ours or tensor.dtype is torch.float64:
+                    fresh = tensor.detach().to(rounded).to(dtype)
+                    learned = values is module._parameters
+                    values[name] = nn.Parameter(fresh, False) if learned else fresh
     try:
         yield
     finally:
