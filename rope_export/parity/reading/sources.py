@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rope_export.checkpoints import Source, open_source
+from rope_export.checkpoints import NO_ADAPTER, Source, open_source
 from rope_export.checkpoints.config import Read, read_config, select, spec_of
 from rope_export.checkpoints.files import Folder, tensor_names
 from rope_export.checkpoints.gguf import GgufFile
@@ -100,7 +100,8 @@ def _asked(asked: _Asked) -> Reading:
         return _of_config(asked, GgufFile(path).config, NOT_READ)
     if path.is_file():
         return _of_config(asked, read_config(path), DRAWN)
-    source = open_source(asked.path, layer=asked.layer, part=asked.part, adapter=asked.adapter)
+    adapter = asked.adapter if "adapter" in asked.facts else NO_ADAPTER
+    source = open_source(asked.path, layer=asked.layer, part=asked.part, adapter=adapter)
     if source.adapter is not None:
         raise Unread("weights with an adapter merged into them are not read by transformers")
     if source.forms:
