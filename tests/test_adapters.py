@@ -42,6 +42,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def plain_adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return adapted(base, tmp_path_factory.mktemp("adapter") / "plain")
+
+
 def adapted(base: Path, folder: Path, **options: Any) -> Path:
     """An adapter as PEFT saves it, none of whose tensors is zero."""
     with warnings.catch_warnings():
@@ -107,6 +112,34 @@ def test_the_sum_is_rounded_once_to_the_artifacts_dtype(base, tmp_path, dtype) -
 
 def test_a_second_layer_has_its_own_tensors(base, tmp_path) -> None:
     assert is_as_peft(base, adapted(base, tmp_path / "adapter"), layer=1)
+
+
+def test_quantized_weights_are_dequantized_before_the_merge(base, tmp_path) -> None:
+    """FP8 in blocks, by its definition: value times scale, then PEFT's product added."""
+    adapter = adapted(base, tmp_path / "adapter", target_modules=["q_proj"])
+    folder = Path(shutil.copytree(base, tmp_path / "fp8"))
+    whole = load_file(folder / "model.safetensors")
+    quantized = {}
+    for name, tensor in whole.items():
+        if name.endswith("_proj.weight"):
+            quantized[f"{name}_scale_inv"] = torch.full((1, 1), 0.5)
+            tensor = (tensor * 2).to(torch.float8_e4m3fn)
+        quantized[name] = tensor
+    save_file(quantized, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [64, 64]}
+    (folder / "config.json").write_text(json.dumps(config))
+    ours = open_source(folder, adapter=adapter)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_pretrained(base)
+        lora = peft.PeftModel.from_pretrained(model, adapter)
+    module = lora.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    added = module.get_delta_weight("default").detach()
+    assert torch.equal(ours.weights()["q_proj.weight"], quantized[name].float() * 0.5 + added)
+    assert "q_proj.weight" not in ours.forms
+    assert ours.forms["k_proj.weight"] == "fp8"
 
 
 def test_a_base_without_its_head_takes_the_adapter_of_the_whole_model(base, tmp_path) -> None:
@@ -274,6 +307,21 @@ def test_a_key_that_nobody_knows_of_is_refused_where_it_is_set(base, tmp_path) -
     open_source(base, adapter=adapter)
     with pytest.raises(CheckpointError, match="use_newlora=True"):
         open_source(base, adapter=edited(adapter, use_newlora=True))
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern", "r", "lora_alpha"])
+@pytest.mark.parametrize("value", [2.5, True, "x", ["(", 1], {"(": 3}, {"q_proj": None}])
+def test_a_scale_that_is_none_is_refused_in_one_line(base, plain_adapter, key, value) -> None:
+    before = (plain_adapter / "adapter_config.json").read_text()
+    try:
+        edited(plain_adapter, **{key: value})
+        if (key, value) == ("lora_alpha", 2.5):
+            assert open_source(base, adapter=plain_adapter).weights()
+            return
+        with pytest.raises(CheckpointError, match=r"^[^\n]+$"):
+            open_source(base, adapter=plain_adapter)
+    finally:
+        (plain_adapter / "adapter_config.json").write_text(before)
 
 
 def test_an_adapter_that_lacks_tensors_or_has_others_shapes_is_refused(base, tmp_path) -> None:

@@ -82,7 +82,13 @@ class Adapter:
         try:
             with open_tensors(self.path) as tensors:
                 for name in ("lora_A", "lora_B"):
-                    pair.append(tensors.get_tensor(f"{delta.module}.{name}.weight").to(dtype))
+                    tensor = tensors.get_tensor(f"{delta.module}.{name}.weight")
+                    if not tensor.is_floating_point():
+                        raise CheckpointError(
+                            f"{self.path}: {delta.module}.{name} has dtype {tensor.dtype}; "
+                            f"{SUPPORTED}"
+                        )
+                    pair.append(tensor.to(dtype))
         except SafetensorError as error:
             raise CheckpointError(f"{self.path}: {delta.module}: {error}.") from error
         a, b = pair
@@ -164,11 +170,16 @@ def _of_pattern(config: Mapping[str, Any], patterns: str, key: str, module: str)
     """The value of the first pattern that the end of a module's name matches, else the common."""
     found = config.get(patterns) or {}
     value = config.get(key, 8)  # PEFT's default of both
-    for pattern in found:
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            value = found[pattern]
-            break
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    try:
+        if not isinstance(found, Mapping):
+            raise TypeError("it is not an object")
+        match = next((p for p in found if re.match(rf"(.*\.)?({p})$", module)), None)
+        value = value if match is None else found[match]
+    except (TypeError, re.error) as error:
+        raise CheckpointError(
+            f"adapter: {patterns}={found!r}: it must map regular expressions to numbers ({error})."
+        ) from error
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise CheckpointError(f"adapter: {key}={value!r} of {module}: it must be a number.")
     return value
 

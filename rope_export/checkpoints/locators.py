@@ -1,5 +1,6 @@
 """Where a checkpoint's files are looked for."""
 
+import errno
 from pathlib import Path
 from typing import Protocol
 
@@ -30,7 +31,12 @@ class Folder:
 
     def find(self, name: str) -> Path | None:
         path = self.path / name
-        return path if path.is_file() else None
+        try:
+            return path if path.is_file() else None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # nothing can be called so
+                return None
+            raise
 
     def listed(self) -> tuple[str, ...]:
         return tuple(sorted(path.name for path in self.path.iterdir()))
