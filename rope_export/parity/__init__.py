@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from rope_export.artifact import Artifact, Manifest
 from rope_export.engines.plan import Engine
 from rope_export.errors import UnavailableError, extra
@@ -73,7 +75,8 @@ def verify(
         rows=weights.rows,
         reading=reading(spec, manifest.source, *_where(opened, given, adapter)),
     )
-    with ExitStack() as stack, _exact_eager():
+    # What is not finite fails its row, without a word from numpy.
+    with ExitStack() as stack, _exact_eager(), np.errstate(over="ignore", invalid="ignore"):
         sessions = _open(opened, runtimes, report, stack)
         judge = Judge(
             eager=RotaryAttention.from_weights(spec, weights.tensors),
@@ -107,6 +110,7 @@ def verify(
         for at, known_property in enumerate(known, len(every)):
             progress(known_property.name, at / (len(every) + len(known)))
             judge.property(known_property)
+    judge.finish()
     for name, count in judge.outside.items():
         report.left_out.append(f"{count} cases lie outside of the engine's profiles on {name}.")
     if isinstance(opened, Engine):

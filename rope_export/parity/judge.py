@@ -13,9 +13,11 @@ from rope_export.errors import ProfileError, RopeExportError
 from rope_export.parity.bounds import ceiling, floors
 from rope_export.parity.cases import Case
 from rope_export.parity.metrics import errors
+from rope_export.parity.overflow import Overflows
+from rope_export.parity.problems import Problems
 from rope_export.parity.properties import Property
 from rope_export.parity.reference import ReferenceLayer, Trace
-from rope_export.parity.rows import Report, counted, judged
+from rope_export.parity.rows import CALLS_FAILED, Report, counted, judged
 from rope_export.runtimes import Session, to_numpy, to_torch
 from rope_export.spec import AttentionSpec
 
@@ -69,6 +71,7 @@ class Judge:
         self.eager, self.layer, self.sessions = eager, layer, sessions
         self.rough = layer.rounding(int8_blocks or {})
         self.outside: Counter[str] = Counter()
+        self.overflows, self.problems = Overflows(layer.spec), Problems()
         self.outputs, self.report, self.seed = outputs, report, seed
         pairs = [cache_names(x, kind) for x in cached(layer.spec) for kind in ("growing", "fixed")]
         self.before = {after: before for before, after in pairs}
@@ -108,8 +111,12 @@ class Judge:
     def judge(self, ready: Prepared) -> None:
         """A case, once it is prepared: the rows of eager and of every session."""
         case, inputs, trace = ready.case.name, ready.inputs, ready.trace
+        overflows = self.overflows.seen(trace, ready.eager["attention_output"])
         for name, session in {"eager": None, **self.sessions}.items():
             given = ready.eager if session is None else self._run(session, case, name, inputs)
+            if overflows and session is not None and given is not None:
+                answer = given["attention_output"]
+                self.overflows.add(name, errors(*apart(trace, "attention_output", answer)))
             for output in self.outputs if given is not None else ():
                 assert given is not None
                 if not self._same_form(case, name, output, given[output], ready.eager[output]):
@@ -171,6 +178,14 @@ class Judge:
                 floors=floors(self.layer.spec, known.total, rough, there.size),
             )
 
+    def finish(self) -> None:
+        """Write what went wrong beyond figures, each thing in one line."""
+        self.report.problems += self.problems.lines()
+        overflow = self.overflows.problem()
+        if overflow is not None:
+            self.report.problems.append(overflow)
+            self.report.overflow = True
+
     def _run(self, session: Session, case: str, name: str, inputs: Arrays) -> Arrays | None:
         try:
             return _runner(session)(inputs)
@@ -187,15 +202,13 @@ class Judge:
         if (value.shape, value.dtype) == (eager.shape, eager.dtype):
             return True
         self._count(case, name, output, "shape or dtype", 1.0)
-        self.report.problems.append(
-            f"{case} on {name}: {output} is {value.dtype}{value.shape}, "
-            f"eager has {eager.dtype}{eager.shape}"
-        )
+        wrong = f"{output} is {value.dtype}{value.shape}, eager has {eager.dtype}{eager.shape}"
+        self.problems.add(name, case, f"{output} of another form", wrong)
         return False
 
     def _failed(self, case: str, name: str, error: RopeExportError) -> None:
-        self._count(case, name, "every output", "calls that failed", 1.0)
-        self.report.problems.append(f"{case} on {name}: {error}")
+        self._count(case, name, "every output", CALLS_FAILED, 1.0)
+        self.problems.add(name, case, str(error), str(error))
 
     def _count(self, case: str, name: str, output: str, metric: str, error: float) -> None:
         row = counted(

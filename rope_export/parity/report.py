@@ -1,5 +1,6 @@
 """A report as a table that a person can read: one line a case and runtime, its worst figure."""
 
+import math
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
@@ -7,11 +8,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from rope_export.parity.rows import Report, Row
+from rope_export.parity.rows import CALLS_FAILED, Report, Row
 
 
 def table(report: Report, title: str) -> RenderableType:
-    """Every case and runtime by its worst row, then the verdict.
+    """Every case and runtime by its worst row, then the verdict. What failed in one case after the
+    other for one reason is a line of the verdict instead.
 
     "used" is the share of the budget: above 100 % the row has failed.
     """
@@ -21,7 +23,7 @@ def table(report: Report, title: str) -> RenderableType:
     for name in ("error", "eager's", "budget", "used"):
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("", no_wrap=True)
-    for row, worst_passed in _worst(report.rows):
+    for row, worst_passed in _worst(_telling(report)):
         mark = Text("ok", "green") if worst_passed else Text("FAILED", "bold red")
         grid.add_row(
             *map(escape, (row.case, row.runtime, row.output, row.metric)),
@@ -63,6 +65,22 @@ def verdict(report: Report) -> Iterator[str]:
     for hidden in report.not_visible:
         yield f"not visible: {hidden['feature']}: {hidden['reason']}."
     yield from report.problems
+
+
+def _telling(report: Report) -> list[Row]:
+    """Without rows whose only news is in a line of the verdict: calls that failed, but the first on
+    each runtime, and where float16 overflowed those in which eager's answer is not a number."""
+    told: set[str] = set()
+    rows = []
+    for row in report.rows:
+        if report.overflow and not math.isfinite(row.eager_error):
+            continue
+        if row.metric == CALLS_FAILED:
+            if row.runtime in told:
+                continue
+            told.add(row.runtime)
+        rows.append(row)
+    return rows
 
 
 def _worst(rows: list[Row]) -> Iterator[tuple[Row, bool]]:

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from rope_export.parity.reading.verdict import Reading
 
+CALLS_FAILED = "calls that failed"
+"""The metric of a case in which a runtime gave no outputs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -106,8 +109,9 @@ class Report:
         is told, not judged. numbers: of an engine, whether what its plan computes was compared on a
         GPU: "unverified", or "passed on" or "failed on" which. left_out: one line for what was not
         compared. not_visible: each fault that no case can show, by the "feature" that it concerns,
-        with the "reason". notes: warnings that are not about the artifact, such as evidence that
-        could not be kept. reading: whether transformers reads the source as we do.
+        with the "reason". overflow: whether float16 ended before the layer did, which a problem
+        tells. notes: warnings that are not about the artifact, such as evidence that could not be
+        kept. reading: whether transformers reads the source as we do.
     """
 
     weights: Literal["proven", "unproven"]
@@ -120,6 +124,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     not_visible: list[dict[str, str]] = field(default_factory=list)
+    overflow: bool = False
 
     @property
     def status(self) -> Literal["passed", "failed", "nothing compared"]:
