@@ -19,8 +19,10 @@ from transformers import (
 
 from rope_export import export, verify
 from rope_export.checkpoints import open_source
+from rope_export.checkpoints.adapter import Adapter
 from rope_export.cli import run
 from rope_export.errors import ArtifactError, CheckpointError
+from rope_export.parity.reading import reading
 from tests.conftest import TINY
 
 peft = pytest.importorskip("peft", reason="needs the extra [test]")
@@ -159,6 +161,9 @@ def test_the_adapter_belongs_to_what_is_proven(base, tmp_path, capsys) -> None:
     facts = json.loads((out / "manifest.json").read_text())["source"]
     assert str(tmp_path) not in json.dumps(facts)
     assert facts["adapter"]["merged"]["model.layers.0.self_attn.q_proj.weight"]["scale"] == 1.5
+    assert (
+        json.loads((out / "evidence.json").read_text())["parity"]["reading"]["status"] == "proven"
+    )
     adapter.rename(tmp_path / "moved")
     report = verify(out)
     assert (report.status, report.weights) == ("passed", "unproven")
@@ -168,6 +173,20 @@ def test_the_adapter_belongs_to_what_is_proven(base, tmp_path, capsys) -> None:
     other = adapted(base, tmp_path / "other", lora_alpha=7)
     with pytest.raises(ArtifactError, match="is not what was merged"):
         verify(out, adapter=other)
+
+
+@pytest.mark.parametrize("wrong", [None, "scale", "left out"])
+def test_peft_in_transformers_module_is_the_second_reading(
+    base, plain_adapter, monkeypatch, wrong
+) -> None:
+    source = open_source(base, adapter=plain_adapter)
+    right = Adapter.product
+    if wrong == "scale":
+        monkeypatch.setattr(Adapter, "product", lambda *given: right(*given) / 2)
+    elif wrong == "left out":
+        monkeypatch.setattr(Adapter, "product", lambda *given: right(*given) * 0)
+    found = reading(source.spec, source.facts, source.path, source.adapter)
+    assert found.status == ("failed" if wrong else "proven")
 
 
 def test_an_adapter_for_other_modules_changes_nothing_and_says_so(base, tmp_path) -> None:

@@ -16,6 +16,7 @@ from rope_export.checkpoints.files import Folder, tensor_names
 from rope_export.checkpoints.gguf import GgufFile
 from rope_export.checkpoints.tensors import layer_tensors, read_layer, reader
 from rope_export.errors import CheckpointError, InputError
+from rope_export.parity.reading.adapters import merge
 from rope_export.parity.reading.compare import compared
 from rope_export.parity.reading.folders import config_folder
 from rope_export.parity.reading.recorder import Reads, recorded
@@ -102,8 +103,6 @@ def _asked(asked: _Asked) -> Reading:
         return _of_config(asked, read_config(path), DRAWN)
     adapter = asked.adapter if "adapter" in asked.facts else NO_ADAPTER
     source = open_source(asked.path, layer=asked.layer, part=asked.part, adapter=adapter)
-    if source.adapter is not None:
-        raise Unread("weights with an adapter merged into them are not read by transformers")
     if source.forms:
         assert source.locator is not None
         facts = read_config(source.locator.find("config.json"))
@@ -122,9 +121,13 @@ def _of_checkpoint(asked: _Asked, source: Source) -> Reading:
     with recorded() as reads:
         config = configured(folder)
         skeleton = skeleton_of(config, read, asked.spec, asked.layer, names=source.names)
-        return _judged(
-            asked, skeleton, reads, read, lambda: loaded(skeleton, folder, config), source.weights
-        )
+
+        def theirs() -> None:
+            loaded(skeleton, folder, config)
+            if source.adapter is not None:
+                merge(skeleton, source.adapter)
+
+        return _judged(asked, skeleton, reads, read, theirs, source.weights)
 
 
 def _of_config(asked: _Asked, facts: Mapping[str, Any], limit: str) -> Reading:
