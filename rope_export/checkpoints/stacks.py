@@ -22,7 +22,10 @@ WRAPPERS = {
     r"(^|\.)_fsdp_wrapped_module\.": "torch's FSDP",
 }
 """What a wrapper puts into the names, under which transformers finds no tensor."""
-PEFT = re.compile(r"\.(base_layer|(lora|ia3|ada|vera|lokr|loha|oft|hada)_\w+)(\.|$)")
+PEFT = re.compile(
+    r"\.(base_layer|lora_(A|B|E|embedding_[AB]|magnitude_vector)|ia3_l|vera_lambda_[bd]|"
+    r"lokr_w\w+|hada_[wt]\w+|b?oft_[Rs])(\.|$)"
+)
 """Names that PEFT gives in a model whose adapter is not merged."""
 
 
