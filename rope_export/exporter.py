@@ -92,6 +92,7 @@ def export(
     artifacts.check_target(out)
     progress("reading the source")
     found = open_source(source, layer=layer, part=part, dtype=dtype, seed=seed, adapter=adapter)
+    _refuse_unread(found)
     how = _quantization(weights, block_size, accuracy_level)
     chosen = lowering_for(lowering, found.spec, cache, how)
     wanted_opset = _opset(opset, chosen, cache)
@@ -132,6 +133,14 @@ def export(
     if found.adapter is not None:
         origin["adapter"] = found.adapter
     return artifacts.save(out, manifest, write, origin)
+
+
+def _refuse_unread(source: Source) -> None:
+    """Raises: SpecError for a config key that transformers, where it is installed, reads for this
+    attention and that is not implemented here."""
+    from rope_export.parity.reading.unread import refuse_unread
+
+    refuse_unread(source)
 
 
 def _opset(opset: int | None, lowering: Lowering, cache: str) -> int:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rope_export import AttentionSpec, verify
-from rope_export.checkpoints import families
+from rope_export.checkpoints import families, keys
 from rope_export.checkpoints.config import select, spec_of
 from rope_export.cli import run
 from rope_export.parity.reading import Reading, config_reads, reading
@@ -263,3 +263,21 @@ def test_no_published_config_has_a_key_that_only_transformers_reads(path: Path) 
     spec_of(read, 0)
     known = {"is_causal", "layer_types", "max_position_embeddings", "n_positions"}
     assert config_reads(path) - read.facts.read - NEVER - known <= {"num_key_value_heads"}
+
+
+def test_a_key_that_only_transformers_reads_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = config_file(tmp_path, "granite", attention_multiplier=0.65)
+    read = families.Config.__getitem__
+
+    def blind(self: families.Config, key: str) -> Any:
+        found = read(self, key)
+        self.read.discard("attention_multiplier")
+        return found
+
+    monkeypatch.setattr(families.Config, "__getitem__", blind)
+    monkeypatch.setattr(keys, "refuse_unread", lambda facts, kind: None)
+    assert run(["export", str(source), "--out", str(tmp_path / "artifact")]) == 2
+    assert "config key attention_multiplier=0.65 is not supported" in capsys.readouterr().err
+    assert not (tmp_path / "artifact").exists()

@@ -12,6 +12,8 @@ from rope_export.spec import AttentionSpec
 
 LONGEST = 2**17
 """Slots beyond which no cache is drawn, to stay cheap."""
+BEYOND = "beyond position"
+"""What calls are named whose positions a model may have no table for."""
 LIMITS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
 """Config keys that may hide old tokens from a layer."""
 
@@ -102,7 +104,7 @@ def every_call(spec: AttentionSpec, config: Any) -> Iterator[Calls]:
         elif limit <= 512:
             yield Calls(steps=((name, 2 * limit + 3),), counted=True)
     for length in lengths(config):
-        yield Calls(steps=((f"beyond position {length}", 4),), start=length)
+        yield Calls(steps=((f"{BEYOND} {length}", 4),), start=length)
 
 
 def limits(spec: AttentionSpec, config: Any) -> list[int]:

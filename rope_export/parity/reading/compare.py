@@ -75,6 +75,9 @@ def _theirs(
                     outputs[name] = _judged(calls, name, output)
             except Unread as error:
                 left_out.append(f"{calls.name}: {error}")
+                undone = [name for name, _ in calls.steps if name in outputs]
+                for name in undone:
+                    del outputs[name]
             else:
                 made.append(calls)
     return outputs, made

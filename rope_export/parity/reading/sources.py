@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from rope_export.checkpoints.gguf import GgufFile
 from rope_export.checkpoints.tensors import layer_tensors, read_layer, reader
 from rope_export.errors import CheckpointError, InputError
 from rope_export.parity.reading.adapters import merge
+from rope_export.parity.reading.calls import BEYOND
 from rope_export.parity.reading.compare import compared
 from rope_export.parity.reading.folders import config_folder
 from rope_export.parity.reading.recorder import Reads, recorded
@@ -29,7 +29,8 @@ from rope_export.parity.reading.skeleton import (
     reason,
     skeleton_of,
 )
-from rope_export.parity.reading.verdict import Difference, Reading
+from rope_export.parity.reading.unread import only_theirs, sentence, unread
+from rope_export.parity.reading.verdict import Difference, Reading, installed
 from rope_export.parity.reading.weights import WrongWeights, drawn, loaded, saved
 from rope_export.spec import AttentionSpec
 
@@ -55,14 +56,6 @@ class _Asked:
     @property
     def part(self) -> str | None:
         return self.facts.get("part")
-
-
-def installed() -> str | None:
-    """transformers' version as "transformers 5.24.0", if it is there."""
-    try:
-        return f"transformers {version('transformers')}"
-    except PackageNotFoundError:
-        return None
 
 
 def reading(
@@ -137,7 +130,10 @@ def _of_config(asked: _Asked, facts: Mapping[str, Any], limit: str) -> Reading:
     spec_of(read, asked.layer)
     with config_folder(facts) as folder, recorded() as reads:
         config = configured(folder)
-        skeleton = skeleton_of(config, read, asked.spec, asked.layer)
+        try:
+            skeleton = skeleton_of(config, read, asked.spec, asked.layer)
+        except CheckpointError as error:  # of the names under which transformers saves the layer
+            return _failed("weights", "names", (), str(error))
         drawn(skeleton, asked.spec, asked.facts.get("seed", 0))
         saved(skeleton, folder / "saved")
         weights = folder / "saved" / "model.safetensors"
@@ -153,7 +149,7 @@ def _of_config(asked: _Asked, facts: Mapping[str, Any], limit: str) -> Reading:
             asked, skeleton, reads, read, lambda: loaded(skeleton, weights.parent, config), ours
         )
     if found.status == "proven":
-        return dataclasses.replace(found, reason=limit)
+        return dataclasses.replace(found, reason="; ".join(filter(None, (limit, found.reason))))
     return found
 
 
@@ -168,7 +164,7 @@ def _judged(
     """Both sides' weights, and the comparison of every call."""
 
     def keys() -> tuple[str, ...]:
-        return tuple(sorted(reads.of(skeleton).keys() - read.facts.read))
+        return tuple(sorted(only_theirs(skeleton, reads, read)))
 
     try:
         theirs()
@@ -181,9 +177,13 @@ def _judged(
     if found.differences:
         apart = tuple(dataclasses.replace(x, keys=keys()) for x in found.differences)
         return Reading(status="failed", differences=apart)
-    if found.left_out:
-        return Reading(status="unproven", reason=f"not compared: {found.left_out[0]}")
-    return Reading(status="proven")
+    undone = [x for x in found.left_out if not x.startswith(BEYOND)]
+    if undone:
+        return Reading(status="unproven", reason=f"not compared: {undone[0]}")
+    for key, value in unread(skeleton, reads, read).items():
+        return Reading(status="unproven", reason=sentence(read.kind.model_type, key, value))
+    limit = f"transformers itself does not go {found.left_out[0]}" if found.left_out else None
+    return Reading(status="proven", reason=limit)
 
 
 def _failed(case: str, output: str, keys: tuple[str, ...], why: str) -> Reading:

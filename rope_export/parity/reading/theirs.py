@@ -93,12 +93,11 @@ class Theirs:
         own, layers = self._index(), getattr(cache, "layers", [])
         text = self.skeleton.model.config.get_text_config()
         for at in range(max(len(layers), getattr(text, "num_hidden_layers", 0))):
-            there = layers[at].get_seq_length() if at < len(layers) else 0
-            if at == own or there >= past:
-                continue
-            new = torch.zeros(batch, 1, past - there, 1, dtype=self.dtype)
             try:
-                cache.update(new, new, at)
+                there = layers[at].get_seq_length() if at < len(layers) else 0
+                if at != own and there < past:
+                    new = torch.zeros(batch, 1, past - there, 1, dtype=self.dtype)
+                    cache.update(new, new, at)
             except Exception:  # a layer of another kind, such as a recurrent one
                 continue
 

@@ -2,9 +2,18 @@
 
 import math
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 Status = Literal["proven", "unproven", "failed"]
+
+
+def installed() -> str | None:
+    """transformers' version as "transformers 5.24.0", if it is there."""
+    try:
+        return f"transformers {version('transformers')}"
+    except PackageNotFoundError:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
