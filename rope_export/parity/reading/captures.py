@@ -93,7 +93,7 @@ def arguments(
                 problem = problem or error
     hollow(skeleton, False)
     if problem is None:
-        raise Unread(f"no model around {skeleton.path} takes inputs_embeds")
+        raise Unread(f"no model around {skeleton.path} takes embeddings, as towers do not")
     raise Unread(f"the model's forward does not reach the attention ({reason(problem)})")
 
 

@@ -25,7 +25,7 @@ from rope_export.spec import AttentionSpec
 
 SMALL = 2**24
 """Elements of a module outside of the attention that is made real: norms, not embeddings."""
-ATTENTION = re.compile("att|mixer|mha", re.IGNORECASE)
+ATTENTION = re.compile("att|mixer|mha|mla", re.IGNORECASE)
 AUTO_CLASSES = (
     "AutoModelForCausalLM",
     "AutoModelForImageTextToText",
