@@ -70,7 +70,8 @@ def test_cases_cover_the_corners(tiny, cache, padding) -> None:
 def test_json_has_the_agreed_keys(tiny) -> None:
     report = json.loads(json.dumps(verify(tiny()).to_json(), allow_nan=False))
     more = {"problems", "loss", "numbers", "left_out", "not_visible", "notes"}
-    assert report.keys() == {"status", "weights", "rows", "skipped"} | more
+    assert report.keys() == {"status", "weights", "reading", "rows", "skipped"} | more
+    assert report["reading"].keys() == {"status", "against", "reason", "differences"}
     keys = [
         "case",
         "seed",
