@@ -1,0 +1,187 @@
+"""Artifacts of any spec, sound or with one fault planted in the file alone.
+
+The manifest, the weights' facts and everything that `verify` holds the file to are those of the
+sound layer.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from rope_export import Artifact, AttentionSpec, RotaryAttention, exporter
+from rope_export.checkpoints import Source
+from rope_export.checkpoints.drawn import drawn_weights
+
+Weights = dict[str, Tensor]
+Edit = Callable[[ir.Model], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One fault. spec: facts of the layer that the file computes instead, as the sound spec's.
+    weights: what it computes with. patches: what is replaced while the file is made: an object,
+    an attribute of it, and what is put there. edit: changes the model that was made."""
+
+    name: str
+    spec: Callable[[AttentionSpec], AttentionSpec] | None = None
+    weights: Callable[[AttentionSpec, Weights], Weights] | None = None
+    patches: Sequence[tuple[Any, str, Any]] = field(default_factory=tuple)
+    edit: Edit | None = None
+
+
+def artifact(
+    spec: AttentionSpec,
+    out: Path,
+    *,
+    lowering: str,
+    cache: str,
+    padding: bool = False,
+    fault: Fault | None = None,
+    seed: int = 0,
+) -> Artifact:
+    """The layer with drawn weights, exported by the pipeline; with the fault, if one is given."""
+    source = Source(
+        spec=spec,
+        facts={"kind": "drawn", "layer": 0, "seed": seed, "config_sha256": "0" * 64},
+        path=str(out),
+        names={name: name for name in spec.weight_shapes},
+        weights=lambda: drawn_weights(spec, seed),
+    )
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(exporter, "open_source", lambda *a, **k: source))
+        if fault is not None:
+            stack.enter_context(_planted(fault, source.weights()))
+        return exporter.export(
+            out,
+            out=out,
+            lowering=lowering,
+            cache=cache,  # type: ignore[arg-type]
+            padding=padding,
+        )
+
+
+@contextmanager
+def _planted(fault: Fault, sound: Weights) -> Iterator[None]:
+    """While it lasts, the pipeline makes a file that has the fault."""
+    lowered, translate = exporter.lowered, exporter.translate
+
+    def wrong_layer(layer: RotaryAttention, *rest: Any) -> RotaryAttention:
+        spec = layer.spec if fault.spec is None else fault.spec(layer.spec)
+        weights = dict(sound) if fault.weights is None else fault.weights(spec, dict(sound))
+        shapes = spec.weight_shapes
+        kept = {name: value for name, value in weights.items() if name in shapes}
+        return lowered(RotaryAttention.from_weights(spec, kept), *rest)
+
+    def wrong_model(*given: Any) -> ir.Model:
+        model = translate(*given)
+        if fault.edit is not None:
+            fault.edit(model)
+        _hold(model, sound)
+        return model
+
+    with ExitStack() as stack:
+        for place, name, wrong in fault.patches:
+            stack.enter_context(patch.object(place, name, wrong))
+        stack.enter_context(patch.object(exporter, "lowered", wrong_layer))
+        stack.enter_context(patch.object(exporter, "translate", wrong_model))
+        yield
+
+
+def _hold(model: ir.Model, sound: Mapping[str, Tensor]) -> None:
+    """The file holds every weight of the sound layer, whether it computes with it or not: what is
+    looked for is a fault in the computation."""
+    there = model.graph.initializers
+    for name, value in sound.items():
+        stored = value.t().contiguous() if name.endswith("_proj.weight") else value
+        wrong = there.get(name)
+        if wrong is not None:
+            held = wrong.const_value
+            assert held is not None
+            if np.array_equal(held.numpy(), stored.numpy()):
+                continue
+            # A wrong weight goes by another name, and the sound one lies beside it.
+            del there[name]
+            wrong.name = f"{name}.wrong"
+            there[wrong.name] = wrong
+        there[name] = constant(name, stored)
+
+
+def constant(name: str, value: Any) -> ir.Value:
+    """An initializer."""
+    tensor: Any = ir.tensor(value, name=name)
+    held = ir.Value(name=name, const_value=tensor)
+    held.dtype, held.shape = tensor.dtype, ir.Shape(tensor.shape)
+    return held
+
+
+def inserted(name: str, operator: str, *constants: Any) -> Edit:
+    """An operator between the model's input `name` and what takes it."""
+
+    def edit(model: ir.Model) -> None:
+        (value,) = (x for x in model.graph.inputs if x.name == name)
+        uses = list(value.uses())
+        more = []
+        for at, given in enumerate(constants):
+            held = constant(f"planted_{at}", given)
+            model.graph.initializers[f"planted_{at}"] = held
+            more.append(held)
+        node = ir.Node("", operator, [value, *more], num_outputs=1)
+        planted = node.outputs[0]
+        assert value.dtype is not None
+        planted.name, planted.dtype, planted.shape = "planted", value.dtype, value.shape
+        for use in uses:
+            use.node.replace_input_with(use.idx, node.outputs[0])
+        model.graph.insert_before(model.graph[0], node)
+
+    return edit
+
+
+def changed(**facts: Any) -> Callable[[AttentionSpec], AttentionSpec]:
+    """A spec with other facts."""
+    return lambda spec: dataclasses.replace(spec, **facts)
+
+
+def turned(**facts: Any) -> Callable[[AttentionSpec], AttentionSpec]:
+    """A spec with another rotation."""
+
+    def change(spec: AttentionSpec) -> AttentionSpec:
+        assert spec.rope is not None
+        return dataclasses.replace(spec, rope=dataclasses.replace(spec.rope, **facts))
+
+    return change
+
+
+def normed(**facts: Any) -> Callable[[AttentionSpec], AttentionSpec]:
+    """A spec whose query and key norms are others."""
+
+    def change(spec: AttentionSpec) -> AttentionSpec:
+        norms = {
+            name: dataclasses.replace(norm, **facts)
+            for name in ("q_norm", "k_norm")
+            if (norm := getattr(spec, name)) is not None
+        }
+        return dataclasses.replace(spec, **norms)
+
+    return change
+
+
+def scaled(factor: float, *names: str) -> Callable[[AttentionSpec, Weights], Weights]:
+    """Weights some of which are multiplied; with 0, they are dropped."""
+
+    def change(spec: AttentionSpec, weights: Weights) -> Weights:
+        return weights | {name: weights[name] * factor for name in names}
+
+    return change
+
+
+def half(value: Tensor) -> Tensor:
+    return value.to(torch.float16).float()
