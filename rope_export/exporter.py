@@ -115,6 +115,7 @@ def export(
         needs=chosen.needs,
         quantization=None if how is None else how.to_json(),
         stale_slots=chosen.stale_slots if cache == "fixed" else "any",
+        first_position=found.spec.first_position,
     )
     progress("tracing and translating")
     layer_module = RotaryAttention.from_weights(found.spec, tensors)

@@ -24,6 +24,7 @@ class Manifest:
     stale_slots: what those slots of a fixed cache may hold that a call neither reads nor writes:
         "any" bits; or only what is "finite", and in size at most 1/64 of the dtype's largest
         number, where an operator computes over them.
+    first_position: the lowest position that the layer is defined at, or none if every one is.
     """
 
     spec: Mapping[str, Any]
@@ -40,6 +41,7 @@ class Manifest:
     needs: Mapping[str, str] = field(default_factory=dict)
     quantization: Mapping[str, int] | None = None
     stale_slots: str = "any"
+    first_position: int | None = None
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -59,6 +61,7 @@ class Manifest:
             "needs": dict(self.needs),
             "quantization": self.quantization,
             "stale_slots": self.stale_slots,
+            "first_position": self.first_position,
             "files": self.files,
         }
 
@@ -88,6 +91,7 @@ class Manifest:
                 needs=facts.get("needs", {}),
                 quantization=facts.get("quantization"),
                 stale_slots=facts.get("stale_slots", LATER["stale_slots"]),
+                first_position=facts.get("first_position"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{where}: is not a whole manifest ({error!r}).") from error
@@ -156,6 +160,7 @@ SHAPE: Mapping[str, Callable[[Any], bool]] = {
     "versions": lambda x: isinstance(x, dict),
     "quantization": lambda x: x is None or isinstance(x, dict),
     "stale_slots": lambda x: x in ("any", "finite"),
+    "first_position": lambda x: x is None or type(x) is int,
     "needs": lambda x: isinstance(x, dict) and all(isinstance(y, str) for y in x.values()),
     "files": is_files,
     "runtimes": lambda x: isinstance(x, list) and all(isinstance(name, str) for name in x),
@@ -163,7 +168,12 @@ SHAPE: Mapping[str, Callable[[Any], bool]] = {
 """What each fact of a manifest must be."""
 
 
-LATER: Mapping[str, Any] = {"needs": {}, "quantization": None, "stale_slots": "finite"}
+LATER: Mapping[str, Any] = {
+    "needs": {},
+    "quantization": None,
+    "stale_slots": "finite",
+    "first_position": None,
+}
 """Facts that older manifests lack, and what they then are."""
 
 

@@ -127,6 +127,7 @@ class Stream:
             )
         elif position_ids is not None:
             raise TensorError("input 'position_ids' is given, but positions have no effect here.")
+        self._session.check_positions(inputs)
         mask = self._masked(given, sequence)
         if mask is not None:
             inputs["attention_mask"] = like(hidden_states, mask)

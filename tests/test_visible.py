@@ -5,12 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from rope_export import AttentionSpec, export, verify
+from rope_export import AttentionSpec, export, open_session, verify
 from rope_export.checkpoints.drawn import drawn_weights
+from rope_export.errors import TensorError
 from rope_export.parity.counterfactuals import COUNTERFACTUALS, counterfactuals
 from rope_export.parity.judge import frequencies
 from rope_export.parity.reference import ReferenceLayer
@@ -138,6 +140,24 @@ def test_a_window_that_takes_too_much_memory_is_told(tmp_path: Path) -> None:
     reasons = {h["reason"] for h in report.not_visible if h["feature"] == f"window {2**20}"}
     assert len(reasons) == 3
     assert all("GiB; at most 2 are taken" in reason for reason in reasons)
+
+
+def test_a_layer_states_its_first_position_and_sessions_refuse_what_lies_before(
+    tmp_path: Path,
+) -> None:
+    """Llama 4's queries grow with the logarithm of their position."""
+    config = {**TINY, "model_type": "llama4_text", "attn_temperature_tuning": True}
+    config |= {"no_rope_layers": [0, 0], "floor_scale": 8, "attn_scale": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    artifact = export(tmp_path / "config.json", out=tmp_path / "layer", cache="fixed")
+    first = artifact.manifest.first_position
+    assert first == -AttentionSpec.from_hf(config).position_scale.offset
+    with open_session(artifact) as session:
+        stream = session.start(capacity=8)
+        hidden = np.ones((1, 2, 64), np.float32)
+        stream.step(hidden, np.array([[first, first + 5]]))
+        with pytest.raises(TensorError, match=f"holds {first - 1}.*defined from {first} on"):
+            stream.step(hidden, np.array([[first, first - 1]]))
 
 
 def test_published_softcaps_and_windows_show(tmp_path: Path) -> None:

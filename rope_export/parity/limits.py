@@ -24,7 +24,7 @@ def limits(artifact: Artifact) -> frozenset[int]:
     """The size of every integer constant and attribute of the model that could be one."""
     import onnx
 
-    graph = onnx.load(str(artifact.model), load_external_data=False).graph
+    graph = onnx.load_model_from_string(artifact.read().model).graph
     shapes = {
         name
         for node in graph.node

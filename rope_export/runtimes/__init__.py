@@ -26,7 +26,7 @@ from rope_export.contract import (
     cache_inputs,
     check_lengths,
 )
-from rope_export.errors import InputError, UnavailableError
+from rope_export.errors import InputError, TensorError, UnavailableError
 from rope_export.manifest import Manifest
 from rope_export.slots import Once, check_hidden, hidden_slots, limit_of, moderate, without
 
@@ -73,9 +73,22 @@ class Session(ABC):
         axes = bind_axes(self.inputs, {n: (dtype_name(x), x.shape) for n, x in values.items()})
         if LENGTHS in values:
             check_lengths(values[LENGTHS].tolist(), axes["sequence"], axes["capacity"])
+        self.check_positions(values)
         if check_values:
             self._check_values(inputs, values, axes)
         return self._run(values, axes, {})
+
+    def check_positions(self, inputs: Mapping[str, "Array"]) -> None:
+        """Raises: TensorError for a position before the first that the artifact states."""
+        first = self.manifest.first_position
+        if first is None or "position_ids" not in inputs:
+            return
+        lowest = int(inputs["position_ids"].min())
+        if lowest < first:
+            raise TensorError(
+                f"input 'position_ids' holds {lowest}; queries of this layer grow with their "
+                f"position, which is defined from {first} on."
+            )
 
     def _check_values(
         self, given: Mapping[str, object], values: dict[str, "Array"], axes: Mapping[str, int]
