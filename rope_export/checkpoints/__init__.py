@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from rope_export import paths
-from rope_export.checkpoints.absent import no_config
+from rope_export.checkpoints.absent import is_adapter_alone, no_config, no_weights
 from rope_export.checkpoints.adapter import CONFIG as ADAPTER
 from rope_export.checkpoints.adapter import Adapter, layer_deltas, merged, open_adapter
 from rope_export.checkpoints.config import Read, read_config, select, spec_of
@@ -177,6 +177,8 @@ def _adapter(
     transformers merges that one where PEFT is installed, and leaves it out where it is not.
     """
     if adapter is None and beside is not None:
+        if is_adapter_alone(locator):
+            raise CheckpointError(no_weights(locator))
         raise CheckpointError(
             f"{locator}: an adapter ({ADAPTER}) lies beside the model. Give --adapter {path} to "
             f"merge it, or --adapter none to leave it out."

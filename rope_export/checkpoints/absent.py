@@ -12,6 +12,15 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 OTHERS = ("*.h5", "*.msgpack", "*.onnx", "*.npz", "*.mlmodel")
 
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def is_adapter_alone(locator: Locator) -> bool:
+    """Whether a folder with an adapter holds no other safetensors."""
+    names = locator.listed()
+    return names is not None and {n for n in names if "safetensors" in n} <= {ADAPTER_WEIGHTS}
+
+
 def no_weights(locator: Locator) -> str:
     """Why there are no weights, by what lies there in their place."""
     names = locator.listed() or ()
