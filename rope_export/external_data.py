@@ -27,15 +27,22 @@ BELOW = {
 }
 
 
+DEEPEST = 100
+"""Levels of messages within one another; protobuf's own parsers stop there as well."""
+
+
 def locations(model: bytes) -> set[str]:
     """The `location` of every tensor with external data in a serialized ModelProto.
 
-    Raises: ValueError if the bytes are not a protobuf message.
+    Raises: ValueError if the bytes are not a protobuf message, or nested beyond its limit.
     """
-    return set(_walk(memoryview(model), "model"))
+    return set(_walk(memoryview(model), "model", DEEPEST))
 
 
-def _walk(message: memoryview, kind: str) -> Iterator[str]:
+def _walk(message: memoryview, kind: str, left: int) -> Iterator[str]:
+    """left: how many levels may lie below."""
+    if not left:
+        raise ValueError("its graphs are nested too deeply")
     if kind == "entry":
         entry = {number: bytes(value) for number, value in _fields(message)}
         if entry.get(1) == b"location":
@@ -44,7 +51,7 @@ def _walk(message: memoryview, kind: str) -> Iterator[str]:
     below = BELOW[kind]
     for number, value in _fields(message):
         if number in below:
-            yield from _walk(value, below[number])
+            yield from _walk(value, below[number], left - 1)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:

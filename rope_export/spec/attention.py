@@ -263,7 +263,7 @@ class AttentionSpec:
                 if given.get(name) is not None:
                     given[name] = kind(**given[name])
             return cls(**given)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise SpecError(
                 f"the manifest's spec does not fit this version of rope_export ({error}). "
                 f"Export the artifact again."
