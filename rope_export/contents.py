@@ -27,6 +27,10 @@ LARGEST_JSON = 1 << 26
 
 CHUNK = 1 << 20
 
+MAPPED_ABOVE = 1 << 28
+"""Bytes of weights above which their file is mapped and not read: they would be in memory twice
+while a session is made. Whoever cuts short a file that is mapped ends the process that reads it."""
+
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -34,8 +38,8 @@ NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(o
 class Contents:
     """The files of an ONNX model that have the hashes its manifest says.
 
-    model: the bytes of model.onnx. data: those of model.onnx.data, mapped from the one descriptor
-    that was hashed; none where the weights lie in the model. manifest: the bytes of manifest.json.
+    model: the bytes of model.onnx. data: those of model.onnx.data, of large ones mapped from the
+    one descriptor that was hashed; none where the weights lie in the model.
     """
 
     model: bytes
@@ -229,11 +233,16 @@ def model_files(folder: Path, files: Mapping[str, Mapping[str, Any]], whose: Pat
     if DATA not in opened:
         return Contents(model, None)
     source = opened[DATA]
+    if source.size <= MAPPED_ABOVE:
+        data = source.read()
+        if hashlib.sha256(data).hexdigest() != files[DATA]["sha256"]:
+            raise mismatch(folder / DATA)
+        return Contents(model, data)
     if _hash(source) != files[DATA]["sha256"]:
         raise mismatch(folder / DATA)
-    data = source.map()
+    mapped = source.map()
     source.check()
-    return Contents(model, data, source)
+    return Contents(model, mapped, source)
 
 
 def mismatch(path: Path) -> ArtifactError:

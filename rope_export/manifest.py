@@ -1,5 +1,6 @@
 """What is true of an artifact: the facts in its manifest.json."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,7 @@ class Manifest:
                 f"not one."
             )
         try:
+            json.dumps(facts, ensure_ascii=False).encode()  # text, not halves of characters
             for name, fits in SHAPE.items():
                 value = facts.get(name, LATER[name]) if name in LATER else facts[name]
                 if not fits(value):
@@ -97,6 +99,10 @@ class Manifest:
             raise ArtifactError(f"{where}: is not a whole manifest ({error!r}).") from error
 
 
+DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8", "bool")
+"""Of tensors that go in and out."""
+
+
 def check_version(facts: Mapping[str, Any], version: int, where: Path, way_out: str) -> None:
     """Raises: ArtifactError if a manifest was written by another version of this package."""
     found = facts.get("format_version")
@@ -112,7 +118,7 @@ def tensors(listed: Any) -> tuple[TensorType, ...]:
     found = tuple(TensorType.from_json(t) for t in listed)
     for t in found:
         axes = all(type(axis) in (int, str) for axis in t.shape)
-        if not (isinstance(t.name, str) and isinstance(t.dtype, str) and axes):
+        if not (isinstance(t.name, str) and t.dtype in DTYPES and axes):
             raise ValueError(f"a tensor is {_brief(t)}")
     return found
 

@@ -15,6 +15,7 @@ import pytest
 
 from rope_export import Artifact, export, exporter, open_session, parity, verify
 from rope_export import artifact as artifacts
+from rope_export import contents as contents_of_files
 from rope_export.bench.proof import _evidence
 from rope_export.cli import run
 from rope_export.contract import TensorType
@@ -135,6 +136,7 @@ def swapped_before_loading(
 
 @pytest.mark.parametrize("swap", [put, move])
 def test_what_was_hashed_is_what_is_loaded(swap, pair, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(contents_of_files, "MAPPED_ABOVE", 0)
     out, right = tmp_path / "artifact", known(pair)
     put(pair[0], out)
     for _ in swapped_before_loading(monkeypatch, lambda: swap(pair[1], out)):
@@ -149,6 +151,7 @@ def test_weights_that_are_written_over_while_they_load_are_refused(
 ) -> None:
     if len(pair[0].manifest.files) == 1:
         pytest.skip("they lie in the model, which was read")
+    monkeypatch.setattr(contents_of_files, "MAPPED_ABOVE", 0)
     out = tmp_path / "artifact"
     put(pair[0], out)
 
@@ -361,8 +364,10 @@ def test_a_killed_build_leaves_the_old_or_the_new(tiny, tmp_path) -> None:
     assert os.listdir(tmp_path) == ["engine"]
 
 
-def test_arrays_of_both_layouts_agree(pair) -> None:
+@pytest.mark.parametrize("above", [0, 1 << 28], ids=["mapped", "read"])
+def test_arrays_of_both_layouts_agree(above, pair, monkeypatch) -> None:
     """Weights inside the model and beside it are read alike by every runtime."""
+    monkeypatch.setattr(contents_of_files, "MAPPED_ABOVE", above)
     for artifact in pair:
         answers = []
         for runtime in ("onnxruntime", "eager", "reference"):
