@@ -84,8 +84,9 @@ def put(skeleton: Skeleton, tensors: Mapping[str, Tensor]) -> None:
     for name in set(skeleton.names.values()) - set(tensors):
         raise WrongWeights(name, "transformers does not load it into this attention")
     try:
-        info, _ = model._load_pretrained_model(model, dict(tensors), None, settings)
-        model._adjust_missing_and_unexpected_keys(info)
+        found = model._load_pretrained_model(model, dict(tensors), None, settings)
+        info = found[0] if isinstance(found, tuple) else found  # the oldest give it alone
+        _without_ignored(model, info)
     except Exception as error:
         raise Unread(f"transformers cannot load the weights ({reason(error)})") from error
     for name, *shapes in sorted(info.mismatched_keys):
@@ -103,6 +104,15 @@ def put(skeleton: Skeleton, tensors: Mapping[str, Tensor]) -> None:
     left = [n for n, p in _parameters(skeleton) if p.device.type == "meta"]
     if left:
         raise WrongWeights(left[0], "transformers' module needs it and the files lack it")
+
+
+def _without_ignored(model: Any, info: Any) -> None:
+    """Leaves out the missing and unexpected tensors that the model's class says to ignore."""
+    adjust = model._adjust_missing_and_unexpected_keys
+    if len(inspect.signature(adjust).parameters) == 1:
+        adjust(info)
+    else:  # the oldest take the two sets and give them back
+        info.missing_keys, info.unexpected_keys = adjust(info.missing_keys, info.unexpected_keys)
 
 
 def _narrowed(skeleton: Skeleton, tensors: Mapping[str, Tensor]) -> None:
