@@ -20,14 +20,19 @@ HARMLESS_KEYS = frozenset(
         "_attn_implementation_autoset",
         "attn_implementation",
         "compression_config",  # read in `unpacking`, as quantization_config is
+        "dtype",  # the command's own
         "embedding_multiplier",  # outside the attention layer
         "final_logit_softcapping",
+        "hidden_size",  # read, or of another part: the widths of tensors tell
+        "image_size",
+        "intermediate_size",
         "layer_types",  # read through the family's kinds
         "lm_head_bias",
         "logit_scale",
         "max_position_embeddings",  # no limit but for the variants that read it
         "n_ctx",
         "n_positions",
+        "num_hidden_layers",
         "num_key_value_heads",
         "original_max_position_embeddings",
         "output_attentions",
@@ -56,6 +61,7 @@ SUSPICIOUS = re.compile(
 )
 ALWAYS = frozenset({"model_type", "num_hidden_layers", "per_layer_config"})
 ALWAYS |= {"compression_config", "quantization_config"}
+ALWAYS |= {"num_blocks"}  # of EoMT: its outer model reads it, to tell the layers apart
 ROPE = frozenset(
     {
         "max_position_embeddings",
@@ -224,7 +230,8 @@ def refuse_unread(facts: Config, kind: Family) -> None:
     """Raises: SpecError for a key that may change the attention and that nobody here read: one
     that transformers' attention reads, or one whose name sounds so."""
     theirs = (keys_read(kind.model_type) or {"attention": {}})["attention"]
-    for key in sorted(set(facts) - facts.read - HARMLESS_KEYS - kind.ignored):
+    harmless = HARMLESS_KEYS | {facts.names.get(key, key) for key in HARMLESS_KEYS} | kind.ignored
+    for key in sorted(set(facts) - facts.read - harmless):
         value = facts.facts[key]
         if key.startswith("_") or is_off(value) or ELSEWHERE.search(key):
             continue

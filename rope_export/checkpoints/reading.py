@@ -137,16 +137,39 @@ def switched_window(config: Config) -> list[str] | None:
 
     Raises: SpecError for layers that slide without a window, which transformers refuses too.
     """
+    return window_from_layer(config) if _switched_on(config) else given_or_full(config)
+
+
+def every_other_window(config: Config) -> list[str] | None:
+    """Qwen2-MoE's rule: of the layers below max_window_layers every other slides, the first among
+    them, where use_sliding_window is on.
+
+    Raises: SpecError as `switched_window`.
+    """
+    if not _switched_on(config) or config.get("layer_types") is not None:
+        return given_or_full(config)
+    last = config.get("max_window_layers") or 0
+    return [
+        "full_attention" if at % 2 or at >= last else "sliding_attention"
+        for at in range(config["num_hidden_layers"])
+    ]
+
+
+def given_or_full(config: Config) -> list[str] | None:
+    """layer_types as given; else no layer slides."""
+    return config["layer_types"] if config.get("layer_types") is not None else all_full(config)
+
+
+def _switched_on(config: Config) -> bool:
+    """use_sliding_window; off, no layer may slide."""
     kinds, on = config.get("layer_types"), config.flag("use_sliding_window")
-    if kinds is not None:
-        if "sliding_attention" in kinds and not on:
-            raise SpecError(
-                f"config key use_sliding_window={config.get('use_sliding_window')!r}: it switches "
-                f"off the window that sliding_attention in layer_types needs, and transformers "
-                f"refuses that; supported: true, or full_attention throughout."
-            )
-        return kinds
-    return window_from_layer(config) if on else all_full(config)
+    if kinds is not None and "sliding_attention" in kinds and not on:
+        raise SpecError(
+            f"config key use_sliding_window={config.get('use_sliding_window')!r}: it switches "
+            f"off the window that sliding_attention in layer_types needs, and transformers "
+            f"refuses that; supported: true, or full_attention throughout."
+        )
+    return on
 
 
 def window_from_layer(config: Config) -> list[str] | None:

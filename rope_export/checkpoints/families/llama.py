@@ -11,6 +11,7 @@ from rope_export.checkpoints.reading import (
     bias_flag,
     biases,
     every_full,
+    every_other_window,
     head_norms,
     scale_of,
     switched_window,
@@ -96,7 +97,7 @@ QWEN2 = tuple(
 QWEN2_MOE = Family(
     model_type="qwen2_moe",
     attention=bias_flag("qkv_bias", "qkv"),
-    kinds=switched_window,
+    kinds=every_other_window,
 )
 
 HEAD_NORMS = tuple(
