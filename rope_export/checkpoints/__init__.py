@@ -14,7 +14,7 @@ from torch import Tensor
 from rope_export import paths
 from rope_export.checkpoints.absent import is_adapter_alone, no_config, no_weights
 from rope_export.checkpoints.adapter import CONFIG as ADAPTER
-from rope_export.checkpoints.adapter import Adapter, layer_deltas, merged, open_adapter
+from rope_export.checkpoints.adapter import Adapter, merged, open_adapter
 from rope_export.checkpoints.config import Read, read_config, select, spec_of
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.checkpoints.files import WeightFiles, weight_files
@@ -24,6 +24,7 @@ from rope_export.checkpoints.hub import Hub
 from rope_export.checkpoints.integers import Integers
 from rope_export.checkpoints.locators import Folder, Locator
 from rope_export.checkpoints.parts import named_parts
+from rope_export.checkpoints.placing import layer_deltas
 from rope_export.checkpoints.tensors import Reader, layer_tensors, read_layer, reader
 from rope_export.checkpoints.unpacking import refuse_unread, unpacking
 from rope_export.errors import CheckpointError

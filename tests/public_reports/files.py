@@ -37,7 +37,7 @@ REPORTS = [
         met="A pipeline given an adapter's folder loaded the base model without the adapter",
         right="The adapter counts, or nothing is loaded",
         ours="Refused; the line names --adapter and the base model that the adapter names",
-        test="test_adapters.py::test_an_adapters_folder_alone_says_what_it_is",
+        test="test_adapter_refusals.py::test_an_adapters_folder_alone_says_what_it_is",
     ),
     Report(
         source="github.com/verl-project/verl/issues/7285, pull 7341",
@@ -59,7 +59,7 @@ REPORTS = [
         met="An adapter with other module names changed nothing, without an error",
         right="An adapter that cannot be placed is an error",
         ours="Refused by the module's name",
-        test="test_adapters.py::test_another_models_adapter_is_refused",
+        test="test_adapter_refusals.py::test_another_models_adapter_is_refused",
     ),
     Report(
         source="github.com/illuin-tech/colpali/issues/424; github.com/vllm-project/vllm/pull/48022",
@@ -74,7 +74,7 @@ REPORTS = [
         met="Checkpoints of the unmerged state dict (base_layer, lora_A): the adapter was dropped",
         right="Refused, or merged",
         ours="Refused; the line names merge_and_unload and --adapter",
-        test="test_adapters.py::test_a_model_saved_with_its_adapter_unmerged_says_so",
+        test="test_adapter_refusals.py::test_a_model_saved_with_its_adapter_unmerged_says_so",
     ),
     Report(
         source="github.com/karpathy/nanoGPT/issues/325; github.com/Lightning-AI/pytorch-lightning/"
