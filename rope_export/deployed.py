@@ -78,9 +78,11 @@ def file_weights(artifact: Artifact) -> "dict[str, Tensor]":
     weights = {}
     for name, facts in artifact.manifest.weights.items():
         if how is not None and "scales" in facts:
-            zeros = array(facts["zero_points"]) if "zero_points" in facts else None
             stored = Packed(
-                packed=array(facts["initializer"]), scales=array(facts["scales"]), zeros=zeros
+                packed=array(facts["initializer"]),
+                scales=array(facts["scales"]),
+                zeros=array(facts["zero_points"]) if "zero_points" in facts else None,
+                offsets=array(facts["offsets"]) if "offsets" in facts else None,
             )
             weights[name] = to_torch(unpack(stored, how, facts["inputs"]))
             continue

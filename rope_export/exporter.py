@@ -25,6 +25,7 @@ from rope_export.attention import RotaryAttention
 from rope_export.checkpoints import Source, open_source
 from rope_export.contract import TensorType, attention_tensors
 from rope_export.lowerings import (
+    OFFSETS,
     SCALES,
     ZERO_POINTS,
     Lowering,
@@ -198,12 +199,13 @@ def _weight_facts(
             "scales": whole + SCALES,
             "inputs": tensors[name].shape[1],
             "block_size": packed.block_size(how.bits),
-            "rounds_activations": packed.whole_zeros and how.accuracy_level == 4,
             "stored": packed.stored,
             "transposed": False,
         }
         if packed.zeros is not None:
             facts[name]["zero_points"] = whole + ZERO_POINTS
+        if packed.offsets is not None:
+            facts[name]["offsets"] = whole + OFFSETS
     return facts
 
 

@@ -1,5 +1,7 @@
 """A quantized source's integers in the form of MatMulNBits, where it can hold them."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,40 +19,36 @@ def kept(source: Integers, bits: int, dtype: torch.dtype) -> Packed | None:
     groups that do not follow one another (act-order) or are no multiple of 16 inputs, more bits,
     scales that `dtype` cannot hold, zero points beyond the integers.
 
+    A minimum becomes the zero point that is nearest to it, and an offset of half a step at most.
     bits: of the operator, 8 or 4. Fewer in the source are held in more.
     """
     block = _block_size(source)
     scales = source.scales.to(dtype)
-    if (
-        block is None
-        or source.bits > bits
-        or not torch.equal(scales.float(), source.scales.float())
-    ):
+    if block is None or source.bits > bits:
         return None
-    zeros = source.zeros if source.minimums is None else _as_zeros(source)
-    rounded = None
+    if not torch.equal(scales.float(), source.scales.float()):
+        return None
+    zeros, offsets = source.zeros, None
     if zeros is None:
-        rounded = _rounded_zeros(source, scales) if bits == 4 else None
-        if rounded is None:
+        if source.values.shape[1] % block:
             return None
-    values = source.values
-    if zeros is not None:
-        values, zeros = _shifted(values, zeros, bits)
-        if zeros is not None and not 0 <= int(zeros.min()) <= int(zeros.max()) < 2**bits:
+        zeros, offsets = _zeros_and_offsets(source, dtype)
+    values, held_zeros = _shifted(source.values, zeros, bits)
+    if held_zeros is not None:
+        least, most = int(held_zeros.min()), int(held_zeros.max())
+        if not 0 <= least <= most < 2**bits:
             return None
     blocks = -(-values.shape[1] // block)
     first = source.groups[::block]  # every block lies in one group
-    packed = _packed(values, blocks * block, bits).reshape(len(values), blocks, -1)
-    held = None
-    if rounded is not None:
-        held = to_numpy(rounded[:, first].contiguous())
-    elif zeros is not None:
-        held = _packed(zeros[:, first].to(torch.uint8), blocks, bits)
+    exact = offsets is None or _stands_for(source, zeros, offsets, dtype)
     return Packed(
-        packed=packed,
+        packed=_packed(values, blocks * block, bits).reshape(len(values), blocks, -1),
         scales=to_numpy(scales[:, first].contiguous()),
-        zeros=held,
-        stored="kept" if rounded is None else "kept, zero points rounded",
+        zeros=None
+        if held_zeros is None
+        else _packed(held_zeros[:, first].to(torch.uint8), blocks, bits),
+        offsets=None if offsets is None else to_numpy(offsets[:, first].t().contiguous()),
+        stored="kept" if exact else "kept, offsets rounded",
     )
 
 
@@ -65,21 +63,22 @@ def _block_size(source: Integers) -> int | None:
     return fitting if fitting >= SMALLEST else None
 
 
-def _as_zeros(source: Integers) -> Tensor | None:
-    """Integers that stand for 0, where every minimum is so many steps below it."""
+def _zeros_and_offsets(source: Integers, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The integers that are nearest to 0, and what their values are off by; no offsets where every
+    minimum is a whole number of steps."""
     assert source.minimums is not None
-    scales, minimums = source.scales.float(), source.minimums.float()
-    zeros = torch.round(-minimums / torch.where(scales == 0, 1.0, scales))
-    exact = torch.equal(-zeros * scales, minimums) and bool((zeros.abs() < 2**15).all())
-    return zeros.int() if exact else None
+    scales, minimums = source.scales.double(), source.minimums.double()
+    steps = torch.where(scales == 0, 0.0, -minimums / torch.where(scales == 0, 1.0, scales))
+    zeros = torch.round(steps).clamp(0, 2**source.bits - 1)
+    offsets = (minimums + zeros * scales).to(dtype)
+    return zeros.int(), offsets if offsets.any() else None
 
 
-def _rounded_zeros(source: Integers, scales: Tensor) -> Tensor | None:
-    """Floating zero points, -minimum / scale rounded once to the dtype of the scales."""
-    assert source.minimums is not None
-    wide = -source.minimums.double() / source.scales.double()
-    zeros = torch.where(source.minimums == 0, 0.0, wide).to(scales.dtype)
-    return zeros if bool(torch.isfinite(zeros).all()) else None
+def _stands_for(source: Integers, zeros: Tensor, offsets: Tensor, dtype: torch.dtype) -> bool:
+    """Whether integers less these zeros, times the scale, plus the offset are the weight itself."""
+    whole = replace(source, zeros=zeros, minimums=None).weight()
+    made = whole + offsets.float()[:, source.groups]
+    return torch.equal(made.to(dtype), source.weight().to(dtype))
 
 
 def _shifted(values: Tensor, zeros: Tensor, bits: int) -> tuple[Tensor, Tensor | None]:

@@ -57,10 +57,10 @@ class Quantization:
         return None if facts is None else cls(**facts)
 
 
-Stored = Literal["kept", "kept, zero points rounded", "requantized", "quantized"]
-"""How a projection's weight came about: as the source has it, bit for bit; so, but for a minimum
-that became a zero point, which is rounded once; anew, from a source that is quantized in a way that
-cannot be held; from one that is not quantized."""
+Stored = Literal["kept", "kept, offsets rounded", "requantized", "quantized"]
+"""How a projection's weight came about: as the source has it, bit for bit; so, but for offsets that
+are rounded to the weight's dtype; anew, from a source that is quantized in a way that cannot be
+held; from one that is not quantized."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,23 +69,20 @@ class Packed:
 
     packed: uint8 (out, blocks, bytes of a block). scales: (out, blocks), of the weight's dtype.
     zeros: what stands for 0 in each block, half the range without: uint8 (out, blocks), two in a
-    byte where the weight has 4 bits, or (out, blocks) of the weight's dtype.
+    byte where the weight has 4 bits. offsets: (blocks, out), of the weight's dtype, what is added
+    to every value of a block, as formats with a minimum need it; the operator has none, so it is
+    multiplied with the sum of the block's inputs beside it.
     """
 
     packed: np.ndarray
     scales: np.ndarray
     zeros: np.ndarray | None = None
+    offsets: np.ndarray | None = None
     stored: Stored = "quantized"
 
     def block_size(self, bits: int) -> int:
         """Inputs that share a scale."""
         return self.packed.shape[2] * 8 // bits
-
-    @property
-    def whole_zeros(self) -> bool:
-        """Whether integers stand for 0. Otherwise the operator makes the weight before it
-        multiplies, and accuracy_level 4 rounds no activations."""
-        return self.zeros is None or self.zeros.dtype == np.uint8
 
 
 def is_quantized(name: str) -> bool:
@@ -126,17 +123,16 @@ def _root_logger_kept() -> Iterator[None]:
 
 
 def unpack(stored: Packed, how: Quantization, inputs: int) -> np.ndarray:
-    """The weight (out, inputs) that is stored: (value - zero) * scale, rounded once; with floating
-    zeros, value * scale less the float32 product of zero and scale.
+    """The weight (out, inputs) that is stored: (value - zero) * scale + offset, rounded once.
 
-    Source: onnxruntime's description of MatMulNBits, and matmul_nbits_impl.cc for floating zeros.
+    Source: onnxruntime's description of MatMulNBits.
     """
     values: np.ndarray = stored.packed
     if how.bits == 4:
         values = _halves(values)
-    scales, zeros = _wide(stored.scales), _zeros(stored, how.bits)
-    wide = values.astype(np.float32)
-    wide = (wide - zeros) * scales if stored.whole_zeros else wide * scales - zeros * scales
+    wide = (values.astype(np.float32) - _zeros(stored, how.bits)) * _wide(stored.scales)
+    if stored.offsets is not None:
+        wide = wide + _wide(stored.offsets.T)
     weight = wide.astype(stored.scales.dtype).reshape(wide.shape[0], -1)
     return np.ascontiguousarray(weight[:, :inputs])
 
@@ -156,7 +152,7 @@ def _zeros(stored: Packed, bits: int) -> np.ndarray | np.float32:
     zeros = stored.zeros
     if zeros is None:
         return np.float32(2 ** (bits - 1))
-    if zeros.dtype == np.uint8 and bits == 4:
+    if bits == 4:
         zeros = _halves(zeros)[:, : stored.packed.shape[1]]
     return _wide(zeros)
 

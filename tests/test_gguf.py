@@ -56,7 +56,7 @@ def written(
     for layer in range(layers):
         for name, shape in (shapes or PLAIN).items():
             stream = np.random.default_rng([layer, *map(ord, name)])
-            weight = stream.standard_normal(shape, np.float32)
+            weight = stream.standard_normal(shape, np.float32) / np.float32(16)
             own = getattr(KIND, kind if len(shape) == 2 else "F32")
             full = f"blk.{layer}.{name}.weight"
             stored = quantize(weight, own)

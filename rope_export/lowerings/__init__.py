@@ -128,9 +128,12 @@ class QuantizedProjection(nn.Module):
         self.attributes |= how.to_json() | {"block_size": stored.block_size(how.bits)}
         self.register_buffer(packed_name(how), torch.from_numpy(stored.packed))
         self.register_buffer(SCALES, torch.from_numpy(stored.scales))
-        self.has_zeros = stored.zeros is not None
+        self.has_zeros, self.block = stored.zeros is not None, stored.block_size(how.bits)
         if stored.zeros is not None:
             self.register_buffer(ZERO_POINTS, torch.from_numpy(stored.zeros))
+        self.has_offsets = stored.offsets is not None
+        if stored.offsets is not None:
+            self.register_buffer(OFFSETS, torch.from_numpy(stored.offsets))
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,13 +146,23 @@ class QuantizedProjection(nn.Module):
             shape=(*x.shape[:-1], self.outputs),
             version=1,
         )
+        if self.has_offsets:
+            y = y + self._sums(x) @ self.get_buffer(OFFSETS)
         return y if self.bias is None else y + self.bias
+
+    def _sums(self, x: Tensor) -> Tensor:
+        """The sum of each block's inputs, (B, S, blocks)."""
+        blocks = x.shape[-1] // self.block
+        shape = (*x.shape[:2], blocks, self.block)
+        return _reshaped(x, [0, 0, blocks, self.block], shape).sum(dim=-1)
 
 
 SCALES = "weight_scales"
 """What follows a projection's name in that of its scales."""
 ZERO_POINTS = "weight_zero_points"
 """What follows a projection's name in that of its zero points."""
+OFFSETS = "weight_offsets"
+"""What follows a projection's name in that of its blocks' offsets."""
 
 
 def packed_name(how: Quantization) -> str:

@@ -142,7 +142,7 @@ def _int8_blocks(manifest: Manifest) -> dict[str, int]:
     return {
         name.removesuffix("_proj.weight"): facts.get("block_size", how.block_size)
         for name, facts in manifest.weights.items()
-        if "scales" in facts and facts.get("rounds_activations", True)
+        if "scales" in facts
     }
 
 
