@@ -3,8 +3,10 @@ files whose hashes it names."""
 
 import json
 import os
+import random
 import resource
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -375,3 +377,45 @@ def test_arrays_of_both_layouts_agree(above, pair, monkeypatch) -> None:
                 answers.append(session.run(INPUTS)["attention_output"])
         for other in answers[1:]:
             np.testing.assert_allclose(other, answers[0], rtol=0, atol=64 * 2**-23)
+
+
+def raised(number: int) -> None:
+    """A process that ends itself so far into its work."""
+    signal.setitimer(signal.ITIMER_REAL, number / 1000)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rounds", [150])
+def test_processes_that_write_and_die_beside_readers(rounds, pair, tmp_path) -> None:
+    """Three writers at a time, killed within a tenth of a second, each in place of the last."""
+    out, draw = tmp_path / "artifact", random.Random(0)
+    put(pair[0], out)
+    known_files = [artifact.manifest.files for artifact in pair]
+    children: list[int] = []
+    for round_ in range(rounds):
+        while len(children) < 3:
+            child = os.fork()
+            if child == 0:
+                raised(draw.randint(1, 100))
+                try:
+                    for at in range(100):
+                        put(pair[(at + round_) % 2], out)
+                        Artifact.open(out).record(parity={"status": "passed"})
+                except BaseException:
+                    os._exit(1)
+                os._exit(0)
+            draw.random()
+            children.append(child)
+        for _ in range(4):
+            opened = Artifact.open(out)
+            assert opened.manifest.files in known_files
+            assert opened.evidence.keys() <= {"source", "parity"}
+        assert os.WIFSIGNALED(os.waitpid(children.pop(0), 0)[1])
+    for child in children:
+        os.waitpid(child, 0)
+    put(pair[0], out)
+    assert os.listdir(tmp_path) == ["artifact"]
+    assert sorted(os.listdir(out)) == sorted(
+        [*pair[0].manifest.files, "manifest.json", "evidence.json"]
+    )

@@ -181,8 +181,8 @@ def _cache_folder(cache: str | Path | bool) -> Path | None:
         return None
     if cache is True:
         return build_cache.location()
-    folder = Path(cache)
-    if folder.exists() and not folder.is_dir():
+    folder = paths.readable(cache)
+    if os.path.lexists(folder) and not folder.is_dir():
         raise InputError(f"{folder}: is a file; the build cache is a folder. Give another.")
     return folder
 
