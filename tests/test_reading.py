@@ -15,12 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rope_export import AttentionSpec, verify
-from rope_export.checkpoints import families, keys
+from rope_export.checkpoints import families, keys, open_source
 from rope_export.checkpoints.config import select, spec_of
+from rope_export.checkpoints.gguf import GgufFile
 from rope_export.cli import run
 from rope_export.parity.reading import Reading, config_reads, reading
 from rope_export.parity.reading import sources as reading_sources
 from rope_export.spec import NormSpec
+from tests.quantized_files import awq
+from tests.test_gguf import ARCHITECTURES, written
 
 pytest.importorskip("transformers")
 
@@ -281,3 +284,27 @@ def test_a_key_that_only_transformers_reads_is_refused(
     assert run(["export", str(source), "--out", str(tmp_path / "artifact")]) == 2
     assert "config key attention_multiplier=0.65 is not supported" in capsys.readouterr().err
     assert not (tmp_path / "artifact").exists()
+
+
+def read_source_twice(path: Path, layer: int = 0) -> Reading:
+    source = open_source(path, layer=layer)
+    return reading(source.spec, source.facts, str(path))
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma2"])
+def test_gguf_weights_are_read_by_transformers_own_loader(
+    tmp_path: Path, arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tiny.gguf"
+    written(file, arch, "Q8_0", **ARCHITECTURES[arch])
+    found = read_source_twice(file, layer=1)
+    assert (found.status, found.reason) == ("proven", None), found.lines()
+    read = GgufFile.read
+    monkeypatch.setattr(GgufFile, "read", lambda self, name: 1.01 * read(self, name))
+    assert read_source_twice(file, layer=1).status == "failed"
+
+
+def test_quantized_weights_are_proven_of_the_config_alone(tmp_path: Path) -> None:
+    found = read_source_twice(awq().save(tmp_path / "awq"))
+    assert found.status == "proven", found.lines()
+    assert found.reason == "of the config; weights not read by transformers"

@@ -10,7 +10,7 @@ import inspect
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,16 +212,22 @@ def _has_number(name: str, layer: int) -> bool:
 
 
 def located(
-    model: Any, names: Mapping[str, str], layer: int, own: bool, dtype: torch.dtype
+    model: Any,
+    names: Mapping[str, str],
+    layer: int,
+    own: bool,
+    dtype: torch.dtype,
+    mapping: list[Any] | None = None,
 ) -> Skeleton:
     """Where tensors called `names` in a checkpoint, by our names for them, end up in the model.
 
-    own: whether the output projection is in another module than the one that attends.
+    own: whether the output projection is in another module than the one that attends. mapping: how
+    the names become the model's; without, as from_pretrained has it for safetensors.
     Raises: Unread if transformers has no such parameters, or they are another layer's.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
 
-    mapping = get_model_conversion_mapping(model)
+    mapping = get_model_conversion_mapping(model) if mapping is None else mapping
     state = model.state_dict()
     targets = {ours: renamed(model, mapping, name, state) for ours, name in names.items()}
     targets = {ours: target for ours, target in targets.items() if target in state}
@@ -351,6 +357,7 @@ def skeleton_of(
     layer: int,
     *,
     names: Mapping[str, str] | None = None,
+    mapping: Callable[[Any], list[Any]] | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Skeleton:
     """The model with this layer's attention found in it, its other layers hollow.
@@ -364,7 +371,8 @@ def skeleton_of(
     if names is None:
         pieces = layer_tensors(saved_names(model, layer), layer, spec, layout, read.part)
         names = {ours: piece.name for ours, piece in pieces.items()}
-    skeleton = located(model, names, layer, bool(layout.own), dtype)
+    renaming = None if mapping is None else mapping(model)
+    skeleton = located(model, names, layer, bool(layout.own), dtype, renaming)
     hollow(skeleton, as_tuple=False)
     made_real(skeleton)
     return skeleton

@@ -19,6 +19,7 @@ from rope_export.parity.reading.adapters import merge
 from rope_export.parity.reading.calls import BEYOND
 from rope_export.parity.reading.compare import compared
 from rope_export.parity.reading.folders import config_folder
+from rope_export.parity.reading.gguf import Loader
 from rope_export.parity.reading.recorder import Reads, recorded
 from rope_export.parity.reading.skeleton import (
     Skeleton,
@@ -91,7 +92,7 @@ def reading(
 def _asked(asked: _Asked) -> Reading:
     path = Path(asked.path)
     if path.suffix == ".gguf":
-        return _of_config(asked, GgufFile(path).config, NOT_READ)
+        return _of_gguf(asked, path)
     if path.is_file():
         return _of_config(asked, read_config(path), DRAWN)
     adapter = asked.adapter if "adapter" in asked.facts else NO_ADAPTER
@@ -121,6 +122,32 @@ def _of_checkpoint(asked: _Asked, source: Source) -> Reading:
                 merge(skeleton, source.adapter)
 
         return _judged(asked, skeleton, reads, read, theirs, source.weights)
+
+
+def _of_gguf(asked: _Asked, file: Path) -> Reading:
+    """The file's facts as we read them, which are llama.cpp's (transformers has defaults of its own
+    for some), and its weights as transformers' dequantizing loader reads them, where it can."""
+    source = open_source(file, layer=asked.layer)
+    tensors = GgufFile(file)
+    config = tensors.config
+    read = select(config)
+    spec_of(read, asked.layer)
+    try:
+        with config_folder(config) as folder, recorded() as reads:
+            loader = Loader(file)
+            skeleton = skeleton_of(
+                configured(folder),
+                read,
+                asked.spec,
+                asked.layer,
+                names=loader.names(source.names, tensors.names),
+                mapping=loader.mapping,
+            )
+            return _judged(
+                asked, skeleton, reads, read, lambda: loader.load(skeleton), source.weights
+            )
+    except Unread as error:
+        return _of_config(asked, config, f"{NOT_READ} ({error})")
 
 
 def _of_config(asked: _Asked, facts: Mapping[str, Any], limit: str) -> Reading:

@@ -70,8 +70,8 @@ def loaded(skeleton: Skeleton, folder: Path, config: Any) -> None:
     put(skeleton, tensors)
 
 
-def put(skeleton: Skeleton, tensors: Mapping[str, Tensor]) -> None:
-    """Converts and loads tensors called as in a checkpoint.
+def put(skeleton: Skeleton, tensors: Mapping[str, Tensor], **more: Any) -> None:
+    """Converts and loads tensors called as in a checkpoint. more: of transformers' loader.
 
     Raises: as `loaded`.
     """
@@ -79,7 +79,10 @@ def put(skeleton: Skeleton, tensors: Mapping[str, Tensor]) -> None:
 
     model: Any = skeleton.model
     settings = modeling_utils.LoadStateDictConfig(
-        dtype=skeleton.dtype, weight_mapping=skeleton.mapping, ignore_mismatched_sizes=True
+        dtype=skeleton.dtype,
+        weight_mapping=skeleton.mapping,
+        ignore_mismatched_sizes=True,
+        **more,
     )
     for name in set(skeleton.names.values()) - set(tensors):
         raise WrongWeights(name, "transformers does not load it into this attention")
