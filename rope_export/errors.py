@@ -60,3 +60,18 @@ def extra(name: str, purpose: str) -> Iterator[None]:
             f"{purpose} needs the package {error.name!r}, which is not installed. "
             f"Install it with: pip install 'rope_export[{name}]'"
         ) from error
+
+
+@contextmanager
+def failures(what: str) -> Iterator[None]:
+    """Turn what a library raises into one line that says who failed.
+
+    Raises: RopeExportError in place of any other Exception.
+    """
+    try:
+        yield
+    except RopeExportError:
+        raise
+    except Exception as error:  # each library has kinds of its own
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise RopeExportError(f"{what} failed: {lines[0]}") from error

@@ -87,14 +87,13 @@ class Once:
     def __init__(self) -> None:
         self._seen: dict[int, weakref.ref[Any]] = {}
 
-    def first(self, thing: object) -> bool:
-        """Whether it was not seen before."""
+    def __contains__(self, thing: object) -> bool:
+        seen = self._seen.get(id(thing))
+        return seen is not None and seen() is thing
+
+    def add(self, thing: object) -> None:
         key = id(thing)
-        seen = self._seen.get(key)
-        if seen is not None and seen() is thing:
-            return False
         self._seen[key] = weakref.ref(thing, lambda _: self._seen.pop(key, None))
-        return True
 
 
 def check_hidden(name: str, cache: "Array", hidden: np.ndarray, limit: float) -> None:

@@ -271,14 +271,13 @@ class Stream:
         self, inputs: "dict[str, Array]", sequence: int, counts: np.ndarray | None
     ) -> "dict[str, Array]":
         """A call in place, after which the slots of tokens beyond `counts` are zero."""
-        after = self._lengths + sequence
         try:
             outputs = self._call_fixed(inputs)
         except BaseException:  # an interrupt too leaves half a call behind
-            clear(self._cache.values(), self._lengths, after)
+            clear(self._cache.values(), self._lengths, self._lengths + sequence)
             raise
         if counts is not None:
-            clear(self._cache.values(), self._lengths + counts, after)
+            clear(self._cache.values(), self._lengths + counts, self._lengths + sequence)
         return outputs
 
     def _call_fixed(self, inputs: "dict[str, Array]") -> "dict[str, Array]":

@@ -26,7 +26,7 @@ from rope_export.contract import (
     cache_inputs,
     check_lengths,
 )
-from rope_export.errors import InputError, TensorError, UnavailableError
+from rope_export.errors import InputError, RopeExportError, TensorError, UnavailableError
 from rope_export.manifest import Manifest
 from rope_export.slots import Once, check_hidden, hidden_slots, limit_of, moderate, without
 
@@ -52,7 +52,7 @@ class Session(ABC):
         self.manifest = manifest
         self.inputs: tuple[TensorType, ...] = manifest.inputs
         self.outputs: tuple[TensorType, ...] = manifest.outputs
-        self._checked = Once()
+        self._caches, self._checked = cache_inputs(self.inputs), Once()
 
     def run(
         self, inputs: Mapping[str, "Array"], *, check_values: bool = True
@@ -95,18 +95,17 @@ class Session(ABC):
     ) -> None:
         """Refuse wrong masks and hidden slots that would spoil a row; of padded tokens, put zeros
         in the place of what is not finite."""
-        hidden = hidden_slots(
-            values.get(MASK),
-            values.get(LENGTHS),
-            axes,
-            stale=self.whole_capacity or self.manifest.stale_slots == "finite",
-        )
+        unseen = [name for name in self._caches if given[name] not in self._checked]
+        stale = self.whole_capacity or self.manifest.stale_slots == "finite"
+        if MASK not in values and not (stale and unseen):
+            return
+        hidden = hidden_slots(values.get(MASK), values.get(LENGTHS), axes, stale=stale)
         if hidden is None:
             return
         limit = limit_of(self.manifest.dtype)
-        for name in cache_inputs(self.inputs):
-            if self._checked.first(given[name]):
-                check_hidden(name, values[name], hidden.cached, limit)
+        for name in unseen:
+            check_hidden(name, values[name], hidden.cached, limit)
+            self._checked.add(given[name])
         tokens = values["hidden_states"]
         if hidden.new is not None and not moderate(tokens[like(tokens, hidden.new)], limit):
             values["hidden_states"] = without(tokens, hidden.new)
@@ -249,15 +248,24 @@ def written(outputs: dict[str, "Array"], into: Mapping[str, "Array"]) -> dict[st
 def allocate(
     types: Sequence[TensorType], axes: Mapping[str, int], like: "Array"
 ) -> dict[str, "Array"]:
-    """Uninitialised outputs of the kind and on the device of `like`."""
-    if is_torch(like):
-        import torch
+    """Uninitialised outputs of the kind and on the device of `like`.
 
-        return {
-            t.name: torch.empty(t.sized(axes), dtype=getattr(torch, t.dtype), device=like.device)
-            for t in types
-        }
-    return {t.name: np.empty(t.sized(axes), dtype=numpy_dtype(t.dtype)) for t in types}
+    Raises: RopeExportError if there is no memory for them.
+    """
+    try:
+        if is_torch(like):
+            import torch
+
+            return {
+                t.name: torch.empty(
+                    t.sized(axes), dtype=getattr(torch, t.dtype), device=like.device
+                )
+                for t in types
+            }
+        return {t.name: np.empty(t.sized(axes), dtype=numpy_dtype(t.dtype)) for t in types}
+    except (MemoryError, RuntimeError, ValueError, OverflowError) as error:
+        wanted = ", ".join(f"{t.name} {t.sized(axes)}" for t in types)
+        raise RopeExportError(f"there is no memory for {wanted}.") from error
 
 
 def numpy_dtype(name: str) -> np.dtype:

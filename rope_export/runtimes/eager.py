@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rope_export.arrays import check_on_cpu, is_torch, to_numpy, to_torch
 from rope_export.artifact import Artifact
+from rope_export.errors import failures
 from rope_export.manifest import Manifest
 from rope_export.runtimes import Missing, Session, written
 
@@ -48,7 +49,7 @@ class EagerSession(Session):
         check_on_cpu("eager", inputs)
         of_torch = is_torch(inputs["hidden_states"])
         feeds = inputs if of_torch else {n: to_torch(to_numpy(x)) for n, x in inputs.items()}
-        with torch.no_grad():
+        with torch.no_grad(), failures("PyTorch"):
             values = self._layer(**feeds)
         names = [tensor.name for tensor in self.outputs]
         outputs = dict(zip(names, values, strict=False))  # without a cache, the first only

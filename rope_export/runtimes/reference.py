@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rope_export.artifact import Artifact
+from rope_export.errors import failures
 from rope_export.manifest import Manifest
 from rope_export.runtimes import Missing, Session, is_torch, to_numpy, to_torch, written
 
@@ -16,6 +17,14 @@ class Reference(Missing):
     needs: ClassVar[Mapping[str, str]] = {"onnx": "export"}
 
     def unavailable(self, manifest: Manifest | None = None) -> str | None:
+        own = manifest is not None and (
+            "onnxruntime" in manifest.needs or manifest.quantization is not None
+        )
+        if own:
+            return (
+                "the file has operators of onnxruntime's own domain com.microsoft, which onnx does "
+                "not define; use runtime 'onnxruntime', or export with lowering 'standard'"
+            )
         return self.missing()
 
     def open(self, artifact: Artifact, threads: int | None = None) -> Session:
@@ -24,9 +33,9 @@ class Reference(Missing):
 
         from rope_export.deployed import read_model
 
-        evaluator = ReferenceEvaluator(
-            read_model(artifact), new_ops=[_wide_matmul(), _wide_attention()]
-        )
+        model = read_model(artifact)
+        with failures("onnx's reference evaluator"):
+            evaluator = ReferenceEvaluator(model, new_ops=[_wide_matmul(), _wide_attention()])
         return ReferenceSession(artifact.manifest, evaluator)
 
 
@@ -42,7 +51,8 @@ class ReferenceSession(Session):
     ) -> dict[str, "Array"]:
         feeds = {name: to_numpy(value) for name, value in inputs.items()}
         names = [tensor.name for tensor in self.outputs]
-        outputs = dict(zip(names, self._evaluator.run(names, feeds), strict=True))
+        with failures("onnx's reference evaluator"):
+            outputs = dict(zip(names, self._evaluator.run(names, feeds), strict=True))
         if any(is_torch(value) for value in inputs.values()):
             device = inputs["hidden_states"].device
             outputs = {name: to_torch(value).to(device) for name, value in outputs.items()}
