@@ -12,17 +12,17 @@ REPORTS = [
     ),
     Report(
         source="github.com/pytorch/pytorch/pull/61925",
-        met="numpy() of a tensor with a lazy negative or conjugate bit shared the bytes as they lay",
+        met="numpy() of a tensor with a lazy negative or conjugate bit gave its bytes as they lay",
         right="The negative is applied, or the tensor refused",
         ours="The bits are resolved before the tensor is bound by its address",
         test="test_arrays.py::test_tensors_are_read_for_what_they_mean",
     ),
     Report(
         source="github.com/Dao-AILab/flash-attention/issues/1745, issue 2374",
-        met="NaN in slots of the cache after a row's length reached its output, since 0 * NaN is NaN",
+        met="NaN in slots after a row's length reached its output, since 0 * NaN is NaN",
         right="What is not in use reaches no result",
-        ours="A Stream's slots beyond a length are zero; run refuses such a buffer where the file's "
-        "operator computes over it",
+        ours="A Stream's slots beyond a length are zero; run refuses such a buffer where the "
+        "file's operator computes over it",
         test="test_stream.py::test_what_a_row_gave_up_never_reaches_a_result",
     ),
     Report(
@@ -56,7 +56,7 @@ REPORTS = [
     ),
     Report(
         source="github.com/microsoft/onnxscript/issues/2810, issue 1943",
-        met="The optimizer's folding lost an initializer that the graph needs; equal ones become one",
+        met="The optimizer lost an initializer that the graph needs; equal ones become one",
         right="Every weight stays under its name",
         ours="The optimizer's passes see weights as inputs, whatever they hold",
         test="test_constant_weights.py::test_every_weight_stays_whatever_it_holds",
