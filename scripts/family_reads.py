@@ -16,6 +16,7 @@ import json
 import re
 import signal
 import sys
+import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -115,8 +116,12 @@ def run_reads(family: str, found: Reads) -> None:
     try:
         for tiny in tiny_models(family):
             read: Reads = defaultdict(lambda: {name: set() for name in PLACES})
-            with recorded(read), suppress(RuntimeError, ValueError, TypeError, AttributeError):
-                captures(tiny)
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                recorded(read),
+                suppress(RuntimeError, ValueError, TypeError, AttributeError),
+            ):
+                captures(tiny, Path(folder))
                 for model_type, places in read.items():  # of a run to the end
                     for name, keys in places.items():
                         found[model_type][name] |= keys

@@ -1,9 +1,9 @@
 """Thirteen rotary variants in six kinds of calls, against transformers, as
 `python -m scripts.prove_variants`; with --write it writes docs/variants.md.
 
-Each variant is a tiny model of transformers, run in eager attention in float64. Its attention
-layers are exported in every lowering that can express them and run in onnxruntime on the same
-hidden states.
+Each variant is a tiny model that transformers saves, loads again, and runs in eager attention in
+float64. Its attention layers are read from the same folder, exported in every lowering that can
+express them, and run in onnxruntime on the same hidden states.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModel, DynamicCache
 
 from rope_export import open_session
-from rope_export.checkpoints.config import select, spec_of
+from rope_export.checkpoints import Source, open_source
 from rope_export.lowerings import lowering_for, lowerings, refusal
 from rope_export.spec import AttentionSpec
 from scripts.prove_families.cache import cache_name
@@ -32,7 +32,6 @@ from scripts.prove_families.compare import (
     exported,
     module_errors,
     runtime_errors,
-    weights_of,
 )
 from scripts.prove_families.inputs import Mark
 from scripts.prove_families.tiny import TinyModel, set_eager
@@ -136,11 +135,11 @@ class Cell:
     float64: float
     limit: float
     error: float
-    budget: float
+    tolerance: float
 
     @property
     def right(self) -> bool:
-        return self.float64 <= self.limit and self.error <= self.budget
+        return self.float64 <= self.limit and self.error <= self.tolerance
 
 
 def limit(variant: str, case: str) -> float:
@@ -203,38 +202,37 @@ def tiny(variant: str) -> TinyModel:
 def prove(variant: str, every_lowering: bool = True) -> Iterator[Cell]:
     """Every case of the variant, in every layer that differs and every lowering that can, or that
     "auto" takes."""
-    found = {case: captures(tiny(variant), Calls(*CASES[case])) for case in CASES}
-    seen: set[AttentionSpec] = set()
-    for at, capture in enumerate(found["short"]):
-        read = select(capture.config.to_dict() if capture.config else {})
-        spec = spec_of(read, capture.layer_idx or 0)
-        if spec in seen:
-            continue
-        seen.add(spec)
-        weights = weights_of(read, spec, capture)
-        layers = {case: every[at] for case, every in found.items()}
-        able = [x for x in lowerings().values() if refusal(x, spec, "growing") is None]
-        for lowering in able if every_lowering else [lowering_for("auto", spec, "growing")]:
-            yield from _in(variant, lowering.name, layers, spec, weights)
+    with tempfile.TemporaryDirectory() as folder:
+        model = tiny(variant)
+        found = {case: captures(model, Path(folder) / case, Calls(*CASES[case])) for case in CASES}
+        seen: set[AttentionSpec] = set()
+        for at, capture in enumerate(found["short"]):
+            source = open_source(capture.folder, layer=capture.layer_idx or 0)
+            if source.spec in seen:
+                continue
+            seen.add(source.spec)
+            layers = {case: every[at] for case, every in found.items()}
+            for lowering in _lowerings(source.spec, every_lowering):
+                yield from _in(variant, lowering, layers, source)
 
 
-def _in(
-    variant: str,
-    lowering: str,
-    layers: dict[str, Capture],
-    spec: AttentionSpec,
-    weights: dict[str, Tensor],
-) -> Iterator[Cell]:
+def _lowerings(spec: AttentionSpec, every_lowering: bool) -> list[str]:
+    if not every_lowering:
+        return [lowering_for("auto", spec, "growing").name]
+    return [x.name for x in lowerings().values() if refusal(x, spec, "growing") is None]
+
+
+def _in(variant: str, lowering: str, layers: dict[str, Capture], source: Source) -> Iterator[Cell]:
     """Every case of one layer in one lowering."""
-    first = layers["short"]
-    read = select(first.config.to_dict() if first.config else {})
+    first, spec = layers["short"], source.spec
+    weights = {name: tensor.double() for name, tensor in source.weights().items()}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        artifact = exported(first, read, spec, Path(folder), padding=True, lowering=lowering)
+        artifact = exported(first, spec, Path(folder), padding=True, lowering=lowering)
         with open_session(artifact, "onnxruntime") as session:
             for case, capture in layers.items():
                 calls = [call for call in capture.calls if comparable(call)]
                 _, exact = module_errors(spec, weights, calls, tables(capture, calls))
-                error, budget = runtime_errors(spec, weights, calls, session)
+                error, tolerance = runtime_errors(spec, weights, calls, session)
                 yield Cell(
                     variant=variant,
                     case=case,
@@ -243,7 +241,7 @@ def _in(
                     float64=exact,
                     limit=limit(variant, case),
                     error=error,
-                    budget=budget,
+                    tolerance=tolerance,
                 )
 
 
@@ -255,7 +253,7 @@ def page(cells: list[Cell]) -> Iterator[str]:
         f"{transformers.__version__}. Tiny models of transformers, run in eager attention in "
         f"float64, against the exported layers in onnxruntime in float32, in every lowering that "
         f"can express them: largest error over layers and lowerings, relative to the largest "
-        f"output, and in brackets the share of the budget, which is twice eager PyTorch's own "
+        f"output, and in brackets the share of the tolerance, which is twice eager PyTorch's own "
         f"error in float32. The float64 module is within {FLOAT64:g} in every cell, but for "
         f"dynamic beyond the original context, whose base transformers computes in float32: there "
         f"within the rounding of its angles. The original context is {ORIGINAL} tokens; 160 are "
@@ -269,9 +267,9 @@ def page(cells: list[Cell]) -> Iterator[str]:
         row = []
         for case in cases:
             mine = [c for c in cells if (c.variant, c.case) == (variant, case)]
-            worst = max(mine, key=lambda c: c.error / c.budget)
+            worst = max(mine, key=lambda c: c.error / c.tolerance)
             word = "" if all(c.right for c in mine) else "**wrong** "
-            row.append(f"{word}{worst.error:.0e} ({100 * worst.error / worst.budget:.0f} %)")
+            row.append(f"{word}{worst.error:.0e} ({100 * worst.error / worst.tolerance:.0f} %)")
         yield f"| {variant} (`{VARIANTS[variant][0]}`) | {' | '.join(row)} |"
 
 

@@ -6,8 +6,10 @@ eager attention on the CPU in float64, random weights, batch 2.
 """
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,7 +138,8 @@ def trained(family: str, layer: int = 0, **changes: Any) -> Trained:
     if changes:
         config = tiny_config(type(tiny.config), family, **changes)
         tiny = dataclasses.replace(tiny, config=config)
-    capture = captures(tiny)[layer]
+    with tempfile.TemporaryDirectory() as folder:
+        capture = captures(tiny, Path(folder))[layer]
     assert capture.layer_idx == layer
     assert capture.config is not None
     assert capture.config._attn_implementation == "eager"

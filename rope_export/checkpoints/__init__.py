@@ -136,7 +136,7 @@ def _checkpoint(
         spec = _spec(read, layer, dtype)
         files = weight_files(locator, config)
         tensors = unpacking(config, locator, files.tensors, reader(locator, files.tensors))
-        layout = read.layout(layer)
+        layout = read.layout(layer).among(tensors.names, layer, spec)
         with tensors.named():
             pieces = layer_tensors(tensors.names, layer, spec, layout, read.part, tensors.idle)
     used = [name for piece in pieces.values() for x in piece.names for name in tensors.behind(x)]

@@ -14,6 +14,7 @@ from rope_export.checkpoints.families import (
     class_defaults,
     family,
     keys_read,
+    towers_of,
 )
 from rope_export.checkpoints.layout import TensorLayout
 from rope_export.checkpoints.rotation import rotation
@@ -129,9 +130,13 @@ def _inner(facts: Mapping[str, Any], part: str) -> dict[str, Any]:
     known = ""
     for key in part.split("."):
         known = class_defaults().get(outer, {}).get("inner", {}).get(key, f"{outer}.{key}")
+        towers = towers_of(outer)
+        if isinstance(inner, Mapping) and key in towers and key not in inner:
+            inner, outer = {**inner, "model_type": towers[key]}, towers[key]
+            continue
         inner = inner.get(key) if isinstance(inner, Mapping) else None
         if not isinstance(inner, Mapping):
-            there = sorted(k for k, v in facts.items() if isinstance(v, dict))
+            there = [*sorted(k for k, v in facts.items() if isinstance(v, dict)), *towers]
             raise SpecError(f"part={part!r}: the config has no such part; it has {there}.")
         outer = inner.get("model_type") or known
     return {**inner, "model_type": outer}

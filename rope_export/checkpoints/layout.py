@@ -1,6 +1,6 @@
 """Where a checkpoint keeps the tensors of a layer: their names, and which rows of fused ones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -37,6 +37,10 @@ def whole(tensor: Tensor, spec: AttentionSpec) -> Tensor:
     return tensor
 
 
+COMMON_IGNORED = ("rotary_emb.inv_freq", "masked_bias", ".bias_mask")
+"""Buffers in older files that transformers makes anew."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorLayout:
     """Names as a family has them.
@@ -46,7 +50,9 @@ class TensorLayout:
     name there, where they differ, with {head} for one module a head. tensors: single tensors that
     go by another name, and how they are taken. fused: projections that lie together in one module.
     takes: modules whose tensors need a change, such as another shape. ignored: tensors that say
-    nothing about the layer's output.
+    nothing about the layer's output. rotation: how the name of a tensor ends from which the model
+    takes its rotation, instead of from the config. others: layouts that the family's files have
+    beside this one, such as those of a model saved without its head.
     """
 
     layers: str = "layers.{layer}.self_attn."
@@ -55,7 +61,19 @@ class TensorLayout:
     tensors: Mapping[str, tuple[str, Take]] = field(default_factory=dict)
     fused: Fused = field(default_factory=dict)
     takes: Mapping[str, Take] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ("rotary_emb.inv_freq", "masked_bias", ".bias_mask")
+    ignored: tuple[str, ...] = COMMON_IGNORED
+
+    rotation: str | None = None
+    others: tuple["TensorLayout", ...] = ()
+
+    def among(self, names: Iterable[str], layer: int, spec: AttentionSpec) -> "TensorLayout":
+        """The layout that a file's names follow, of this one and the others; this one if none."""
+        every = tuple(names)
+        for layout in (self, *self.others):
+            ends = layout.path(layer) + next(iter(layout.pieces(spec).values())).name
+            if any(name == ends or name.endswith("." + ends) for name in every):
+                return layout
+        return self
 
     def path(self, layer: int) -> str:
         """Where the layer's attention is; blocks of two attentions have {block} and {side}."""
@@ -128,6 +146,28 @@ def _of_group(first: int, last: int | None) -> Take:
 def blocks(module: str) -> Fused:
     """All queries, then all keys, then all values: phi3, dbrx, many encoders."""
     return {f"{name}_proj": (module, _block(at)) for at, name in enumerate("qkv")}
+
+
+def _chunk(at: int, parts: int) -> Take:
+    def take(tensor: Tensor, spec: AttentionSpec) -> Tensor:
+        return _rows(tensor, parts, -1)[at]
+
+    return take
+
+
+def equal_blocks(module: str, *projections: str) -> Fused:
+    """Blocks of as many rows each, in the order of the projections: hrm_text."""
+    many = len(projections)
+    return {name: (module, _chunk(at, many)) for at, name in enumerate(projections)}
+
+
+def multihead(module: str = "in_proj") -> dict[str, tuple[str, Take]]:
+    """torch.nn.MultiheadAttention's names: in_proj_weight and in_proj_bias."""
+    return {
+        f"{name}_proj.{kind}": (f"{module}_{kind}", _block(at))
+        for at, name in enumerate("qkv")
+        for kind in ("weight", "bias")
+    }
 
 
 def head_by_head(module: str) -> Fused:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rope_export.checkpoints.config import select, spec_of
+from rope_export.checkpoints.families import towers_of
 from rope_export.checkpoints.stacks import StacksError
 from rope_export.errors import CheckpointError, SpecError
 
@@ -27,7 +28,7 @@ def named_parts(config: Mapping[str, Any], part: str | None, layer: int) -> Iter
 def _readable(config: Mapping[str, Any], layer: int) -> list[str]:
     """Dotted keys of the inner configs that describe a layer that is supported."""
     found = []
-    for part in _inner(config):
+    for part in (*_inner(config), *towers_of(config.get("model_type"))):
         try:
             spec_of(select(config, part), layer)
         except SpecError:

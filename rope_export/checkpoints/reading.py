@@ -18,6 +18,17 @@ def biases(parts: str, given: bool = True) -> Facts:
     return {f"{part}_bias": given for part in parts}
 
 
+def no_biases(config: Config, layer: int) -> Facts:
+    """For families whose files keep projections together, and their biases apart under the names of
+    the modules."""
+    if config.flag("attention_bias"):
+        raise SpecError(
+            "config key attention_bias=True: the family's files keep such biases apart from the "
+            "weights; supported: false."
+        )
+    return {}
+
+
 def bias_flag(key: str = "attention_bias", parts: str = "qkvo") -> Reader:
     """One switch for the biases of the projections named by their letters."""
     return lambda config, layer: biases(parts, config.flag(key))

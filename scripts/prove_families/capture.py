@@ -1,7 +1,8 @@
 """What goes into and comes out of every rotary attention module of transformers' own models.
 
-A tiny model is run in eager attention on the CPU in float64: a prefill and two decode steps with
-the model's own cache, a prefill with left padding, or a single forward for encoders and towers.
+A tiny model is saved by transformers, loaded by transformers from the folder, and run in eager
+attention on the CPU in float64: a prefill and two decode steps with the model's own cache, a
+prefill with left padding, or a single forward for encoders and towers.
 Every run is done twice. The second one keeps each module at float64 where its source asks for
 float32 (softmax, norms, rotation), but hands the first run's output on to the layers above, so
 that both outputs of a call belong to the same input.
@@ -15,6 +16,7 @@ import inspect
 import multiprocessing
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,14 +24,17 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from scripts.prove_families.inputs import Start, paddings, starts
+from scripts.prove_families.saved import load, part_of, save
 from scripts.prove_families.tiny import (
     PROBLEMS,
     TinyModel,
@@ -78,7 +83,12 @@ class Capture:
     config: PreTrainedConfig | None
     """The config that the module was built with; None where it keeps none."""
     top_config: PreTrainedConfig
+    folder: Path
+    """The folder that the model was saved to and loaded from."""
+    part: str | None
+    """What `--part` calls the module's config in that folder."""
     weights: Mapping[str, Tensor]
+    """transformers' own, as loaded."""
     buffers: Mapping[str, Tensor]
     """Buffers that the state dict leaves out, such as inverse frequencies."""
     attributes: Mapping[str, Any]
@@ -86,7 +96,6 @@ class Capture:
     inner_classes: tuple[str, ...]
     """Modules of the family inside this one that rotate as well, such as sparse indexers."""
     calls: tuple[Call, ...]
-    dtype: torch.dtype = torch.float64
 
 
 class KeepFloat64(TorchFunctionMode):
@@ -120,6 +129,9 @@ class _Seen:
     mask_2d: Tensor | None
     output: Any = None
     output64: Tensor | None = None
+    projection: nn.Module | None = None
+    """The linear module that took the output as it was: the output projection, where a module of
+    its own holds it, as in BERT's kin."""
 
 
 @dataclass
@@ -133,6 +145,7 @@ class _Recorder:
     past: int = 0
     replay: Iterator[_Seen] | None = None
     rotary: tuple[Any, Any] = (None, None)
+    latest: tuple[_Seen, Tensor] | None = None
 
     def twice(self, model: nn.Module, start: Start) -> None:
         """Runs as the model is, then again at float64 throughout with the first run's outputs."""
@@ -156,7 +169,16 @@ class _Recorder:
                 if "otary" in type(module).__name__ or "Rope" in type(module).__name__:
                     handle = module.register_forward_hook(self._note_rotary, with_kwargs=True)
                     stack.callback(handle.remove)
+                elif isinstance(module, (nn.Linear, Conv1D)):
+                    stack.callback(module.register_forward_pre_hook(self._note_linear).remove)
             yield
+
+    def _note_linear(self, module: Any, args: Any) -> None:
+        """Whether the module takes what an attention module has just returned."""
+        if self.latest is not None and args:
+            seen, output = self.latest
+            if args[0].data_ptr() == output.data_ptr() and args[0].shape == output.shape:
+                seen.projection, self.latest = module, None
 
     def _note_rotary(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         try:
@@ -188,6 +210,7 @@ class _Recorder:
             output = forward(*args, **kwargs)
             call.output = _copied(output)
             self.seen.append(call)
+            self.latest = (call, _first(output))
             return output
 
         return wrapped
@@ -305,6 +328,10 @@ def _call(seen: _Seen) -> Call:
     pair = (given.get("cos"), given.get("sin")) if "cos" in given else None
     embeddings = next((given[x] for x in EMBEDDINGS if given.get(x) is not None), pair)
     positions = given.get("position_ids")
+    outputs = [_first(seen.output), seen.output64]
+    if seen.projection is not None:
+        with torch.no_grad():
+            outputs = [seen.projection(x) for x in outputs]
     return Call(
         kind=seen.kind,
         hidden_states=_hidden(given),
@@ -315,8 +342,8 @@ def _call(seen: _Seen) -> Call:
         attention_mask=_mask(given),
         mask_2d=seen.mask_2d,
         past=seen.past,
-        output=_first(seen.output),
-        output64=seen.output64,
+        output=outputs[0],
+        output64=outputs[1],
     )
 
 
@@ -342,12 +369,14 @@ def _usable(seen: _Seen) -> bool:
     return given.get("position_embeddings") is not None or all(x is None for x in other)
 
 
-def captures(tiny: TinyModel, start: Start | None = None) -> list[Capture]:
+def captures(tiny: TinyModel, folder: Path, start: Start | None = None) -> list[Capture]:
     """Every rotary attention module of the model with all its calls, in the model's order.
 
-    start: how to run the model; without, the first guess that it takes.
+    folder: where the model is saved, and loaded from again. start: how to run the model; without,
+    the first guess that it takes.
     """
-    model = tiny.build()
+    save(tiny, folder)
+    model = load(tiny.model_class, folder)
     modules = attention_modules(model, tiny.family)
     if not modules:
         raise ValueError(f"{tiny.name} has no rotary attention module")
@@ -357,7 +386,8 @@ def captures(tiny: TinyModel, start: Start | None = None) -> list[Capture]:
         if start is None:
             with suppress(NothingRuns):
                 _first_that_runs(recorder, model, paddings(tiny, model))
-    return [x for x in (_capture(tiny, y, modules[y], recorder.seen) for y in modules) if x.calls]
+    every = (_capture(tiny, folder, model, path, recorder.seen) for path in modules)
+    return [capture for capture in every if capture.calls]
 
 
 class NothingRuns(RuntimeError):
@@ -390,7 +420,10 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".split("\n")[0][:160]
 
 
-def _capture(tiny: TinyModel, path: str, module: nn.Module, seen: list[_Seen]) -> Capture:
+def _capture(
+    tiny: TinyModel, folder: Path, model: nn.Module, path: str, seen: list[_Seen]
+) -> Capture:
+    module = model.get_submodule(path)
     weights = {x: y.detach().clone() for x, y in module.state_dict().items()}
     buffers = {x: y.clone() for x, y in module.named_buffers() if x not in weights}
     config = getattr(module, "config", None)
@@ -408,12 +441,13 @@ def _capture(tiny: TinyModel, path: str, module: nn.Module, seen: list[_Seen]) -
         layer_type=_layer_type(module, config or tiny.config, layer),
         config=config if isinstance(config, PreTrainedConfig) else None,
         top_config=tiny.config,
+        folder=folder,
+        part=part_of(model, path),
         weights=weights,
         buffers=buffers,
         attributes={x: y for x, y in vars(module).items() if isinstance(y, PLAIN) and x[0] != "_"},
         inner_classes=_inner(module, tiny.family),
         calls=tuple(_call(x) for x in seen if x.path == path and _usable(x)),
-        dtype=tiny.dtype,
     )
 
 
@@ -440,10 +474,11 @@ def family_captures(family: str) -> tuple[list[Capture], list[str]]:
     found: list[Capture] = []
     problems: list[str] = []
     for tiny in tiny_models(family):
-        try:
-            found += captures(tiny)
-        except Exception as error:
-            problems.append(f"{tiny.name}: {_reason(error)}")
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                found += captures(tiny, Path(folder))
+            except Exception as error:
+                problems.append(f"{tiny.name}: {_reason(error)}")
     if not rotary_attention_classes(family):
         problems.append("no attention module of its file applies the rotation that it defines")
     return found, [*problems, *PROBLEMS.get(family, [])]

@@ -1,25 +1,23 @@
 """One captured attention module against ours: the float64 module, then the exported artifact."""
 
 import dataclasses
-import json
-import sys
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rope_export import Artifact, RotaryAttention, export, open_session
-from rope_export.checkpoints.config import Read, select, spec_of
-from rope_export.checkpoints.layout import taken
-from rope_export.errors import SpecError
+from rope_export.checkpoints import open_source
+from rope_export.errors import CheckpointError, SpecError
 from rope_export.lowerings import lowerings, refusal
 from rope_export.parity.bounds import UNIT_ROUNDOFF, longest_reduction
 from rope_export.runtimes import Session
 from rope_export.spec import AttentionSpec
+from scripts.prove_families import kept
 from scripts.prove_families.calls import comparable, expected, inputs_of, steps, tables
 from scripts.prove_families.capture import Call, Capture, KeepFloat64
 
@@ -32,12 +30,13 @@ FLOAT64 = 1e-12
 
 
 APART = {
-    ("MoonshineEncoder", "MoonshineAttention"): "the config's common keys describe the decoder; "
+    ("MoonshineModel", "encoder."): "the config's common keys describe the decoder; "
     "the encoder has none of its own",
-    ("DiffusionGemmaDecoderModel", "DiffusionGemmaDecoderTextAttention"): "a canvas whose tokens "
+    ("DiffusionGemmaDecoderModel", ""): "a canvas whose tokens "
     "see each other and another model's cache",
 }
-"""Attention that no config of its own describes: never read, so never exported."""
+"""Attention that no config of its own describes, by model class and the start of the module's path:
+never read, so never exported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,38 +49,43 @@ class Outcome:
     status: str
     reason: str = ""
     features: tuple[str, ...] = ()
+    causal: bool = False
     unmodified: float = 0.0
     float64: float = 0.0
     lowering: str = ""
     runtime: float = 0.0
-    budget: float = 0.0
+    tolerance: float = 0.0
     calls: tuple[str, ...] = ()
 
 
 def compared(
     capture: Capture, folder: Path, done: dict[str, Outcome], every_way: bool = False
 ) -> Outcome:
-    """The capture against our reading of its config and weights.
+    """The capture against our reading of the folder that its model was saved to.
 
-    folder: for the checkpoint and the artifact. done: outcomes by the module, spec and calls; a
-    layer that is the same as one that has been exported is not exported again. every_way: by every
-    lowering and cache that can express it, not only the one that "auto" takes.
+    folder: for the artifact. done: outcomes by the module, spec and calls; a layer that is the same
+    as one that has been exported is not exported again. every_way: by every lowering and cache that
+    can express it, not only the one that "auto" takes.
     """
     named: dict[str, Any] = {
         "module": capture.module_class,
         "path": capture.module_path,
         "variant": capture.variant,
     }
-    apart = APART.get((capture.model_class, capture.module_class))
-    if apart is not None:
-        return Outcome(**named, status="refused", reason=f"not read from a config: {apart}.")
+    for (model_class, path), why in APART.items():
+        if capture.model_class == model_class and capture.module_path.startswith(path):
+            return Outcome(**named, status="refused", reason=f"not read from a config: {why}.")
     try:
-        read = select(_config(capture))
-        spec = spec_of(read, capture.layer_idx or 0)
+        source = open_source(capture.folder, layer=capture.layer_idx or 0, part=capture.part)
+        weights = {name: tensor.double() for name, tensor in source.weights().items()}
     except SpecError as error:
         return Outcome(**named, status="refused", reason=str(error))
+    except CheckpointError as error:
+        line = str(error).replace(f"{capture.folder}{os.sep}", "").replace(str(capture.folder), ".")
+        return Outcome(**named, status="unread", reason=line)
+    spec = source.spec
     named["features"] = tuple(x.name for x in spec.features() if not x.plain)
-    weights = weights_of(read, spec, capture)
+    named["causal"] = spec.causal
     calls = [call for call in capture.calls if comparable(call)]
     if not calls:
         return Outcome(**named, status="wrong", reason="no call of it can be compared")
@@ -97,43 +101,15 @@ def compared(
     key = repr((capture.module_class, spec, [(c.kind, c.past, c.output.shape) for c in calls]))
     if key not in done:
         done[key] = artifact_outcome(
-            capture, read, spec, weights, calls, folder, named | errors, every_way
+            capture, spec, weights, calls, folder, named | errors, every_way
         )
     first = done[key]
     return dataclasses.replace(
         Outcome(**named, **errors, status=first.status, reason=first.reason),
         lowering=first.lowering,
         runtime=first.runtime,
-        budget=first.budget,
+        tolerance=first.tolerance,
     )
-
-
-def _config(capture: Capture) -> dict[str, Any]:
-    """The module's config; one without a model_type is called by the config it is a part of."""
-    config = capture.config or capture.top_config
-    facts = config.to_dict()
-    if facts.get("model_type"):
-        return facts
-    module = sys.modules[type(config).__module__]
-    for outer in vars(module).values():
-        for key, inner in getattr(outer, "sub_configs", {}).items():
-            if inner is type(config):
-                return facts | {"model_type": f"{outer.model_type}.{key}"}
-    return facts
-
-
-def weights_of(read: Read, spec: AttentionSpec, capture: Capture) -> dict[str, Tensor]:
-    """Our tensors from the module's; where the output projection is another module's, as in BERT's
-    kin, it is the identity here."""
-    layout = read.layout(capture.layer_idx or 0)
-    pieces = layout.pieces(spec)
-    there = {layout.own + name: tensor for name, tensor in capture.weights.items()}
-    width = spec.heads * spec.value_head_dim
-    if pieces["o_proj.weight"].name not in there and width == spec.hidden_size:
-        there[pieces["o_proj.weight"].name] = torch.eye(width, dtype=torch.float64)
-        if spec.o_bias:
-            there[pieces["o_proj.bias"].name] = torch.zeros(width, dtype=torch.float64)
-    return {k: v.double() for k, v in taken(layout, spec, there).items()}
 
 
 def module_errors(
@@ -146,9 +122,9 @@ def module_errors(
     norms in float64. tables: transformers' own cos and sin where their last bit differs."""
     layer = RotaryAttention.from_weights(spec, weights)
     layer.cos_sin = _as_trained(layer.cos_sin, tables)  # type: ignore[method-assign]
-    plain = worst(spec, calls, lambda inputs: layer(**inputs), exact=False)
+    plain = largest_error(spec, calls, lambda inputs: layer(**inputs), exact=False)
     with KeepFloat64():
-        exact = worst(spec, calls, lambda inputs: layer(**inputs), exact=True)
+        exact = largest_error(spec, calls, lambda inputs: layer(**inputs), exact=True)
     return plain, exact
 
 
@@ -172,7 +148,7 @@ def _as_trained(cos_sin: Any, tables: list[tuple[Tensor, Tensor]]) -> Any:
     return turned
 
 
-def worst(spec: AttentionSpec, calls: list[Call], run: Any, *, exact: bool) -> float:
+def largest_error(spec: AttentionSpec, calls: list[Call], run: Any, *, exact: bool) -> float:
     """Largest error of any call, scaled by the largest value of the expected output."""
     names = ("past_key", "past_value") if spec.latent is None else ("past_latent", "past_key_rope")
     largest = 0.0
@@ -198,7 +174,6 @@ def worst(spec: AttentionSpec, calls: list[Call], run: Any, *, exact: bool) -> f
 
 def artifact_outcome(
     capture: Capture,
-    read: Read,
     spec: AttentionSpec,
     weights: dict[str, Tensor],
     calls: list[Call],
@@ -206,28 +181,35 @@ def artifact_outcome(
     named: dict[str, Any],
     every_way: bool,
 ) -> Outcome:
-    """A checkpoint of the module's own tensors, exported, in onnxruntime; its error and eager's are
-    both against transformers in float64. every_way: by every lowering and cache that can, the worst
+    """The saved model's layer, exported, in onnxruntime; its error and eager's are both against
+    transformers in float64. every_way: by every lowering and cache that can, the worst
     of them."""
     calls = [call for call in calls if spec.causal or not call.past]
     padding = any("attention_mask" in inputs_of(call, spec) for call in calls)
-    found: list[tuple[float, float, str]] = []
+    found = []
     for lowering, cache in _ways(spec) if every_way else [("auto", _plain_cache(spec))]:
-        artifact = exported(
-            capture, read, spec, folder, padding=padding, lowering=lowering, cache=cache
-        )
-        with open_session(artifact, "onnxruntime") as session:
-            error, budget = runtime_errors(spec, weights, calls, session)
-        found.append((error, budget, artifact.manifest.lowering))
-    error, budget, lowering = max(found, key=lambda x: x[0] / x[1])
-    status = "proven" if error <= budget else "wrong"
+        key = kept.name(spec, weights, calls, lowering, cache, padding)
+        one = kept.find(key)
+        if one is None:
+            artifact = exported(
+                capture, spec, folder, padding=padding, lowering=lowering, cache=cache
+            )
+            with open_session(artifact, "onnxruntime") as session:
+                error, tolerance = runtime_errors(spec, weights, calls, session)
+            one = kept.Compared(
+                lowering=artifact.manifest.lowering, error=error, tolerance=tolerance
+            )
+            kept.keep(key, one)
+        found.append(one)
+    worst = max(found, key=lambda x: x.error / x.tolerance)
+    status = "proven" if worst.error <= worst.tolerance else "wrong"
     return Outcome(
         **named,
         status=status,
         reason="" if status == "proven" else "the artifact differs from transformers",
-        lowering=lowering,
-        runtime=error,
-        budget=budget,
+        lowering=worst.lowering,
+        runtime=worst.error,
+        tolerance=worst.tolerance,
     )
 
 
@@ -245,7 +227,6 @@ def _ways(spec: AttentionSpec) -> Iterator[tuple[str, str]]:
 
 def exported(
     capture: Capture,
-    read: Read,
     spec: AttentionSpec,
     folder: Path,
     *,
@@ -253,16 +234,12 @@ def exported(
     lowering: str = "auto",
     cache: str | None = None,
 ) -> Artifact:
-    """The module's tensors as a checkpoint, and that exported."""
-    checkpoint = folder / "checkpoint"
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    (checkpoint / "config.json").write_text(json.dumps(_jsonable(_config(capture))))
-    layer = capture.layer_idx or 0
-    _save(read, spec, capture, "model." + read.layout(layer).path(layer), checkpoint)
+    """The capture's layer, exported from the folder that the model was saved to."""
     return export(
-        checkpoint,
+        capture.folder,
         out=folder / f"{lowering}-{cache}",
-        layer=layer,
+        layer=capture.layer_idx or 0,
+        part=capture.part,
         lowering=lowering,
         cache=cache or _plain_cache(spec),  # type: ignore[arg-type]
         padding=padding,
@@ -276,8 +253,8 @@ def runtime_errors(
     single = RotaryAttention.from_weights(spec, {k: v.float() for k, v in weights.items()})
     padding = any(tensor.name == "attention_mask" for tensor in session.inputs)
     with torch.no_grad():
-        eager = worst(spec, calls, lambda x: single(**_single(x)), exact=True)
-    error = worst(spec, calls, lambda x: _run(session, _single(x), padding), exact=True)
+        eager = largest_error(spec, calls, lambda x: single(**_single(x)), exact=True)
+    error = largest_error(spec, calls, lambda x: _run(session, _single(x), padding), exact=True)
     total = max(call.past + call.output.shape[1] for call in calls)
     floor = UNIT_ROUNDOFF["float32"] * longest_reduction(spec, total) ** 0.5
     return error, 2 * max(eager, floor)
@@ -332,26 +309,3 @@ def _run_fixed(session: Any, inputs: dict[str, Tensor], padding: bool) -> list[T
     outputs = session.run({k: v.contiguous() for k, v in given.items()})
     first, *caches = (outputs[tensor.name] for tensor in session.outputs)
     return [first, *(cache[..., :total, :].contiguous() for cache in caches)]
-
-
-def _save(read: Read, spec: AttentionSpec, capture: Capture, prefix: str, folder: Path) -> None:
-    layout = read.layout(capture.layer_idx or 0)
-    pieces = layout.pieces(spec)
-    names = {name for piece in pieces.values() for name in piece.names}
-    there = {
-        layout.own + name: tensor.float().contiguous() for name, tensor in capture.weights.items()
-    }
-    width = spec.heads * spec.value_head_dim
-    for name in names - there.keys():
-        there[name] = torch.zeros(width) if name.endswith("bias") else torch.eye(width)
-    save_file(
-        {prefix + name: tensor for name, tensor in there.items()}, folder / "model.safetensors"
-    )
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

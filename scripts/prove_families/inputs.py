@@ -19,6 +19,8 @@ from scripts.prove_families.tiny import WIDTH, TinyModel, attribute
 BATCH, TOKENS, STEPS, PADDED = 2, 9, 2, 3
 BOTH = (BATCH, TOKENS)
 SEED = 7
+TOKENS_FIRST = ("input_ids", "inputs_embeds", "decoder_input_ids")
+"""What a decoder's tokens are called; the last where the encoder takes no tokens."""
 Mark = Callable[[str, Tensor | None, int], None]
 """Told the kind, the 2-D mask and the number of cached tokens before every forward."""
 Start = Callable[[nn.Module, Mark], None]
@@ -42,7 +44,7 @@ class Maker:
         self.generator = torch.Generator().manual_seed(SEED)
 
     def noise(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.tiny.dtype)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
     def tokens(self, count: int = TOKENS, *more: int) -> Tensor:
         shape = (BATCH, count, *more)
@@ -150,7 +152,7 @@ def starts(tiny: TinyModel, model: nn.Module) -> Iterator[Start]:
     """Ways of running the model, the likeliest first: each runs every forward of the model."""
     maker = Maker(tiny, model)
     for inputs in list(maker.candidates()):
-        tokens = next((x for x in inputs if x in ("input_ids", "inputs_embeds")), None)
+        tokens = next((x for x in TOKENS_FIRST if x in inputs), None)
         name = cache_among(maker.names) if _decodes(model) else None
         if name is not None and tokens is not None and inputs[tokens].shape[0] == BATCH:
             yield _decoder(inputs, name, lambda: None)
@@ -175,17 +177,18 @@ def _fresh(inputs: dict[str, Any]) -> dict[str, Any]:
 def paddings(tiny: TinyModel, model: nn.Module) -> Iterator[Start]:
     """The same with left padding in row 1, where the model takes tokens and a mask."""
     maker = Maker(tiny, model)
-    if "attention_mask" not in maker.names:
-        return
     for inputs in list(maker.candidates()):
-        tokens = next((x for x in inputs if x in ("input_ids", "inputs_embeds")), None)
-        if tokens is None:
+        tokens = next((x for x in TOKENS_FIRST if x in inputs), None)
+        decodes = tokens == "decoder_input_ids"
+        name = "decoder_attention_mask" if decodes else "attention_mask"
+        if tokens is None or name not in maker.names:
             continue
         mask = torch.ones(BATCH, TOKENS, dtype=torch.long)
         mask[1, :PADDED] = 0
         if "position_ids" in maker.names:
-            yield _padded(inputs | {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}, mask)
-        yield _padded(inputs, mask)
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            yield _padded(inputs | {"position_ids": positions}, name, mask)
+        yield _padded(inputs, name, mask)
 
 
 def _encoder(inputs: dict[str, Any]) -> Start:
@@ -197,10 +200,12 @@ def _encoder(inputs: dict[str, Any]) -> Start:
     return start
 
 
-def _padded(inputs: dict[str, Any], mask: Tensor) -> Start:
+def _padded(inputs: dict[str, Any], name: str, mask: Tensor) -> Start:
+    """name: what the forward calls the mask."""
+
     def start(model: nn.Module, mark: Mark) -> None:
         mark("padded", mask, 0)
-        model(**_fresh(inputs), attention_mask=mask.clone())
+        model(**_fresh(inputs), **{name: mask.clone()})
 
     return start
 

@@ -194,11 +194,17 @@ SKIP = {
     "BltLocalDecoder",
     "BltLocalEncoder",
     "DINOv3ViTEncoder",
+    "EvollaSaProtProteinEncoder",
+    "MoonshineDecoder",
+    "MoonshineEncoder",
+    "MoonshineStreamingDecoder",
+    "MoonshineStreamingEncoder",
     "MoshiDepthDecoder",
     "Sapiens2Encoder",
     "SeamlessM4TConformerEncoder",
 }
-"""Model classes that are fed by another of the family, which is run instead."""
+"""Model classes that are fed by another of the family, or that name no model_type where they are
+saved by themselves; the other is run instead."""
 
 
 def _positions(rows: int, columns: int) -> torch.Tensor:
@@ -311,6 +317,14 @@ INPUTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "Xcodec2Model": lambda m: {
         "input_values": m.noise(2, 1, 3200),
         "input_features": m.noise(2, 10, 160),
+    },
+    "MoonshineModel": lambda m: {
+        "input_values": m.noise(2, 8000),
+        "decoder_input_ids": m.tokens(),
+    },
+    "MoonshineStreamingModel": lambda m: {
+        "input_values": m.noise(2, 8000),
+        "decoder_input_ids": m.tokens(),
     },
     "TimesFm2_5Model": lambda m: {"past_values": m.noise(2, 9 * m.number("patch_length"))},
     "VoxtralRealtimeTextModel": lambda m: {

@@ -1,5 +1,6 @@
 """The verdict on a family, and docs/families.md."""
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +39,23 @@ SAMPLE = (
 """Twenty-five families that have every feature between them; CI proves these."""
 
 
+WITHOUT: dict[str, dict[str, str]] = {
+    "mimi": {"padded": "a codec, which takes no mask of its frames"},
+    "pocket_tts_audio_tokenizer": {
+        "decode": "a codec, whose forward takes no cache",
+        "padded": "a codec, which takes no mask of its frames",
+    },
+}
+"""Calls that a causal family's model does not have, and why; without any other it is not proven."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What came of one family.
 
     status: "proven" if every rotary attention of its file is; "partly proven" where some of its
-    modules are refused by name; "refused" where all are; "wrong" or "crashed" as soon as one is.
+    modules are refused by name; "refused" where all are; "unread", "wrong" or "crashed" as soon as
+    one is: "unread" where the file that transformers wrote has not what our layout says.
     """
 
     family: str
@@ -57,13 +69,15 @@ class Verdict:
 def verdict(family: str, outcomes: list[Outcome], problems: list[str], seconds: float) -> Verdict:
     """The family's status from its modules'; a variant that is refused where the plain model is
     proven leaves the family proven, since it is refused by the key that switches it on."""
+    outcomes = [*outcomes, *_not_shown(family, outcomes)]
     by_status: dict[str, set[str]] = {}
     for outcome in outcomes:
         by_status.setdefault(outcome.status, set()).add(outcome.module)
     reasons = tuple(dict.fromkeys(o.reason for o in outcomes if o.status != "proven"))
     proven, refused = (by_status.get(name, set()) for name in ("proven", "refused"))
-    if "crashed" in by_status or "wrong" in by_status:
-        status = "crashed" if "crashed" in by_status else "wrong"
+    bad: list[str] = [x for x in ("crashed", "wrong", "unread") if x in by_status]
+    if bad:
+        status = bad[0]
     elif not outcomes:
         status = "no rotary attention"
         reasons = tuple(problems)
@@ -79,6 +93,19 @@ def verdict(family: str, outcomes: list[Outcome], problems: list[str], seconds: 
         problems=tuple(problems),
         seconds=seconds,
     )
+
+
+def _not_shown(family: str, outcomes: list[Outcome]) -> Iterable[Outcome]:
+    """Causal modules whose proof holds no decode step or no padded call, as wrong: it would hold
+    for a model without a cache as well."""
+    for module in dict.fromkeys(o.module for o in outcomes):
+        mine = [o for o in outcomes if o.module == module and o.status == "proven" and o.causal]
+        shown = {call for o in mine for call in o.calls} | WITHOUT.get(family, {}).keys()
+        lacking = [kind for kind in ("decode", "padded") if kind not in shown]
+        if mine and lacking:
+            yield dataclasses.replace(
+                mine[0], status="wrong", reason=f"its proof holds no call of: {', '.join(lacking)}"
+            )
 
 
 def write_report(verdicts: Iterable[Verdict], path: Path) -> None:
@@ -100,22 +127,32 @@ def _lines(verdicts: list[Verdict]) -> Iterable[str]:
     yield ""
     yield (
         f"Written by `python -m scripts.prove_families --write` with transformers "
-        f"{transformers.__version__}. For every model family whose own file turns queries and "
-        f"keys, tiny random models are run by transformers in eager attention, plain and with each "
-        f"attention feature switched. Every rotary attention module is compared with ours on the "
-        f"same inputs, a prefill, two decode steps and left padding where it has a cache: in "
-        f"float64 as it is (largest error at most {UNMODIFIED:g} of the largest output, since "
-        f"transformers computes softmax and norms in float32), and with those in float64 as well "
-        f"(at most {FLOAT64:g}); then a checkpoint of its weights is exported and run in "
-        f"onnxruntime in float32, whose error against transformers in float64 may be twice eager's."
+        f"{transformers.__version__}. For every model family whose own file rotates queries and "
+        f"keys, transformers makes tiny random models, plain and with each attention feature "
+        f"switched, and saves each with `save_pretrained`: a folder with config.json and "
+        f"model.safetensors. transformers loads that folder and runs it in eager attention, and "
+        f"`rope-export` reads the same folder by layer and `--part`: names, shapes and defaults "
+        f"are those of the files, and nothing else is handed across. Every rotary attention module "
+        f"is compared with ours on the same inputs, a prefill, two decode steps and left padding "
+        f"where it has a cache (a causal family without them is called wrong): in float64 as it "
+        f"is (largest error at most {UNMODIFIED:g} of the largest output, since transformers "
+        f"computes softmax and norms in float32), and with those in float64 as well (at most "
+        f"{FLOAT64:g}); then the layer is exported from the folder and run in onnxruntime in "
+        f"float32, whose error against transformers in float64 may be twice eager's."
     )
     yield ""
     yield f"Of {len(rotary)} families:"
     yield ""
-    for status in ("proven", "partly proven", "refused", "wrong", "crashed"):
+    for status in ("proven", "partly proven", "refused", "unread", "wrong", "crashed"):
         yield f"- {status}: {number.get(status, 0)}"
     yield ""
     yield '"Partly proven" families have several rotary attentions, of which the named are refused.'
+    yield '"Of it" is the share of what the error in onnxruntime may be.'
+    yield from (
+        f"`{family}` is proven without {kind} calls: {why}."
+        for family, kinds in WITHOUT.items()
+        for kind, why in kinds.items()
+    )
     yield ""
     yield from _proven(x for x in rotary if x.status in ("proven", "partly proven"))
     yield from _refused(rotary)
@@ -124,14 +161,14 @@ def _lines(verdicts: list[Verdict]) -> Iterable[str]:
 def _proven(verdicts: Iterable[Verdict]) -> Iterable[str]:
     yield "## Proven"
     yield ""
-    yield "| family | module | features | float64, as is | float64 | onnxruntime | of budget |"
+    yield "| family | module | features | float64, as is | float64 | onnxruntime | of it |"
     yield "|---|---|---|---|---|---|---|"
     for one in verdicts:
         modules = dict.fromkeys(o.module for o in one.outcomes if o.status == "proven")
         for module in modules:
             mine = [o for o in one.outcomes if o.module == module and o.status == "proven"]
             every = dict.fromkeys(x for o in mine for x in o.features)
-            used = max((o.runtime / o.budget for o in mine if o.budget), default=0.0)
+            used = max((o.runtime / o.tolerance for o in mine if o.tolerance), default=0.0)
             yield (
                 f"| `{one.family}` | {module} | {', '.join(every)} "
                 f"| {max(o.unmodified for o in mine):.0e} | {max(o.float64 for o in mine):.0e} "

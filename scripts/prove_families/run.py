@@ -1,13 +1,14 @@
 """Proves every model family of transformers, as `python -m scripts.prove_families`.
 
-Each family's tiny models are run by transformers in eager attention, every rotary attention module
-is compared with ours in float64, then exported and compared in onnxruntime. What was proven is
-kept under build/families and not done again until the code changes.
+Each family's tiny models are saved by transformers as a user's model is: config.json and
+model.safetensors in a folder. transformers loads that folder and runs it in eager attention; we
+read that folder, layer by layer and part by part, compare every rotary attention module in
+float64, export it, and compare the artifact in onnxruntime. Artifacts that were compared are kept
+under build/families, as long as the code that makes them and what goes into them are the same.
 """
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import multiprocessing
 import os
@@ -25,13 +26,11 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-import rope_export
 from scripts.prove_families.capture import captures
 from scripts.prove_families.compare import Outcome, compared
 from scripts.prove_families.report import SAMPLE, Verdict, verdict, write_report
 from scripts.prove_families.tiny import PROBLEMS, rotary_families, tiny_models
 
-KEPT = Path("build/families")
 LIMIT = 600
 """Seconds for one family."""
 
@@ -42,12 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("families", nargs="*", help="directories of transformers/models; all else")
     parser.add_argument("--sample", action="store_true", help="the families that CI runs")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--again", action="store_true", help="also what has been proven already")
     parser.add_argument("--json", type=Path, help="also write every outcome to this file")
     parser.add_argument("--write", action="store_true", help="write docs/families.md")
     options = parser.parse_args(arguments)
     names = options.families or (SAMPLE if options.sample else rotary_families())
-    verdicts = sorted(run(names, options.jobs, options.again), key=lambda x: x.family)
+    verdicts = sorted(run(names, options.jobs), key=lambda x: x.family)
     if options.json:
         found = [dataclasses.asdict(x) for x in verdicts]
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -58,73 +56,31 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _summary(verdicts: list[Verdict]) -> int:
     console = Console(stderr=True)
-    bad = [x for x in verdicts if x.status in ("wrong", "crashed")]
+    bad = [x for x in verdicts if x.status in ("unread", "wrong", "crashed")]
     for found in bad:
         console.print(f"{found.family}: {found.status}: {'; '.join(found.reasons)}", markup=False)
     counts = {name: sum(x.status == name for x in verdicts) for name in ("proven", "refused")}
     console.print(
         f"{len(verdicts)} families: {counts['proven']} proven, {counts['refused']} refused by "
-        f"name, {len(bad)} wrong or crashed"
+        f"name, {len(bad)} unread, wrong or crashed"
     )
     return 1 if bad else 0
 
 
-def run(names: Iterable[str], jobs: int, again: bool = False) -> Iterator[Verdict]:
-    """Verdicts as they come, the kept ones first."""
-    stamp = code_stamp()
-    left = []
-    for name in names:
-        kept = None if again else _kept(name, stamp)
-        if kept is None:
-            left.append(name)
-        else:
-            yield kept
+def run(names: Iterable[str], jobs: int) -> Iterator[Verdict]:
+    """Verdicts as they come."""
+    names = list(names)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
         Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress,
         ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("forkserver")) as pool,
     ):
-        task = progress.add_task("families", total=len(left))
-        futures = {pool.submit(prove, name): name for name in left}
+        task = progress.add_task("families", total=len(names))
+        futures = {pool.submit(prove, name): name for name in names}
         for future in as_completed(futures):
             found = future.result()
-            _keep(found, stamp)
             progress.update(task, advance=1, description=f"{found.family}: {found.status}")
             yield found
-
-
-def code_stamp() -> str:
-    """Changes with our code, the proof's and transformers' version."""
-    digest = hashlib.sha256(transformers.__version__.encode())
-    digest.update(torch.__version__.encode())
-    for root in (Path(rope_export.__file__).parent, Path(__file__).parent):
-        for path in sorted(root.rglob("*.py")) + sorted(root.rglob("*.json")):
-            if "cli" not in path.parts and path.name not in ("report.py", "run.py"):
-                digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _kept(family: str, stamp: str) -> Verdict | None:
-    try:
-        facts = json.loads((KEPT / f"{family}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if facts.pop("stamp", None) != stamp:
-        return None
-    outcomes = [Outcome(**{k: _tuple(v) for k, v in x.items()}) for x in facts.pop("outcomes")]
-    return Verdict(**{k: _tuple(v) for k, v in facts.items()}, outcomes=tuple(outcomes))
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _keep(found: Verdict, stamp: str) -> None:
-    KEPT.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dataclasses.asdict(found) | {"stamp": stamp})
-    path = KEPT / f"{found.family}.json"
-    path.with_suffix(".tmp").write_text(text, encoding="utf-8")
-    path.with_suffix(".tmp").replace(path)
 
 
 def prove(family: str, every_way: bool = False) -> Verdict:
@@ -155,15 +111,15 @@ def prove(family: str, every_way: bool = False) -> Verdict:
 def _outcomes(tiny: Any, problems: list[str], every_way: bool) -> list[Outcome]:
     found: list[Outcome] = []
     done: dict[str, Outcome] = {}
-    try:
-        every = captures(tiny)
-    except Exception as error:
-        problems.append(f"{tiny.name}: {error}")
-        return found
-    for capture in every:
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            every = captures(tiny, Path(folder) / "model")
+        except Exception as error:
+            problems.append(f"{tiny.name}: {error}")
+            return found
+        for at, capture in enumerate(every):
             try:
-                found.append(compared(capture, Path(folder), done, every_way))
+                found.append(compared(capture, Path(folder) / str(at), done, every_way))
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 found.append(

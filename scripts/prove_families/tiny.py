@@ -12,7 +12,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,7 +43,7 @@ class TinyModel:
     config: PreTrainedConfig
     attention_classes: tuple[str, ...]
     """Names of the rotary attention classes that this model is here to show."""
-    dtype: torch.dtype = torch.float64
+    dtype: torch.dtype = torch.float32
 
     @property
     def name(self) -> str:
@@ -546,11 +546,7 @@ def build(cls: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dty
     torch.manual_seed(SEED)
     try:
         torch.set_default_dtype(dtype)
-        with ExitStack() as stack:
-            stack.enter_context(mock.patch.object(torch, "empty", _cleared))
-            module = importlib.import_module(cls.__module__)
-            if hasattr(module, "requires_backends"):  # a loss that never runs here needs scipy
-                stack.enter_context(mock.patch.object(module, "requires_backends"))
+        with mock.patch.object(torch, "empty", cleared), optional_backends(cls):
             model = cls(config)
     finally:
         torch.set_default_dtype(before)
@@ -558,10 +554,20 @@ def build(cls: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dty
     return model.eval()
 
 
+@contextmanager
+def optional_backends(cls: type) -> Iterator[None]:
+    """The packages that a model asks for are not needed: a loss that never runs here has scipy."""
+    module = importlib.import_module(cls.__module__)
+    with ExitStack() as stack:
+        if hasattr(module, "requires_backends"):
+            stack.enter_context(mock.patch.object(module, "requires_backends"))
+        yield
+
+
 _EMPTY = torch.empty
 
 
-def _cleared(*size: Any, **options: Any) -> torch.Tensor:
+def cleared(*size: Any, **options: Any) -> torch.Tensor:
     """torch.empty, but the same on every run."""
     return _EMPTY(*size, **options).zero_()
 

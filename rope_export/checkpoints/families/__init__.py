@@ -113,7 +113,9 @@ class Family:
     defaults: beside those of `defaults.json`, for keys that a config.json leaves out. depth: how
     many attention layers, where num_hidden_layers does not say it. ignored: keys that have no
     part in the attention's output. missing: what the family's attention has that is not
-    implemented, for which every layer is refused. source: where the facts were read.
+    implemented, for which every layer is refused. towers: stacks that one config describes, by the
+    word in their tensors' names, which `part` takes, and the model_type that each is read as.
+    source: where the facts were read.
     """
 
     model_type: str
@@ -127,6 +129,7 @@ class Family:
     depth: Callable[[Config], int] | None = None
     ignored: frozenset[str] = frozenset()
     missing: str | None = None
+    towers: Mapping[str, str] = field(default_factory=dict)
 
 
 @cache
@@ -157,6 +160,12 @@ def families() -> dict[str, Family]:
                 if isinstance(family, Family):
                     found[family.model_type] = family
     return found
+
+
+def towers_of(model_type: object) -> Mapping[str, str]:
+    """The stacks that one config of the family describes; see `Family.towers`."""
+    found = families().get(str(model_type))
+    return {} if found is None else found.towers
 
 
 def family(model_type: object) -> Family:

@@ -2,7 +2,7 @@
 
 from rope_export.checkpoints.families import Config, Facts, Family
 from rope_export.checkpoints.families.gemma import two_bases
-from rope_export.checkpoints.layout import TensorLayout
+from rope_export.checkpoints.layout import COMMON_IGNORED, TensorLayout
 from rope_export.checkpoints.reading import (
     all_full,
     all_slide,
@@ -42,6 +42,15 @@ MIMI = tuple(
 )
 
 
+BOTH_STACKS = tuple(
+    Family(
+        model_type=name,
+        missing="a layer of both stacks at once (give --part encoder or --part decoder)",
+        towers={"encoder": f"{name}_encoder", "decoder": f"{name}_decoder"},
+    )
+    for name in ("mimi", "pocket_tts_audio_tokenizer")
+)
+
 MOSHI = tuple(
     Family(
         model_type=name,
@@ -78,6 +87,7 @@ TIMESTAMPS = Family(
 DOTS = Family(
     model_type="dots3_note_audio_encoder",
     attention=together(bias_flag(parts="qvo"), always(causal=False)),
+    tensors=TensorLayout(modules={"o_proj": "out_proj"}),
 )
 MOONSHINE = tuple(
     Family(
@@ -125,7 +135,13 @@ def _sa_prot(config: Config, layer: int) -> Facts:
 SA_PROT = Family(
     model_type="evolla.protein_encoder_config",
     attention=_sa_prot,
-    tensors=TensorLayout(layers="layer.{layer}.attention.", own="self.", modules=BERT_NAMES),
+    tensors=TensorLayout(
+        layers="layer.{layer}.attention.",
+        own="self.",
+        modules=BERT_NAMES,
+        ignored=(*COMMON_IGNORED, "attention.LayerNorm.weight", "attention.LayerNorm.bias"),
+        rotation="rotary_embeddings.inv_freq",
+    ),
     defaults={
         "hidden_size": 1280,
         "num_attention_heads": 20,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rope_export.checkpoints.families import Config, Facts, Family
-from rope_export.checkpoints.layout import TensorLayout, blocks
+from rope_export.checkpoints.layout import COMMON_IGNORED, TensorLayout, blocks
 from rope_export.checkpoints.reading import (
     Kinds,
     Reader,
@@ -122,22 +122,59 @@ MODERNBERT_DECODER = Family(
     ignored=frozenset({"classifier_bias", "norm_bias", "decoder_bias", "local_attention"}),
 )
 ULTRABERT = Family(model_type="ultrabert", attention=together(bias_flag(), reaching(every_full(3))))
-BIASED = tuple(
-    Family(model_type=name, attention=always(causal=False, **biases("qkvo")))
-    for name in ("gte", "jina_embeddings_v3")
+GTE = Family(
+    model_type="gte",
+    attention=always(causal=False, **biases("qkvo")),
+    tensors=TensorLayout(layers="encoder.layer.{layer}.attention.", fused=blocks("qkv_proj")),
 )
-NOMIC = Family(model_type="nomic_bert", attention=always(causal=False))
+JINA = Family(
+    model_type="jina_embeddings_v3",
+    attention=always(causal=False, **biases("qkvo")),
+    tensors=TensorLayout(
+        layers="encoder.layers.{layer}.mixer.",
+        modules={"o_proj": "out_proj"},
+        fused=blocks("Wqkv"),
+    ),
+)
+NOMIC = Family(
+    model_type="nomic_bert",
+    attention=always(causal=False),
+    tensors=TensorLayout(
+        layers="encoder.layers.{layer}.attn.",
+        modules={"o_proj": "out_proj"},
+        fused=blocks("Wqkv"),
+    ),
+)
 ESM = Family(
     model_type="esm",
     attention=_rotary_only,
-    tensors=TensorLayout(layers="layer.{layer}.attention.", own="self.", modules=BERT_NAMES),
+    tensors=TensorLayout(
+        layers="layer.{layer}.attention.",
+        own="self.",
+        modules=BERT_NAMES,
+        ignored=(
+            *COMMON_IGNORED,
+            "attention.LayerNorm.weight",
+            "attention.LayerNorm.bias",
+            "attention.LayerNorm.gamma",
+            "attention.LayerNorm.beta",
+            "rotary_embeddings.inv_freq",
+        ),
+        rotation="rotary_embeddings.inv_freq",
+    ),
     ignored=frozenset({"is_folding_model", "esmfold_config", "layer_norm_eps"}),
 )
 ROFORMER = Family(
     model_type="roformer",
     attention=_roformer,
     layout="interleaved",
-    tensors=TensorLayout(layers="layer.{layer}.attention.", own="self.", modules=BERT_NAMES),
+    tensors=TensorLayout(
+        layers="layer.{layer}.attention.",
+        own="self.",
+        modules=BERT_NAMES,
+        ignored=(*COMMON_IGNORED, "output.LayerNorm.weight", "output.LayerNorm.bias"),
+        rotation="encoder.embed_positions.weight",
+    ),
     ignored=frozenset({"embedding_size"}),
 )
 ESMC = Family(

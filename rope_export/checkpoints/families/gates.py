@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from rope_export.checkpoints.families import Config, Facts, Family
-from rope_export.checkpoints.layout import TensorLayout
+from rope_export.checkpoints.layout import TensorLayout, equal_blocks, whole
 from rope_export.checkpoints.reading import (
     always,
     bias_flag,
@@ -15,6 +15,7 @@ from rope_export.checkpoints.reading import (
     eps,
     every_full,
     head_norms,
+    no_biases,
     qk_norms,
     scale_of,
     together,
@@ -33,11 +34,9 @@ def _bitnet(config: Config, layer: int) -> Facts:
 
 
 def _hrm(config: Config, layer: int) -> Facts:
-    bias = config.flag("attention_bias")
     config.get("num_key_value_heads")  # as many as heads, whatever it says
-    return biases("qkvo", bias) | {
+    return no_biases(config, layer) | {
         "gate": "feature",
-        "gate_bias": bias,
         "kv_heads": config["num_attention_heads"],
     }
 
@@ -107,7 +106,15 @@ BITNET = Family(
     attention=_bitnet,
     tensors=TensorLayout(modules={"o_norm": "attn_sub_norm"}),
 )
-HRM = Family(model_type="hrm_text", attention=_hrm)
+HRM = Family(
+    model_type="hrm_text",
+    attention=_hrm,
+    tensors=TensorLayout(
+        layers="layers.{layer}.attn.",
+        fused=equal_blocks("gqkv_proj", "gate_proj", "q_proj", "k_proj", "v_proj"),
+    ),
+    towers={"L_module": "hrm_text", "H_module": "hrm_text"},
+)
 MUSE = tuple(
     Family(model_type=name, attention=attention, rope=_every_fourth)
     for name, attention in (("muse_glimmer_text", _muse), ("muse_spark_text", _spark))
@@ -123,5 +130,6 @@ BEAM = Family(
 FLINT = Family(
     model_type="flint",
     attention=together(bias_flag(), head_norms(), always(sinks=True)),
+    tensors=TensorLayout(tensors={"sinks": ("softmax_offset", whole)}),
     rope=lambda config, layer: {} if config["layer_types"][layer] == "sliding_attention" else None,
 )

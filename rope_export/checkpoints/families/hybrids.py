@@ -116,7 +116,6 @@ LFM2 = tuple(
 LFM3 = Family(
     model_type="lfm3",
     attention=_lfm3,
-    tensors=TensorLayout(modules={"gate_proj": "g_proj"}),
 )
 GRANITE_HYBRID = Family(
     model_type="granitemoehybrid",

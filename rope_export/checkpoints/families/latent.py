@@ -112,5 +112,8 @@ MISTRAL4 = _family(
 BAILING = _family(
     "bailing_hybrid",
     attention=_gated,
-    tensors=TensorLayout(modules=NAMES | {"gate_proj": "g_proj"}),
+    tensors=TensorLayout(
+        layers="layers.{layer}.attention.",
+        modules=NAMES | {"gate_proj": "g_proj", "o_proj": "dense"},
+    ),
 )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rope_export.checkpoints.families import Config, Family
+from rope_export.checkpoints.layout import TensorLayout, blocks
 from rope_export.checkpoints.reading import (
     all_full,
     all_slide,
@@ -13,6 +14,7 @@ from rope_export.checkpoints.reading import (
     every_full,
     every_other_window,
     head_norms,
+    no_biases,
     scale_of,
     switched_window,
     together,
@@ -29,7 +31,6 @@ BIAS_EVERYWHERE = tuple(
         "csm_depth_decoder_model",
         "deepseek_ocr2_text",
         "emu3_text_model",
-        "gradium_phonon_tts",
         "higgs_audio_v2",
         "jais2",
         "llama",
@@ -63,6 +64,20 @@ def _phimoe_rope(config: Config, layer: int) -> Mapping[str, Any]:
         changed["long_factor"] = given["short_factor"]
     return changed
 
+
+GRADIUM_NAMES = TensorLayout(fused=blocks("in_proj"))
+"""Of the decoder saved by itself. Files have pairs beside each other, and all three in one."""
+GRADIUM = Family(
+    model_type="gradium_phonon_tts",
+    attention=no_biases,
+    layout="interleaved",
+    tensors=TensorLayout(
+        layers="transformer.layers.{layer}.self_attn.",
+        modules={"o_proj": "out_proj"},
+        fused=blocks("in_proj"),
+        others=(GRADIUM_NAMES,),
+    ),
+)
 
 PHIMOE = Family(model_type="phimoe", attention=bias_flag(), kinds=all_slide, rope=_phimoe_rope)
 

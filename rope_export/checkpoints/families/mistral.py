@@ -1,6 +1,7 @@
 """Ministral 3: queries that grow with position. MiMo: sinks, and more key heads, on windows."""
 
 from rope_export.checkpoints.families import Config, Facts, Family
+from rope_export.checkpoints.layout import TensorLayout, whole
 from rope_export.checkpoints.reading import all_slide, biases
 from rope_export.spec import PositionScale
 
@@ -31,4 +32,8 @@ MINISTRAL3 = Family(
     kinds=all_slide,
     rope=lambda config, layer: {"llama_4_scaling_beta": None},
 )
-MIMO = Family(model_type="mimo_v2_flash", attention=_mimo)
+MIMO = Family(
+    model_type="mimo_v2_flash",
+    attention=_mimo,
+    tensors=TensorLayout(tensors={"sinks": ("attention_sink_bias", whole)}),
+)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from rope_export.checkpoints.families import Config, Facts, Family
-from rope_export.checkpoints.layout import TensorLayout, blocks
+from rope_export.checkpoints.layout import TensorLayout, blocks, multihead
 from rope_export.checkpoints.reading import (
     all_full,
     always,
@@ -107,7 +107,15 @@ CLIP = tuple(
     for name in ("paddleocr_vl_vision", "video_llama_3_vision")
 )
 STEP = Family(
-    model_type="step3p5_vision", attention=BIASED, rope=_columns_first, tensors=CLIP_NAMES
+    model_type="step3p5_vision",
+    attention=BIASED,
+    rope=_columns_first,
+    layout="interleaved",
+    tensors=TensorLayout(
+        layers="transformer.resblocks.{layer}.attn.",
+        modules={"o_proj": "out_proj"},
+        tensors=multihead(),
+    ),
 )
 INKLING = Family(
     model_type="inkling2_vision",
@@ -158,7 +166,9 @@ LFM3 = Family(
     model_type="lfm3_vl_vision",
     attention=together(head_norms("norm_eps"), SEES_ALL),
     rope=_rows_first,
-    tensors=CLIP_NAMES,
+    tensors=TensorLayout(
+        modules={"o_proj": "out_proj", "q_norm": "q_layernorm", "k_norm": "k_layernorm"}
+    ),
 )
 PIXTRAL = Family(
     model_type="pixtral",

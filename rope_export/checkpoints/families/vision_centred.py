@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rope_export.checkpoints.families import Config, Facts, Family
-from rope_export.checkpoints.layout import TensorLayout
+from rope_export.checkpoints.layout import COMMON_IGNORED, TensorLayout
 from rope_export.checkpoints.reading import eps, qk_norms
 from rope_export.errors import SpecError
 from rope_export.rope.axial import halves
@@ -67,6 +67,10 @@ SAPIENS2 = Family(
     model_type="sapiens2",
     attention=_grouped_inside,
     rope=_rope,
-    tensors=TensorLayout(layers="layer.{layer}.attention."),
+    tensors=TensorLayout(
+        layers="blocks.{layer}.attn.",
+        modules={"q_proj": "wq", "k_proj": "wk", "v_proj": "wv", "o_proj": "proj"},
+        ignored=(*COMMON_IGNORED, "attn.gamma.weight"),
+    ),
     ignored=IGNORED,
 )

@@ -1,6 +1,9 @@
 """Text decoders that see images: positions of time, height and width."""
 
+import dataclasses
+
 from rope_export.checkpoints.families import Config, Facts, Family
+from rope_export.checkpoints.layout import TensorLayout, blocks
 from rope_export.checkpoints.reading import (
     all_full,
     always,
@@ -87,9 +90,16 @@ def _scaled_layers(config: Config, layer: int) -> dict[str, object]:
     return {"rope_type": "default", "type": None, "factor": None, "attention_factor": None}
 
 
+MOLMO_NAMES = TensorLayout(modules={"o_proj": "attn_out"}, fused=blocks("att_proj"))
+"""Of the text decoder saved by itself."""
 MOLMO2 = Family(
     model_type="molmo2_text",
     attention=_molmo,
     rope=_scaled_layers,
+    tensors=dataclasses.replace(
+        MOLMO_NAMES,
+        layers="transformer.blocks.{layer}.self_attn.",
+        others=(MOLMO_NAMES,),
+    ),
     ignored=frozenset({"use_qk_norm"}),
 )

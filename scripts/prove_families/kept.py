@@ -1,0 +1,83 @@
+"""Artifacts that have been compared, kept under build/families and not exported again.
+
+What is kept is found by everything that the comparison works with: the code that exports and runs,
+the layer's facts, its weights, and transformers' calls. Reading a checkpoint is done every time.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+import transformers
+from torch import Tensor
+
+import rope_export
+from rope_export.spec import AttentionSpec
+from scripts.prove_families.capture import Call
+
+KEPT = Path("build/families")
+READS = {"bench", "checkpoints", "cli", "engines", "parity"}
+"""Folders of ours that have no part in an artifact, or in running it in onnxruntime."""
+BESIDE = ("compare.py", "calls.py")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What came of one artifact: its error in onnxruntime and how large it may be."""
+
+    lowering: str
+    error: float
+    tolerance: float
+
+
+@cache
+def code_stamp() -> str:
+    """Changes with the code that exports and compares, and with the versions of what runs it."""
+    versions = (transformers.__version__, torch.__version__, onnxruntime.__version__)
+    digest = hashlib.sha256(" ".join(versions).encode())
+    root = Path(rope_export.__file__).parent
+    ours = [x for x in sorted(root.rglob("*.py")) if x.relative_to(root).parts[0] not in READS]
+    for path in (
+        *ours,
+        root / "parity" / "bounds.py",
+        *(Path(__file__).parent / x for x in BESIDE),
+    ):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def name(
+    spec: AttentionSpec, weights: Mapping[str, Tensor], calls: list[Call], *ways: object
+) -> str:
+    """What a comparison is kept under. ways: how the layer is exported."""
+    digest = hashlib.sha256(repr((code_stamp(), spec, ways)).encode())
+    tensors = [*sorted(weights.items())]
+    for at, call in enumerate(calls):
+        digest.update(f"{call.kind} {call.past} {call.position_ids}".encode())
+        tensors += [(f"{at}", call.hidden_states), (f"{at}", call.output64)]
+    for key, tensor in tensors:
+        digest.update(f"{key} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def find(key: str) -> Compared | None:
+    try:
+        facts: dict[str, Any] = json.loads((KEPT / f"{key}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Compared(**facts)
+
+
+def keep(key: str, found: Compared) -> None:
+    KEPT.mkdir(parents=True, exist_ok=True)
+    path = KEPT / f"{key}.json"
+    path.with_suffix(".tmp").write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
+    path.with_suffix(".tmp").replace(path)
