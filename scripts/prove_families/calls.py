@@ -148,14 +148,15 @@ def _reordered(given: Tensor, cos: Tensor, spec: AttentionSpec) -> Tensor:
         return given
     axis = torch.tensor(rope.pair_axes)
     angles = given[:, 0].index_select(0, axis).T.float() * rope.inv_freq()
-    theirs = cos[:, ::2] if rope.layout == "interleaved" else cos[:, : cos.shape[-1] // 2]
-    apart = (angles.cos()[None] - theirs[:, None].float()).abs().amax(-1)
-    if float(apart.diagonal().max()) < 1e-6:
-        return given
-    nearest = apart.min(1)
-    if float(nearest.values.max()) >= 1e-6:
-        raise ValueError("the module's cosines are those of no position")
-    return given[:, :, nearest.indices].contiguous()
+    # A module may pair features otherwise than its file, which transformers then permutes.
+    for theirs in (cos[:, : cos.shape[-1] // 2], cos[:, ::2]):
+        apart = (angles.cos()[None] - theirs[:, None].float()).abs().amax(-1)
+        if float(apart.diagonal().max()) < 1e-6:
+            return given
+        nearest = apart.min(1)
+        if float(nearest.values.max()) < 1e-6:
+            return given[:, :, nearest.indices].contiguous()
+    raise ValueError("the module's cosines are those of no position")
 
 
 def steps(spec: AttentionSpec, calls: list[Call]) -> Iterator[tuple[Call, dict[str, Tensor], bool]]:
