@@ -25,7 +25,13 @@ from rope_export.checkpoints.integers import Integers
 from rope_export.checkpoints.locators import Folder, Locator
 from rope_export.checkpoints.parts import named_parts
 from rope_export.checkpoints.placing import layer_deltas
-from rope_export.checkpoints.tensors import Reader, layer_tensors, read_layer, reader
+from rope_export.checkpoints.tensors import (
+    Reader,
+    check_rotation,
+    layer_tensors,
+    read_layer,
+    reader,
+)
 from rope_export.checkpoints.unpacking import refuse_unread, unpacking
 from rope_export.errors import CheckpointError
 from rope_export.spec import AttentionSpec, DType
@@ -139,6 +145,7 @@ def _checkpoint(
         layout = read.layout(layer).among(tensors.names, layer, spec)
         with tensors.named():
             pieces = layer_tensors(tensors.names, layer, spec, layout, read.part, tensors.idle)
+    check_rotation(tensors.read, tensors.names, layout, spec)
     used = [name for piece in pieces.values() for x in piece.names for name in tensors.behind(x)]
     notes = read.notes + files.notes + files.unlike_index(used) + adapter_notes
     facts = _facts("checkpoint", config, layer, part) | {"files": files.of(used)}

@@ -1,6 +1,6 @@
 """Reads single tensors from safetensors files, sharded or not, without loading the others."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from safetensors import SafetensorError
@@ -94,6 +94,39 @@ def read_layer(read: Reader, pieces: Mapping[str, Piece], spec: AttentionSpec) -
             ) from error
         weights[name] = deployed(piece.name, tensor, shape, spec.dtype)
     return weights
+
+
+STORED = 2**-20
+"""What a stored frequency may differ by from the config's, relatively: both are float32."""
+
+
+def check_rotation(
+    read: Reader, names: Iterable[str], layout: TensorLayout, spec: AttentionSpec
+) -> None:
+    """The rotation that the checkpoint stores is the one that the config describes.
+
+    transformers takes it from the file where the layout has a `rotation`: inverse frequencies
+    (pairs), or a table of sines, then cosines (positions, 2 * pairs).
+    Raises: CheckpointError naming the tensor and the largest difference.
+    """
+    if layout.rotation is None or spec.rope is None:
+        return
+    ours = spec.rope.inv_freq().double()
+    for name in (x for x in names if x.endswith(layout.rotation)):
+        stored = read(name).double()
+        if stored.ndim == 1:
+            expected, allowed = ours, STORED * ours
+        else:
+            angles = torch.arange(len(stored), dtype=torch.float64)[:, None] * ours
+            expected = torch.cat((angles.sin(), angles.cos()), dim=-1)
+            allowed = STORED * (1 + angles.repeat(1, 2))
+        alike = stored.shape == expected.shape
+        if not alike or not bool(((stored - expected).abs() <= allowed).all()):
+            far = f"by {float((stored - expected).abs().max()):.3g}" if alike else "in shape"
+            raise CheckpointError(
+                f"tensor {name!r} differs {far} from what the config says, and transformers "
+                f"rotates by the tensor: refused. Save the model with the rotation of its config."
+            )
 
 
 def deployed(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: str) -> Tensor:

@@ -151,6 +151,8 @@ class Maker:
 def starts(tiny: TinyModel, model: nn.Module) -> Iterator[Start]:
     """Ways of running the model, the likeliest first: each runs every forward of the model."""
     maker = Maker(tiny, model)
+    if tiny.model_class.__name__ in CODECS:
+        yield _codec(maker)
     for inputs in list(maker.candidates()):
         tokens = next((x for x in TOKENS_FIRST if x in inputs), None)
         name = cache_among(maker.names) if _decodes(model) else None
@@ -161,6 +163,28 @@ def starts(tiny: TinyModel, model: nn.Module) -> Iterator[Start]:
                 inputs, name, lambda: EncoderDecoderCache(DynamicCache(), DynamicCache())
             )
         yield _encoder(inputs)
+
+
+CODECS = {"MimiModel": 1920}
+"""Models of sound that go on with a cache for each of their stacks, and the samples of two of its
+tokens."""
+
+
+def _codec(maker: Maker) -> Start:
+    """Sound in pieces, each after what the caches hold."""
+    names = [name for name in maker.names if name.startswith(("encoder_", "decoder_"))]
+    samples = CODECS[maker.tiny.model_class.__name__]
+    pieces = [maker.noise(BATCH, 1, count * samples) for count in (4, *[1] * STEPS)]
+
+    def start(model: nn.Module, mark: Mark) -> None:
+        caches: dict[str, Any] = {name: DynamicCache() for name in names}
+        past = 0
+        for piece in pieces:
+            mark("decode" if past else "prefill", None, past)
+            model(piece.clone(), **caches)
+            past += 2 * piece.shape[-1] // samples
+
+    return start
 
 
 def _decodes(model: nn.Module) -> bool:

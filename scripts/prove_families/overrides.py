@@ -193,6 +193,7 @@ SKIP = {
     "BltGlobalTransformer",
     "BltLocalDecoder",
     "BltLocalEncoder",
+    "BltPatcher",
     "DINOv3ViTEncoder",
     "EvollaSaProtProteinEncoder",
     "MoonshineDecoder",

@@ -138,7 +138,8 @@ def _lines(verdicts: list[Verdict]) -> Iterable[str]:
         f"is (largest error at most {UNMODIFIED:g} of the largest output, since transformers "
         f"computes softmax and norms in float32), and with those in float64 as well (at most "
         f"{FLOAT64:g}); then the layer is exported from the folder and run in onnxruntime in "
-        f"float32, whose error against transformers in float64 may be twice eager's."
+        f"float32, whose error against transformers in float64 may be twice eager's. Layers whose "
+        f"facts and calls are those of one that was exported take its figures."
     )
     yield ""
     yield f"Of {len(rotary)} families:"

@@ -3,8 +3,8 @@
 Each family's tiny models are saved by transformers as a user's model is: config.json and
 model.safetensors in a folder. transformers loads that folder and runs it in eager attention; we
 read that folder, layer by layer and part by part, compare every rotary attention module in
-float64, export it, and compare the artifact in onnxruntime. Artifacts that were compared are kept
-under build/families, as long as the code that makes them and what goes into them are the same.
+float64, export it, and compare the artifact in onnxruntime. Figures of artifacts are kept under
+build/families by the facts of the layer, as long as the code that makes them is the same.
 """
 
 import argparse
