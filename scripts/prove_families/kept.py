@@ -1,7 +1,7 @@
 """Artifacts that have been compared, kept under build/families and not exported again.
 
-An artifact in onnxruntime is right or wrong for the facts of its layer, whichever family has them, so
-layers of the same facts and calls are exported once, as long as the code that exports, runs and
+An artifact in onnxruntime is right or wrong for the facts of its layer, whichever family has them,
+so layers of the same facts and calls are exported once, as long as the code that exports, runs and
 compares them is the same. Reading a checkpoint, and comparing it in float64, is done every time.
 """
 

@@ -41,11 +41,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("families", nargs="*", help="directories of transformers/models; all else")
     parser.add_argument("--sample", action="store_true", help="the families that CI runs")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--float64", action="store_true", help="only read and compare in float64: seconds a family"
+    )
     parser.add_argument("--json", type=Path, help="also write every outcome to this file")
     parser.add_argument("--write", action="store_true", help="write docs/families.md")
     options = parser.parse_args(arguments)
+    if options.write and options.float64:
+        parser.error("--write needs the artifacts that --float64 leaves out")
     names = options.families or (SAMPLE if options.sample else rotary_families())
-    verdicts = sorted(run(names, options.jobs), key=lambda x: x.family)
+    verdicts = sorted(
+        run(names, options.jobs, artifacts=not options.float64), key=lambda x: x.family
+    )
     if options.json:
         found = [dataclasses.asdict(x) for x in verdicts]
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -67,7 +74,7 @@ def _summary(verdicts: list[Verdict]) -> int:
     return 1 if bad else 0
 
 
-def run(names: Iterable[str], jobs: int) -> Iterator[Verdict]:
+def run(names: Iterable[str], jobs: int, artifacts: bool = True) -> Iterator[Verdict]:
     """Verdicts as they come."""
     names = list(names)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -76,15 +83,15 @@ def run(names: Iterable[str], jobs: int) -> Iterator[Verdict]:
         ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("forkserver")) as pool,
     ):
         task = progress.add_task("families", total=len(names))
-        futures = {pool.submit(prove, name): name for name in names}
+        futures = {pool.submit(prove, name, artifacts=artifacts): name for name in names}
         for future in as_completed(futures):
             found = future.result()
             progress.update(task, advance=1, description=f"{found.family}: {found.status}")
             yield found
 
 
-def prove(family: str, every_way: bool = False) -> Verdict:
-    """The verdict on one family; a worker's whole work. every_way: see `compared`."""
+def prove(family: str, every_way: bool = False, artifacts: bool = True) -> Verdict:
+    """The verdict on one family; a worker's whole work. every_way, artifacts: see `compared`."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
@@ -99,7 +106,7 @@ def prove(family: str, every_way: bool = False) -> Verdict:
     problems: list[str] = []
     try:
         for tiny in tiny_models(family):
-            outcomes += _outcomes(tiny, problems, every_way)
+            outcomes += _outcomes(tiny, problems, every_way, artifacts)
         problems += PROBLEMS.get(family, [])
     except Exception as error:
         problems.append(f"{type(error).__name__}: {error}")
@@ -108,7 +115,7 @@ def prove(family: str, every_way: bool = False) -> Verdict:
     return verdict(family, outcomes, problems, time.perf_counter() - started)
 
 
-def _outcomes(tiny: Any, problems: list[str], every_way: bool) -> list[Outcome]:
+def _outcomes(tiny: Any, problems: list[str], every_way: bool, artifacts: bool) -> list[Outcome]:
     found: list[Outcome] = []
     done: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +126,7 @@ def _outcomes(tiny: Any, problems: list[str], every_way: bool) -> list[Outcome]:
             return found
         for at, capture in enumerate(every):
             try:
-                found.append(compared(capture, Path(folder) / str(at), done, every_way))
+                found.append(compared(capture, Path(folder) / str(at), done, every_way, artifacts))
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 found.append(
