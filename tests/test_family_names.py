@@ -1,4 +1,4 @@
-"""Names as they stand in files: what transformers saves is what we read, and nothing else counts."""
+"""Names as they stand in files: what transformers saves is what we read."""
 
 import json
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_a_stored_rotation_that_is_not_the_config_s_is_refused(
     theirs = load(tiny.model_class, tmp_path).state_dict()
     (stored,) = [x for key, x in theirs.items() if key.endswith(name.rpartition(".*.")[2][-20:])]
     assert torch.equal(stored.float(), tensors[name])
-    with pytest.raises(CheckpointError, match="differs by .* from what the config says"):
+    with pytest.raises(CheckpointError, match=r"differs by .* from what the config says"):
         open_source(tmp_path)
 
 
@@ -98,7 +98,7 @@ def test_stacks_of_one_config_are_told_by_part(tmp_path: Path) -> None:
         ours = open_source(tmp_path, layer=1, part=part).weights()["q_proj.weight"]
         name = f"{part}_transformer.layers.1.self_attn.q_proj.weight"
         assert torch.equal(ours, tensors[name])
-    with pytest.raises(SpecError, match="no such part.*encoder.*decoder"):
+    with pytest.raises(SpecError, match=r"no such part.*encoder.*decoder"):
         open_source(tmp_path, part="middle")
 
 
