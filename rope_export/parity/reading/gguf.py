@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rope_export.parity.reading.skeleton import Skeleton, Unread, reason
+from rope_export.parity.reading.models import Unread, reason
+from rope_export.parity.reading.skeleton import Skeleton
 from rope_export.parity.reading.weights import put
 
 LARGEST = 2**29

@@ -18,14 +18,8 @@ from torch import Tensor, nn
 from rope_export.checkpoints.config import read_config, select, spec_of
 from rope_export.parity.reading.captures import Arguments, arguments
 from rope_export.parity.reading.folders import config_folder
-from rope_export.parity.reading.skeleton import (
-    Skeleton,
-    configured,
-    is_rotary,
-    quiet,
-    skeleton_of,
-    width,
-)
+from rope_export.parity.reading.models import configured, quiet
+from rope_export.parity.reading.skeleton import Skeleton, is_rotary, skeleton_of, width
 
 _RECORDING = threading.Lock()
 

@@ -5,15 +5,9 @@ lies before this attention in the model's forward is small (position embeddings,
 real; the other layers of its stack hand their input on; whatever is large stays on meta.
 """
 
-import importlib
-import inspect
-import logging
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,45 +15,14 @@ from torch import Tensor, nn
 
 from rope_export.checkpoints.config import Read
 from rope_export.checkpoints.tensors import layer_tensors
+from rope_export.parity.reading.models import Unread, built, reason
 from rope_export.spec import AttentionSpec
 
 SMALL = 2**24
 """Elements of a module outside of the attention that is made real: norms, not embeddings."""
+TABLE = 2**20
+"""Elements of a parameter that is initialised: tables of sines, not embeddings."""
 ATTENTION = re.compile("att|mixer|mha|mla", re.IGNORECASE)
-AUTO_CLASSES = (
-    "AutoModelForCausalLM",
-    "AutoModelForImageTextToText",
-    "AutoModelForMultimodalLM",
-    "AutoModelForMaskedLM",
-    "AutoModelForSeq2SeqLM",
-    "AutoModel",
-)
-"""Where the class is looked for if the config names no architecture."""
-
-
-class Unread(Exception):
-    """transformers cannot be asked about this layer; the message says why, in one line."""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without what transformers logs, warns of and shows progress of."""
-    from transformers.utils import logging as theirs
-
-    logger = logging.getLogger("transformers")
-    level, handlers = logger.level, logger.handlers[:]
-    bars = theirs.is_progress_bar_enabled()
-    try:
-        logger.setLevel(logging.CRITICAL)
-        theirs.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
-        if bars:
-            theirs.enable_progress_bar()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,90 +66,6 @@ class Skeleton:
     def is_ours(self, name: str) -> bool:
         """Whether a checkpoint's tensor of this name ends up in the layer."""
         return self.holds(renamed(self.model, self.mapping, name, self.state))
-
-
-def configured(folder: Path) -> Any:
-    """transformers' config object for a folder with config.json; code that lies there or on a hub
-    is never run.
-
-    Raises: Unread if transformers does not know the model without such code.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
-        raise Unread(f"transformers cannot read the config ({reason(error)})") from error
-
-
-def reason(error: BaseException) -> str:
-    """An error in one line, without the advice that follows it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else ""
-    return f"{type(error).__name__}: {text}"[:240]
-
-
-def model_class(config: Any) -> Any:
-    """The class that `architectures` names; without, the first auto class that has one.
-
-    Raises: Unread if there is none in transformers.
-    """
-    import transformers
-
-    for name in getattr(config, "architectures", None) or ():
-        found = getattr(transformers, name, None)
-        if found is None:
-            module = type(config).__module__.replace(".configuration_", ".modeling_")
-            found = getattr(importlib.import_module(module), name, None)
-        if inspect.isclass(found) and hasattr(found, "from_pretrained"):
-            return found
-    for name in AUTO_CLASSES:
-        known = getattr(getattr(transformers, name, None), "_model_mapping", {})
-        if type(config) in known:
-            return known[type(config)]
-    raise Unread(f"transformers has no model for {type(config).__name__}")
-
-
-def built(config: Any, dtype: torch.dtype) -> Any:
-    """The model on meta, in eager attention.
-
-    Raises: Unread for what transformers' own code raises.
-    """
-    eager(config)
-    cls = model_class(config)
-    try:
-        with ExitStack() as stack:
-            for context in _init_contexts(cls, dtype):
-                stack.enter_context(context)
-            model = cls(config)
-    except Exception as error:
-        raise Unread(f"transformers cannot build {cls.__name__} ({reason(error)})") from error
-    return model.eval()
-
-
-def _init_contexts(cls: Any, dtype: torch.dtype) -> list[Any]:
-    given = {"dtype": dtype, "is_quantized": False, "_is_ds_init_called": False}
-    known = inspect.signature(cls.get_init_context).parameters
-    if "allow_all_kernels" in known:
-        given["allow_all_kernels"] = None
-    return cls.get_init_context(**{k: v for k, v in given.items() if k in known})
-
-
-def eager(config: Any) -> None:
-    """Eager attention and experts, in every config inside of this one."""
-    seen = set()
-
-    def visit(at: Any) -> None:
-        if id(at) in seen:
-            return
-        seen.add(id(at))
-        at._attn_implementation = "eager"
-        at._experts_implementation = "eager"
-        for value in list(vars(at).values()):
-            if hasattr(value, "to_diff_dict"):
-                visit(value)
-
-    visit(config)
 
 
 def saved_names(model: Any, layer: int) -> dict[str, str]:
@@ -317,8 +196,8 @@ def hollow(skeleton: Skeleton, as_tuple: bool) -> None:
 
 @torch.no_grad()
 def made_real(skeleton: Skeleton) -> None:
-    """Small modules and buffers that are still on meta, as from_pretrained makes them: parameters
-    as ones, which never reach the attention, buffers by the model's own initialisation."""
+    """Small modules and buffers that are still on meta, by the model's own initialisation, as
+    from_pretrained makes them: among them are tables of sines."""
     from transformers import PreTrainedModel
 
     owners: dict[str, Any] = {}
@@ -337,9 +216,10 @@ def made_real(skeleton: Skeleton) -> None:
             )
         for key, value in buffers.items():
             module._buffers[key] = torch.zeros(value.shape, dtype=value.dtype)
-        if buffers:
+        if buffers or any(x.numel() <= TABLE for x in parameters.values()):
             owner = max((x for x in owners if _within(name, x)), key=len)
-            owners[owner]._init_weights(module)
+            with torch.random.fork_rng(devices=[]):
+                owners[owner]._init_weights(module)
 
 
 def _within(name: str, outer: str) -> bool:

@@ -20,16 +20,9 @@ from rope_export.parity.reading.calls import BEYOND
 from rope_export.parity.reading.compare import compared
 from rope_export.parity.reading.folders import config_folder
 from rope_export.parity.reading.gguf import Loader
+from rope_export.parity.reading.models import Unread, configured, quiet, reason
 from rope_export.parity.reading.recorder import Reads, recorded
-from rope_export.parity.reading.skeleton import (
-    Skeleton,
-    Unread,
-    configured,
-    inner_config,
-    quiet,
-    reason,
-    skeleton_of,
-)
+from rope_export.parity.reading.skeleton import Skeleton, inner_config, skeleton_of
 from rope_export.parity.reading.unread import only_theirs, sentence, unread
 from rope_export.parity.reading.verdict import Difference, Reading, installed
 from rope_export.parity.reading.weights import WrongWeights, drawn, loaded, saved

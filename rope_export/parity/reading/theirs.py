@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from rope_export.parity.reading.calls import Calls
 from rope_export.parity.reading.captures import Arguments, arguments
-from rope_export.parity.reading.skeleton import Skeleton, Unread, is_rotary, reason, width
+from rope_export.parity.reading.models import Unread, reason
+from rope_export.parity.reading.skeleton import Skeleton, is_rotary, width
 from rope_export.spec import AttentionSpec
 
 LOWEST = torch.finfo(torch.float32).min

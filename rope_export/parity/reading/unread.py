@@ -10,8 +10,9 @@ from rope_export.checkpoints.config import Read, read_config, select, spec_of
 from rope_export.checkpoints.keys import ELSEWHERE, HARMLESS_KEYS, is_off, short
 from rope_export.errors import SpecError
 from rope_export.parity.reading.folders import config_folder
+from rope_export.parity.reading.models import configured, quiet
 from rope_export.parity.reading.recorder import Reads, recorded, run_on_meta
-from rope_export.parity.reading.skeleton import Skeleton, configured, quiet, skeleton_of
+from rope_export.parity.reading.skeleton import Skeleton, skeleton_of
 from rope_export.parity.reading.verdict import installed
 
 _ASKED: dict[tuple[Any, ...], dict[str, Any]] = {}
