@@ -37,6 +37,7 @@ HARMLESS_KEYS = frozenset(
         "original_max_position_embeddings",
         "output_attentions",
         "partial_rotary_factor",
+        "patch_size",
         "per_layer_config",
         "quantization_config",
         "residual_multiplier",
