@@ -54,7 +54,14 @@ class Quantization:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any] | None) -> "Quantization | None":
-        return None if facts is None else cls(**facts)
+        """Raises: InputError for facts that are not those of this version."""
+        try:
+            return None if facts is None else cls(**facts)
+        except TypeError as error:
+            raise InputError(
+                f"the manifest's quantization does not fit this version of rope_export ({error}). "
+                f"Export the artifact again."
+            ) from error
 
 
 Stored = Literal["kept", "kept, offsets rounded", "requantized", "quantized"]

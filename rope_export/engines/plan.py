@@ -8,10 +8,10 @@ evidence.json what was measured. Reading one needs neither TensorRT nor a GPU.
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from rope_export import artifact as artifacts
 from rope_export import contents, paths, swap
@@ -27,6 +27,8 @@ FORMAT_VERSION = 1
 PLAN = "engine.plan"
 ARTIFACT = "artifact"
 FILES = (PLAN, ARTIFACT, MANIFEST, EVIDENCE)
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,16 +181,18 @@ class Engine(Artifact):
 
         Raises: ArtifactError if the folder holds another by now, with what builds it anew.
         """
-        try:
-            return contents.read_verified(self.plan, self.facts.files[PLAN]["sha256"])
-        except ArtifactError as error:
-            raise ArtifactError(
-                f"{error} Or build it anew: {rebuild(self.path, self.facts)}"
-            ) from (error)
+        return self._plan(contents.read_verified)
 
     def hold(self) -> Self:
-        self.read_plan()
+        self._plan(contents.verify)
         return super().hold()
+
+    def _plan(self, check: Callable[[Path, str], Found]) -> Found:
+        try:
+            return check(self.plan, self.facts.files[PLAN]["sha256"])
+        except ArtifactError as error:
+            again = rebuild(self.path, self.facts)
+            raise ArtifactError(f"{error} Or build it anew: {again}") from error
 
 
 def _hashes(manifest: Manifest) -> dict[str, str]:

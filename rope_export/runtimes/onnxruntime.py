@@ -174,11 +174,7 @@ class TensorrtProvider(OnnxRuntime):
         return super().open(artifact, threads)
 
     def start_from(self, files: Contents, options: Any) -> Any:
-        return (
-            self.start(files.model, options)
-            if files.data is None
-            else (self.start_from_copy(files, options))
-        )
+        return self.start_from_copy(files, options)
 
 
 class RtxProvider(TensorrtProvider):
