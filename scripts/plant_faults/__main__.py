@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from scripts.plant_faults.run import Found, numbered, work
+from scripts.plant_faults.run import Found, numbered, read_operators_once, work
 
 PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 
@@ -69,7 +69,8 @@ def run(jobs: int, names: set[str]) -> tuple[list[Found], list[Found]]:
     """The verdicts on faults and on sound artifacts, told one by one on stderr."""
     wanted = [at for at, (name, *_) in enumerate(work()) if not names or name in names]
     found: dict[int, Found] = {}
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, initializer=read_operators_once) as pool:
         for at, one in zip(wanted, pool.map(numbered, wanted), strict=True):
             found[at] = one
             print(
