@@ -27,9 +27,10 @@ from rope_export.bench.machine import cpu_name
 from rope_export.bench.proof import apart
 from rope_export.deployed import file_weights
 from rope_export.parity import frequencies
-from rope_export.parity.bounds import ceiling, floors
+from rope_export.parity.bounds import ceiling
 from rope_export.parity.metrics import errors
 from rope_export.parity.reference import ReferenceLayer
+from rope_export.parity.rounding import floors
 from rope_export.runtimes import Session, to_numpy
 
 ROOT = Path(__file__).parents[1]

@@ -14,90 +14,22 @@ Comput. 41 (2019), and Ipsen and Zhou, Probabilistic Error Analysis for Inner Pr
 Matrix Anal. Appl. 41 (2020).
 
 The *floor* is what a sound implementation may be off by where eager happens to be nearly exact:
-the root mean square of the same sum, see `floors`.
+the root mean square of the same sum, see `rounding.floors`.
 """
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from rope_export.parity.metrics import SCALED_MAX
 from rope_export.parity.reference import ReferenceLayer, Trace, averaged, pairs, places, scored
+from rope_export.parity.rounding import ACCUMULATOR, TIMES, UNDERFLOW, UNIT_ROUNDOFF
 from rope_export.spec import AttentionSpec, NormSpec
 
-UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-"""Half the distance from 1 to the next number: the largest relative error of one rounding."""
-
-ACCUMULATOR = UNIT_ROUNDOFF["float32"]
-
-UNDERFLOW = {"float32": 0.0, "float16": 2.0**-25, "bfloat16": 0.0}
-"""Absolute error of storing a softmax weight, which may be as small as float16's subnormals."""
-
-ODDS = 1e-9
-"""Probability that rounding alone takes a sound eager output beyond its ceiling."""
-
-ELEMENTS = 10**8
-"""More elements than an output has in any case."""
-
-TIMES = math.sqrt(2 * math.log(2 * ELEMENTS / ODDS))
-"""t: no element of an output is off by more than t u ||a||, but for ODDS; about 8.9."""
-
-
-STORED = 9
-"""Values stored one after the other on the longest way through a plain layer: projection, cosine,
-product, turned query, score, scaled score, weight, head, output."""
-
-
-def stored(spec: AttentionSpec) -> int:
-    """As STORED, with what the layer has beyond a plain one."""
-    more = {
-        1: (spec.q_norm or spec.k_norm, spec.o_norm, spec.position_scale),
-        3: (spec.softcap, spec.gate),
-        4: (spec.latent,),
-    }
-    return STORED + sum(n * sum(bool(x) for x in there) for n, there in more.items())
-
-
-def longest_reduction(spec: AttentionSpec, total: int) -> int:
-    """Roundings at the dtype's precision, one upon the other, in the longest chain.
-
-    In float32 that is the longest sum: a projection's, or that of the weighted values. Narrower
-    dtypes are summed in float32, and only what is stored is rounded to them.
-    """
-    if UNIT_ROUNDOFF[spec.dtype] > ACCUMULATOR:
-        return stored(spec)
-    return max(spec.hidden_size, spec.heads * spec.value_head_dim, total)
-
+STEADY = 0.25
+"""Deviation of a score up to which a weight is off by a few parts in ten, at three times that."""
 
 INT8 = 127
 """Largest number that an activation is rounded to, where a kernel multiplies in int8."""
-
-
-def floors(
-    spec: AttentionSpec, total: int, ceilings: Mapping[str, float], elements: int
-) -> dict[str, float]:
-    """c u sqrt(K) for each metric: what rounding is expected to do to one sound implementation.
-
-    With c = 1 it is u ||a|| for a chain of K equal roundings: the K terms of a sum added one after
-    the other are at u sqrt(K / 6) in the root mean square, and the rest covers how the errors of a
-    few elements spread around that. Where the call amplifies rounding (large scores; sums that are
-    clamped to less than what they were made of) c is what its own deviation asks for: `ceilings`
-    / t is u ||a|| of this call, in which u stands for every rounding's error, and the root mean
-    square of that error over numbers of any mantissa is u / sqrt(6). The largest of N such
-    elements is expected at up to sqrt(2 ln 2N) times that, as for normal ones.
-    Source: Boucheron, Lugosi and Massart, Concentration Inequalities, 2013, theorem 2.5.
-
-    ceilings: of the runtime's own roundings, which are more than eager's where its kernels round
-    activations to int8. elements: N, of the part of the output that is judged.
-    """
-    plain = UNIT_ROUNDOFF[spec.dtype] * math.sqrt(longest_reduction(spec, total))
-    spread = {SCALED_MAX: math.sqrt(2 * math.log(2 * max(elements, 1)))}
-    return {
-        name: max(plain, spread.get(name, 1.0) * x / TIMES / math.sqrt(6))
-        for name, x in ceilings.items()
-    }
 
 
 def ceiling(layer: ReferenceLayer, trace: Trace) -> dict[str, np.ndarray]:
@@ -293,16 +225,8 @@ def _attended(
     Cauchy and Schwarz bound the sum by sqrt(sum w_j e_j^2) sqrt(sum w_j (value_j - output)^2).
     A sink is a slot of value 0 and no error.
     """
-    keys, values, spec = trace.keys, trace.values, layer.spec
-    scale, total = spec.softmax_scale, keys.shape[2]
-    carried = scored(q, keys**2) + scored(trace.ready_q**2, k)
-    dots = _sum(scored(trace.ready_q**2, keys**2), spec.head_dim)
-    top = np.max(np.where(trace.weights > 0, trace.scores, -np.inf), axis=-1, keepdims=True)
-    shift = np.where(np.isfinite(top), trace.scores - top, 0.0)
-    scores = scale**2 * (carried + dots) + 2 * (u * trace.raw_scores) ** 2
-    if spec.softcap is not None:
-        scores = _capped(trace, spec.softcap, scores, u)
-    scores = scores + (ACCUMULATOR * shift) ** 2
+    values, spec, total = trace.values, layer.spec, trace.keys.shape[2]
+    scores = _scores(layer, trace, q, k, u)
     # Beyond first order: a score off by e multiplies its weight by exp(e).
     scores = np.expm1(np.minimum(np.sqrt(scores), 50.0)) ** 2
     mean = averaged(trace.weights, values)
@@ -315,6 +239,32 @@ def _attended(
     underflow = np.repeat(underflow, spec.heads // underflow.shape[1], axis=1)
     heads = conspiring + averaged(squares, v) + rounded + underflow + (u * mean) ** 2
     return heads.swapaxes(1, 2)
+
+
+def _scores(
+    layer: ReferenceLayer, trace: Trace, q: np.ndarray, k: np.ndarray, u: float
+) -> np.ndarray:
+    """What goes into the softmax, (B, H, S, T): products of q and k, scaled, capped and shifted."""
+    keys, spec = trace.keys, layer.spec
+    carried = scored(q, keys**2) + scored(trace.ready_q**2, k)
+    dots = _sum(scored(trace.ready_q**2, keys**2), spec.head_dim)
+    scores = spec.softmax_scale**2 * (carried + dots) + 2 * (u * trace.raw_scores) ** 2
+    if spec.softcap is not None:
+        scores = _capped(trace, spec.softcap, scores, u)
+    top = np.max(np.where(trace.weights > 0, trace.scores, -np.inf), axis=-1, keepdims=True)
+    shift = np.where(np.isfinite(top), trace.scores - top, 0.0)
+    return scores + (ACCUMULATOR * shift) ** 2
+
+
+def steady(layer: ReferenceLayer, trace: Trace) -> bool:
+    """Whether rounding leaves the softmax where it is: a score that is off by more than STEADY in
+    its deviation may make another slot the largest, and nothing that is carried to first order
+    bounds that."""
+    u = UNIT_ROUNDOFF[layer.spec.dtype]
+    q, cache = (_latent if layer.spec.latent is not None else _plain)(layer, trace, u)
+    keys, _ = _expanded(layer, trace, cache, u)
+    scores = _scores(layer, trace, q, keys, u)
+    return bool(np.sqrt(np.max(scores, where=trace.weights > ACCUMULATOR, initial=0.0)) <= STEADY)
 
 
 def _capped(trace: Trace, softcap: float, error: np.ndarray, u: float) -> np.ndarray:

@@ -10,13 +10,14 @@ import torch
 from rope_export.attention import RotaryAttention
 from rope_export.contract import cache_names, cached
 from rope_export.errors import ProfileError, RopeExportError
-from rope_export.parity.bounds import ceiling, floors
+from rope_export.parity.bounds import ceiling
 from rope_export.parity.cases import Case
 from rope_export.parity.metrics import errors
 from rope_export.parity.overflow import Overflows
 from rope_export.parity.problems import Problems
 from rope_export.parity.properties import Property
 from rope_export.parity.reference import ReferenceLayer, Trace
+from rope_export.parity.rounding import floors
 from rope_export.parity.rows import CALLS_FAILED, Report, counted, judged
 from rope_export.runtimes import Session, to_numpy, to_torch
 from rope_export.spec import AttentionSpec

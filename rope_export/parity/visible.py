@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rope_export.artifact import Manifest
+from rope_export.parity.bounds import steady
 from rope_export.parity.cases import FAR, SPARE, Case
 from rope_export.parity.counterfactuals import Counterfactual, counterfactuals
 from rope_export.parity.counterfactuals.rotation import trained_length
@@ -100,17 +101,19 @@ class _Search:
                 return None
             best = max(best, times)
         if count == 0:
-            return large or f"every call that was tried leaves the range of {self.spec.dtype}"
+            return large or f"no call is within the range of {self.spec.dtype}, with steady weights"
         if best < NOTHING:
             return f"the same in all of {count} calls, with these weights"
         return f"at most {best:.2g} times the tolerance in {count} calls; {TIMES} are asked for"
 
     def ready(self, case: Case) -> Prepared | None:
-        """The call, unless its values leave the range of the dtype."""
+        """The call, unless its values leave the range of the dtype, or rounding decides which slot
+        is the largest."""
         if case not in self.tried:
             inputs = case.inputs(self.judge.layer, self.manifest, self.judge.seed)
             ready = self.judge.prepared(case, inputs)
-            self.tried[case] = ready if in_range(self.spec, ready) else None
+            sound = case.scale <= 1 or steady(self.judge.rough, ready.trace)
+            self.tried[case] = ready if sound and in_range(self.spec, ready) else None
         return self.tried[case]
 
     def times(self, fault: Counterfactual, ready: Prepared) -> float:
