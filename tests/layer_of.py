@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from rope_export import AttentionSpec, RotaryAttention
+from rope_export.checkpoints import open_source
 from rope_export.checkpoints.config import Read, select, spec_of
-from rope_export.checkpoints.layout import taken
 from scripts.prove_families.tiny import attention_modules, randomise, set_eager
 
 TOKENS = 12
@@ -78,10 +78,28 @@ def layer_of(
         file = Path(folder) / "config.json"
         file.write_text(json.dumps(dict(config)), encoding="utf-8")
         theirs = AutoConfig.from_pretrained(file)
+        set_eager(theirs)
+        model: Any = AutoModel.from_config(theirs).double().eval()
+        randomise(model)
+        model = model.float()  # so that a file holds its numbers
+        output, hidden, positions = _run(model.double(), layer, first)
+        model.float().save_pretrained(folder)
+        file.write_text(json.dumps(dict(config)), encoding="utf-8")
         read = select(file, part)
-    set_eager(theirs)
-    model: Any = AutoModel.from_config(theirs).double().eval()
-    randomise(model)
+        spec = spec_of(read, layer)
+        weights = open_source(folder, layer=layer, part=part).weights()
+    return Layer(
+        read=read,
+        spec=spec,
+        weights={name: value.double() for name, value in weights.items()},
+        hidden=hidden,
+        output=output,
+        positions=positions,
+    )
+
+
+def _run(model: Any, layer: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The output and the input of the layer's attention in a prefill, and the positions."""
     modules = attention_modules(model, type(model).__module__.split(".")[2])
     path = next(path for path in modules if f".{layer}." in f".{path}")
     calls: list[tuple[Tensor, Tensor]] = []
@@ -98,14 +116,5 @@ def layer_of(
     with torch.no_grad():
         model(input_ids=ids, position_ids=positions)
     handle.remove()
-    spec, layout = spec_of(read, layer), read.layout(layer)
-    tensors = {layout.own + name: value for name, value in modules[path].state_dict().items()}
     (hidden, output), *_ = calls
-    return Layer(
-        read=read,
-        spec=spec,
-        weights={name: value.double() for name, value in taken(layout, spec, tensors).items()},
-        hidden=hidden,
-        output=output,
-        positions=positions,
-    )
+    return output, hidden, positions
