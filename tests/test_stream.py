@@ -328,6 +328,22 @@ def test_what_padded_tokens_hold_never_reaches_a_result(tiny, lowering, cache) -
             np.testing.assert_array_equal(bad[0, :2], np.full((2, HIDDEN), held, np.float32))
 
 
+def test_a_step_can_be_measured_at_a_length_again_and_again(tiny) -> None:
+    """Entries that were never written are zeros."""
+    x = tokens(1, 1)
+    with open_session(tiny("standard", "float32", "fixed")) as session:
+        stream = session.start(1, 9)
+        for _ in range(2):
+            stream.assume_lengths([8])
+            found = stream.step(x)
+        zeros = np.zeros((1, 2, 9, 16), np.float32)
+        inputs = {"hidden_states": x, "position_ids": np.array([[8]])}
+        inputs |= {"key_cache": zeros, "value_cache": zeros, "cache_lengths": np.array([8])}
+        np.testing.assert_array_equal(found, session.run(inputs)["attention_output"])
+        with pytest.raises(TensorError, match="capacity 9"):
+            stream.assume_lengths([10])
+
+
 def test_a_row_of_nan_leaves_the_others_alone(tiny) -> None:
     """What real tokens hold is the row's own affair, until it is reset."""
     x = tokens(2, 3)

@@ -124,7 +124,7 @@ def steps(stream: Stream, shape: Shape, feeds: Arrays) -> Call:
     at = np.full(shape.batch, shape.past, np.int64)
 
     def step() -> object:
-        stream.lengths = at
+        stream.assume_lengths(at)
         return stream.step(hidden, positions)
 
     return step

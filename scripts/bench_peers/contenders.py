@@ -202,6 +202,6 @@ class OursStream(OursGrowing):
         elif call.padded:
             raise Refusal("exported without --padding")
         batch = len(call.hidden)
-        state.held.lengths = np.full(batch, state.length)
+        state.held.assume_lengths(np.full(batch, state.length))
         output = state.held.step(call.hidden, call.positions, **more)
         return output, State(length=call.mask.shape[1], held=state.held)
