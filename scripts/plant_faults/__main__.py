@@ -30,6 +30,10 @@ def page(faults: list[Found], controls: list[Found]) -> Iterator[str]:
         f"{len(names)} faults in {len(faults)} artifacts: {len(faults) - len(missed)} found, "
         f"{len(missed)} below rounding. {len(controls)} sound artifacts: {len(alarms)} alarms."
     )
+    left = len(work()) - len(faults) - len(controls)
+    if left:
+        yield ""
+        yield f"{left} more artifacts that the command makes were not judged in this run."
     yield ""
     yield "## Found"
     yield ""
