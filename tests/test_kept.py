@@ -258,6 +258,16 @@ def test_artifacts_of_quantized_sources_pass(name, options, stored, tmp_path) ->
         assert 0 < loss < 1e-3
 
 
+@pytest.mark.long
+def test_scores_so_large_that_another_slot_wins_raise_no_alarm(tmp_path, monkeypatch) -> None:
+    """Rounding activations to int8 moves such scores by more than slots are apart."""
+    whole = quantize
+    monkeypatch.setattr("tests.test_gguf.quantize", lambda x, kind: whole(x * 16, kind))
+    written(tmp_path / "tiny.gguf", kind="Q4_1")
+    artifact = export(tmp_path / "tiny.gguf", out=tmp_path / "x", weights="int4", cache="none")
+    assert verify(artifact).status == "passed"
+
+
 def test_a_zero_point_off_by_one_fails_the_proof(tmp_path, monkeypatch) -> None:
     """The file then agrees with itself, but not with the integers of its source."""
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rope_export.parity.moved import moved_by
 from rope_export.parity.reference import ReferenceLayer, Trace, averaged, pairs, places, scored
 from rope_export.parity.rounding import ACCUMULATOR, TIMES, UNDERFLOW, UNIT_ROUNDOFF
 from rope_export.spec import AttentionSpec, NormSpec
@@ -227,11 +228,13 @@ def _attended(
     """
     values, spec, total = trace.values, layer.spec, trace.keys.shape[2]
     scores = _scores(layer, trace, q, k, u)
+    largest, moved = moved_by(np.sqrt(scores), trace)
     # Beyond first order: a score off by e multiplies its weight by exp(e).
     scores = np.expm1(np.minimum(np.sqrt(scores), 50.0)) ** 2
     mean = averaged(trace.weights, values)
     variance = np.maximum(averaged(trace.weights, values**2) - mean**2, 0.0)
     conspiring = np.sum(trace.weights * scores, axis=-1, keepdims=True) * variance
+    conspiring = np.where(largest > 0.5, np.maximum(conspiring, moved), conspiring)
     squares = trace.weights**2
     weighted = averaged(squares, values**2)
     rounded = (u**2 + 8 * ACCUMULATOR**2) * weighted + _sum(weighted, total) + _sum(mean**2, total)
