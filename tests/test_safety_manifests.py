@@ -116,7 +116,7 @@ def tried(artifact: Path, draw: random.Random) -> None:
         ["export", str(artifact.parent / "none.json"), "--out", str(artifact)],
     ):
         assert run(command) in (0, 2), told
-    for runtime in ("onnxruntime", "eager"):
+    for runtime in ("onnxruntime", "reference", "eager"):
         with suppress(InputError, UnavailableError):  # of status 2 and 3
             open_session(artifact, runtime).close()
     path.write_bytes(before)
