@@ -14,7 +14,9 @@ TOWERS = {
 EVERY_TOWER = tuple(word for words in TOWERS.values() for word in words)
 BESIDE = frozenset({"mtp", "draft_model", "eagle_module", "speculator", "ema", "teacher"})
 """Stacks saved beside a model that transformers does not load with it."""
-STANDARD = frozenset({"", "model.", "transformer.", "model.language_model.", "language_model."})
+STANDARD = frozenset(
+    {"", "model.", "transformer.", "model.language_model.", "language_model.", "backbone_model."}
+)
 """What transformers' models have before their only stack, with and without their head."""
 WRAPPERS = {
     r"(^|\.)_orig_mod\.": "torch.compile",

@@ -194,7 +194,7 @@ def artifact_outcome(
     padding = any("attention_mask" in inputs_of(call, spec) for call in calls)
     found = []
     for lowering, cache in _ways(spec) if every_way else [("auto", _plain_cache(spec))]:
-        key = kept.name(spec, calls, lowering, cache, padding)
+        key = kept.name(spec, capture.variant, calls, lowering, cache, padding)
         one = kept.find(key)
         if one is None:
             artifact = exported(

@@ -1,8 +1,8 @@
 """Artifacts that have been compared, kept under build/families and not exported again.
 
 An artifact in onnxruntime is right or wrong for the facts of its layer, whichever family has them,
-so layers of the same facts and calls are exported once, as long as the code that exports, runs and
-compares them is the same. Reading a checkpoint, and comparing it in float64, is done every time.
+so layers of the same facts and calls are exported once (variants: of the same features), as long as
+the code that exports, runs and compares them is the same. Reading a checkpoint, and comparing it in float64, is done every time.
 """
 
 import dataclasses
@@ -52,11 +52,16 @@ def code_stamp() -> str:
     return digest.hexdigest()
 
 
-def name(spec: AttentionSpec, calls: list[Call], *ways: object) -> str:
-    """What a comparison is kept under: the code, the layer's facts, and the calls in outline. ways:
-    how the layer is exported."""
-    outline = [(call.kind, call.past, tuple(call.output64.shape)) for call in calls]
-    return hashlib.sha256(repr((code_stamp(), spec, outline, ways)).encode()).hexdigest()
+def name(spec: AttentionSpec, variant: str, calls: list[Call], *ways: object) -> str:
+    """What a comparison is kept under: the code, the layer's facts, and the calls in outline; of a
+    variant with a feature switched, its features. ways: how the layer is exported."""
+    facts: object = spec
+    outline: object = [(call.kind, call.past, tuple(call.output64.shape)) for call in calls]
+    if variant != "plain":
+        rope = None if spec.rope is None else spec.rope.rope_type
+        facts = (rope, sorted((x.kind, x.name) for x in spec.features()))
+        outline = sorted({call.kind for call in calls})
+    return hashlib.sha256(repr((code_stamp(), facts, outline, ways)).encode()).hexdigest()
 
 
 def find(key: str) -> Compared | None:

@@ -139,7 +139,8 @@ def _lines(verdicts: list[Verdict]) -> Iterable[str]:
         f"computes softmax and norms in float32), and with those in float64 as well (at most "
         f"{FLOAT64:g}); then the layer is exported from the folder and run in onnxruntime in "
         f"float32, whose error against transformers in float64 may be twice eager's. Layers whose "
-        f"facts and calls are those of one that was exported take its figures."
+        f"facts and calls are those of one that was exported take its figures, and so do variants "
+        f"whose features are."
     )
     yield ""
     yield f"Of {len(rotary)} families:"

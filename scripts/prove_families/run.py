@@ -86,6 +86,8 @@ def run(names: Iterable[str], jobs: int, artifacts: bool = True) -> Iterator[Ver
         futures = {pool.submit(prove, name, artifacts=artifacts): name for name in names}
         for future in as_completed(futures):
             found = future.result()
+            if not progress.console.is_terminal:
+                progress.console.print(f"{found.family}: {found.status}", markup=False)
             progress.update(task, advance=1, description=f"{found.family}: {found.status}")
             yield found
 

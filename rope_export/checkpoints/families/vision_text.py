@@ -70,6 +70,11 @@ COSMOS = Family(
     model_type="cosmos3_edge_text",
     attention=bias_flag(),
     rope=sections((24, 20, 20), mixed=True),
+    tensors=TensorLayout(
+        others=(
+            TensorLayout(modules={f"{x}_proj": f"to_{x}" for x in "qkv"} | {"o_proj": "to_out"}),
+        )
+    ),
 )
 
 
