@@ -29,6 +29,8 @@ HARMLESS_KEYS = frozenset(
         "layer_types",  # read through the family's kinds
         "lm_head_bias",
         "logit_scale",
+        "max_seq_len",  # what some call max_position_embeddings
+        "model_max_length",
         "max_position_embeddings",  # no limit but for the variants that read it
         "n_ctx",
         "n_positions",

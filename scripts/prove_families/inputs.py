@@ -213,6 +213,8 @@ def paddings(tiny: TinyModel, model: nn.Module) -> Iterator[Start]:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             yield _padded(inputs | {"position_ids": positions}, name, mask)
         yield _padded(inputs, name, mask)
+        if "use_cache" in maker.names:
+            yield _padded(inputs | {"use_cache": False}, name, mask)
 
 
 def _encoder(inputs: dict[str, Any]) -> Start:

@@ -2,7 +2,8 @@
 
 An artifact in onnxruntime is right or wrong for the facts of its layer, whichever family has them,
 so layers of the same facts and calls are exported once (variants: of the same features), as long as
-the code that exports, runs and compares them is the same. Reading a checkpoint, and comparing it in float64, is done every time.
+the code that exports, runs and compares them is the same. Reading a checkpoint, and comparing it in
+float64, is done every time.
 """
 
 import dataclasses

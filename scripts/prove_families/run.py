@@ -26,6 +26,7 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from rope_export.errors import SpecError
 from scripts.prove_families.capture import captures
 from scripts.prove_families.compare import Outcome, compared
 from scripts.prove_families.report import SAMPLE, Verdict, verdict, write_report
@@ -130,14 +131,15 @@ def _outcomes(tiny: Any, problems: list[str], every_way: bool, artifacts: bool) 
             try:
                 found.append(compared(capture, Path(folder) / str(at), done, every_way, artifacts))
             except Exception as error:
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                refused = isinstance(error, SpecError)  # by export, of a key that we do not read
+                reason = str(error) if refused else f"{type(error).__name__}: {error}"
                 found.append(
                     Outcome(
                         module=capture.module_class,
                         path=capture.module_path,
                         variant=capture.variant,
-                        status="crashed",
-                        reason=reason,
+                        status="refused" if refused else "crashed",
+                        reason=reason.splitlines()[0],
                     )
                 )
     return found

@@ -34,9 +34,10 @@ class Config(Mapping[str, Any]):
         self.notes: set[str] = set()
 
     def with_more(self, facts: Mapping[str, Any]) -> "Config":
-        """The config with other values for some keys; notes of it are notes of this one."""
+        """The config with other values for some keys; notes of it are notes of this one,
+        and what is read there is read here."""
         changed = Config({**self.facts, **facts}, self.names)
-        changed.notes = self.notes
+        changed.notes, changed.read = self.notes, self.read
         return changed
 
     def __getitem__(self, key: str) -> Any:

@@ -84,7 +84,12 @@ PHIMOE = Family(model_type="phimoe", attention=bias_flag(), kinds=all_slide, rop
 NO_BIAS = (Family(model_type="mllama_text_model"),)
 
 BLT = tuple(
-    Family(model_type=name, layout="interleaved", kinds=all_slide)
+    Family(
+        model_type=name,
+        layout="interleaved",
+        kinds=all_slide,
+        ignored=frozenset({"cross_attn_all_layers", "cross_attn_k", "encoder_cross_output_size"}),
+    )
     for name in (
         "blt_local_encoder",
         "blt_local_decoder",
