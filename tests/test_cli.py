@@ -72,13 +72,18 @@ BAD = {
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line on stderr of a command that ends with status 2."""
+    """The one line on stderr of a command that ends with status 2; stdout has nothing, or with
+    --json the same in an object."""
     capsys.readouterr()
     assert run(arguments) == 2
     printed = capsys.readouterr()
-    assert printed.out == ""
     assert printed.err.startswith("rope-export: ")
     assert printed.err.count("\n") == 1
+    if "--json" in arguments:
+        error = printed.err.removeprefix("rope-export: ").rstrip("\n")
+        assert json.loads(printed.out) == {"error": error, "status": 2}
+    else:
+        assert printed.out == ""
     return printed.err
 
 

@@ -17,7 +17,7 @@ class Growing:
     def __init__(self, key: Tensor, value: Tensor) -> None:
         self.key, self.value = key, value
 
-    def update(self, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         self.key = torch.cat((self.key, key), dim=2)
         self.value = torch.cat((self.value, value), dim=2)
         return self.key, self.value
