@@ -32,7 +32,7 @@ class Maker:
     def __init__(self, tiny: TinyModel, model: nn.Module) -> None:
         self.tiny, self.model = tiny, model
         self.config: Any = model.config
-        self.part = model.get_submodule(SUBMODULES.get(type(model).__name__, ""))
+        self.part = _part(model)
         parameters = inspect.signature(inspect.unwrap(type(self.part).forward)).parameters
         self.names = set(parameters) - {"self"}
         self.required = {
@@ -193,6 +193,11 @@ def _decodes(model: nn.Module) -> bool:
     return causal or getattr(model.config, "is_decoder", True)
 
 
+def _part(model: nn.Module) -> nn.Module:
+    """What of the model is run: all of it, but for those that `SUBMODULES` names."""
+    return model.get_submodule(SUBMODULES.get(type(model).__name__, ""))
+
+
 def _fresh(inputs: dict[str, Any]) -> dict[str, Any]:
     """Copies, for models that add to their inputs in place."""
     return {x: y.clone() if isinstance(y, Tensor) else y for x, y in inputs.items()}
@@ -221,7 +226,7 @@ def _encoder(inputs: dict[str, Any]) -> Start:
     def start(model: nn.Module, mark: Mark) -> None:
         cache = next((inputs[name] for name in CACHE_NAMES if name in inputs), None)
         mark("encode", None, cache.get_seq_length() if cache is not None else 0)
-        model.get_submodule(SUBMODULES.get(type(model).__name__, ""))(**_fresh(inputs))
+        _part(model)(**_fresh(inputs))
 
     return start
 
@@ -231,7 +236,7 @@ def _padded(inputs: dict[str, Any], name: str, mask: Tensor) -> Start:
 
     def start(model: nn.Module, mark: Mark) -> None:
         mark("padded", mask, 0)
-        model(**_fresh(inputs), **{name: mask.clone()})
+        _part(model)(**_fresh(inputs), **{name: mask.clone()})
 
     return start
 
@@ -245,12 +250,12 @@ def _decoder(inputs: dict[str, Any], name: str, empty: Callable[[], Any]) -> Sta
     def start(model: nn.Module, mark: Mark) -> None:
         mark("prefill", None, 0)
         cache = empty()
-        output = model(**_fresh(inputs), **{name: cache}, use_cache=True)
+        output = _part(model)(**_fresh(inputs), **{name: cache}, use_cache=True)
         cache = cache_in(output) or cache
         if cache is None:
             raise ValueError("the model returned no cache")
         for count, step in enumerate(later):
             mark("decode", None, TOKENS + count)
-            model(**_fresh(inputs | step), **{name: cache}, use_cache=True)
+            _part(model)(**_fresh(inputs | step), **{name: cache}, use_cache=True)
 
     return start

@@ -100,6 +100,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "LongcatFlashConfig": {"head_dim": 8, "moe_topk": 2, "zero_expert_num": 2},
     "MoonshineStreamingConfig": {"num_key_value_heads": 4},
+    "Qwen3OmniMoeTalkerConfig": {"spatial_merge_size": 2},
     "Qwen3OmniMoeTalkerTextConfig": {"shared_expert_intermediate_size": 64},
     "Qwen4ExpTextConfig": {
         "indexer_n_heads": 2,
@@ -201,6 +202,8 @@ SKIP = {
     "MoonshineStreamingDecoder",
     "MoonshineStreamingEncoder",
     "MoshiDepthDecoder",
+    "Qwen3OmniMoeCode2Wav",
+    "Qwen3OmniMoeCode2WavTransformerModel",
     "Sapiens2Encoder",
     "SeamlessM4TConformerEncoder",
 }
@@ -217,12 +220,14 @@ NOT_EAGER = {"Qwen2_5OmniDiTConfig": "sdpa"}
 """Config classes whose modules look up another attention and have no eager one."""
 
 SUBMODULES = {
+    "Qwen3OmniMoeForConditionalGeneration": "code2wav.pre_transformer",
     "EsmFold2Model": "input_embedder.atom_encoder",
     "EdgeTamVideoModel": "memory_attention",
     "Sam2VideoModel": "memory_attention",
     "Sam3TrackerVideoModel": "memory_attention",
 }
-"""Models that run on a session of video frames: only the part with rotary attention is run."""
+"""Models that run on a session of video frames, or that are saved only whole: the part with rotary
+attention is run."""
 
 
 def _memory(maker: Any) -> dict[str, Any]:

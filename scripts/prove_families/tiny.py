@@ -25,7 +25,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from scripts.prove_families.overrides import NOT_EAGER, OVERRIDES, SKIP, VARIANTS
+from scripts.prove_families.overrides import NOT_EAGER, OVERRIDES, SKIP, SUBMODULES, VARIANTS
 
 MODELS = Path(transformers.__file__).parent / "models"
 ROTATES = re.compile(r"rotate_(half|every_two|pairwise)|apply_\w*rot|apply_\w*rope")
@@ -233,6 +233,8 @@ def _cover(candidates: list[tuple[int, TinyModel, Kinds]]) -> Iterator[TinyModel
 
 
 def _is_concrete(cls: type) -> bool:
+    if cls.__name__ in SUBMODULES:  # without a forward of its own, perhaps
+        return True
     forward = inspect.unwrap(cls.forward)  # type: ignore[attr-defined]
     return forward.__name__ != "_forward_unimplemented" and "PreTrainedModel" not in (
         cls.__name__.replace("PretrainedModel", "")
