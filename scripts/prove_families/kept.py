@@ -46,7 +46,7 @@ def code_stamp() -> str:
     ours = [x for x in sorted(root.rglob("*.py")) if x.relative_to(root).parts[0] not in READS]
     for path in (
         *ours,
-        root / "parity" / "bounds.py",
+        root / "parity" / "rounding.py",
         *(Path(__file__).parent / x for x in BESIDE),
     ):
         digest.update(path.read_bytes())

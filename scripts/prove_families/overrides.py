@@ -82,6 +82,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             "full_attention": None,
         },
     },
+    "HYV4VLTextConfig": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [2, 1, 1],
+        },
+    },
     "Dots1Config": {"n_routed_experts": 4, "n_shared_experts": 1},
     "DiffusionGemmaTextConfig": {
         "global_head_dim": 32,

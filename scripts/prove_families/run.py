@@ -26,11 +26,18 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rope_export.errors import SpecError
+from rope_export.checkpoints import open_source
+from rope_export.errors import CheckpointError, SpecError
 from scripts.prove_families.capture import captures
 from scripts.prove_families.compare import Outcome, compared
 from scripts.prove_families.report import SAMPLE, Verdict, verdict, write_report
-from scripts.prove_families.tiny import PROBLEMS, rotary_families, tiny_models
+from scripts.prove_families.tiny import (
+    PROBLEMS,
+    TinyModel,
+    rotary_attention_classes,
+    rotary_families,
+    tiny_models,
+)
 
 LIMIT = 600
 """Seconds for one family."""
@@ -126,7 +133,7 @@ def _outcomes(tiny: Any, problems: list[str], every_way: bool, artifacts: bool) 
             every = captures(tiny, Path(folder) / "model")
         except Exception as error:
             problems.append(f"{tiny.name}: {error}")
-            return found
+            return _refused_unseen(tiny, Path(folder) / "model")
         for at, capture in enumerate(every):
             try:
                 found.append(compared(capture, Path(folder) / str(at), done, every_way, artifacts))
@@ -143,3 +150,19 @@ def _outcomes(tiny: Any, problems: list[str], every_way: bool, artifacts: bool) 
                     )
                 )
     return found
+
+
+def _refused_unseen(tiny: TinyModel, folder: Path) -> list[Outcome]:
+    """The refusal of a model that the proof cannot run, where our reading refuses it by name."""
+    try:
+        open_source(folder)
+    except SpecError as error:
+        module = ", ".join(sorted(rotary_attention_classes(tiny.family)))
+        return [
+            Outcome(
+                module=module, path="", variant=tiny.variant, status="refused", reason=str(error)
+            )
+        ]
+    except CheckpointError:
+        pass
+    return []

@@ -120,7 +120,7 @@ class Family:
     """
 
     model_type: str
-    source: str = "transformers 5.23"
+    source: str = "transformers 5.24"
     attention: Callable[[Config, int], Facts] = nothing_more
     kinds: Callable[[Config], list[str] | None] = given_kinds
     rope: Callable[[Config, int], Mapping[str, Any] | None] = given_rope

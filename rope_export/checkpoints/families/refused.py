@@ -23,6 +23,7 @@ REFUSED = tuple(
         "glm_moe_dsa": TOP_K,
         "hunyuan_vl_text": "features of a pair that turn by different axes",
         "hy_v4": TOP_K,
+        "hy_v4_vl_text": TOP_K,
         "jetmoe": "queries and outputs that experts project",
         "lightglue": "learned angles",
         "mistral_large4_text": TOP_K,
