@@ -184,7 +184,8 @@ def _spec(kind: Family, facts: Config, layer: int, strict: bool = True) -> Atten
     layers = kind.depth(facts) if kind.depth else facts.whole("num_hidden_layers")
     if not 0 <= layer < layers:
         raise SpecError(f"layer={layer}: the model has {layers} layers, 0 to {layers - 1}.")
-    own = (facts.get("per_layer_config") or {}).get(str(layer))
+    each = facts.get("per_layer_config") or {}
+    own = next((more for key, more in each.items() if key.isdigit() and int(key) == layer), None)
     if own:
         facts = facts.with_more(own)
     layer_type = _layer_type(kind, facts, layer, layers)
