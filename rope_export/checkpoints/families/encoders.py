@@ -70,6 +70,20 @@ def _half_window(config: Config, layer: int) -> Facts:
     return facts
 
 
+def _wide_where_full(config: Config, layer: int) -> Facts:
+    """Layers that see everything have wider heads and fewer keys; files of transformers 5.24 say so
+    of each such layer, others by two keys of their own."""
+    kinds = every_full(6)(config)
+    full = kinds is not None and kinds[layer] == "full_attention"
+    if config.get("per_layer_config") is not None or not full:
+        return {}
+    config.get("head_dim"), config.get("num_key_value_heads")  # of the layers that slide
+    return {
+        "head_dim": config.get("global_head_dim", 512),
+        "kv_heads": config.get("num_global_key_value_heads", 1),
+    }
+
+
 def _rotary_only(config: Config, layer: int) -> Facts:
     if config.get("position_embedding_type", "absolute") != "rotary":
         raise SpecError(
@@ -222,6 +236,7 @@ EMBEDDING_GEMMA2 = Family(
             "scale": 1.0,
         },
         reaching(every_full(6)),
+        _wide_where_full,
     ),
     kinds=every_full(6),
 )
