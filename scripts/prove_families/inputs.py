@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
-from scripts.prove_families.cache import CACHE_NAMES, cache_among, cache_in
+from scripts.prove_families.cache import CACHE_NAMES, cache_among, cache_in, cache_name
 from scripts.prove_families.overrides import INPUTS, SUBMODULES
 from scripts.prove_families.tiny import WIDTH, TinyModel, attribute
 
@@ -151,8 +151,6 @@ class Maker:
 def starts(tiny: TinyModel, model: nn.Module) -> Iterator[Start]:
     """Ways of running the model, the likeliest first: each runs every forward of the model."""
     maker = Maker(tiny, model)
-    if tiny.model_class.__name__ in CODECS:
-        yield _codec(maker)
     for inputs in list(maker.candidates()):
         tokens = next((x for x in TOKENS_FIRST if x in inputs), None)
         name = cache_among(maker.names) if _decodes(model) else None
@@ -165,24 +163,28 @@ def starts(tiny: TinyModel, model: nn.Module) -> Iterator[Start]:
         yield _encoder(inputs)
 
 
-CODECS = {"MimiModel": 1920}
-"""Models of sound that go on with a cache for each of their stacks, and the samples of two of its
-tokens."""
+CODECS = {"MimiModel": "decoder.decoder_transformer"}
+CODECS["PocketTTSAudioTokenizerModel"] = CODECS["MimiModel"]
+"""Models of sound, whose forward takes no mask of tokens; their decoder's stack, which does."""
 
 
 def _codec(maker: Maker) -> Start:
-    """Sound in pieces, each after what the caches hold."""
-    names = [name for name in maker.names if name.startswith(("encoder_", "decoder_"))]
-    samples = CODECS[maker.tiny.model_class.__name__]
-    pieces = [maker.noise(BATCH, 1, count * samples) for count in (4, *[1] * STEPS)]
+    """The decoder's stack by itself: a prompt, steps on its cache, and a padded prompt."""
+    path = CODECS[maker.tiny.model_class.__name__]
+    stack = maker.model.get_submodule(path)
+    name = cache_name(stack.forward)
+    hidden = maker.noise(BATCH, TOKENS + STEPS, maker.width)
+    mask = torch.ones(BATCH, TOKENS, dtype=torch.long)
+    mask[1, :PADDED] = 0
 
     def start(model: nn.Module, mark: Mark) -> None:
-        caches: dict[str, Any] = {name: DynamicCache() for name in names}
-        past = 0
-        for piece in pieces:
+        cache, past = DynamicCache(), 0
+        for count in (TOKENS, *[1] * STEPS):
             mark("decode" if past else "prefill", None, past)
-            model(piece.clone(), **caches)
-            past += 2 * piece.shape[-1] // samples
+            stack(hidden[:, past : past + count], **{name: cache}, use_cache=True)
+            past += count
+        mark("padded", mask, 0)
+        stack(hidden[:, :TOKENS], attention_mask=mask.clone())
 
     return start
 
@@ -206,6 +208,8 @@ def _fresh(inputs: dict[str, Any]) -> dict[str, Any]:
 def paddings(tiny: TinyModel, model: nn.Module) -> Iterator[Start]:
     """The same with left padding in row 1, where the model takes tokens and a mask."""
     maker = Maker(tiny, model)
+    if tiny.model_class.__name__ in CODECS:
+        yield _codec(maker)
     for inputs in list(maker.candidates()):
         tokens = next((x for x in TOKENS_FIRST if x in inputs), None)
         decodes = tokens == "decoder_input_ids"

@@ -39,16 +39,6 @@ SAMPLE = (
 """Twenty-five families that have every feature between them; CI proves these."""
 
 
-WITHOUT: dict[str, dict[str, str]] = {
-    "mimi": {"padded": "a codec, which takes no mask of its frames"},
-    "pocket_tts_audio_tokenizer": {
-        "decode": "a codec, whose forward takes no cache",
-        "padded": "a codec, which takes no mask of its frames",
-    },
-}
-"""Calls that a causal family's model does not have, and why; without any other it is not proven."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What came of one family.
@@ -69,7 +59,7 @@ class Verdict:
 def verdict(family: str, outcomes: list[Outcome], problems: list[str], seconds: float) -> Verdict:
     """The family's status from its modules'; a variant that is refused where the plain model is
     proven leaves the family proven, since it is refused by the key that switches it on."""
-    outcomes = [*outcomes, *_not_shown(family, outcomes)]
+    outcomes = [*outcomes, *_not_shown(outcomes)]
     by_status: dict[str, set[str]] = {}
     for outcome in outcomes:
         by_status.setdefault(outcome.status, set()).add(outcome.module)
@@ -95,12 +85,12 @@ def verdict(family: str, outcomes: list[Outcome], problems: list[str], seconds: 
     )
 
 
-def _not_shown(family: str, outcomes: list[Outcome]) -> Iterable[Outcome]:
+def _not_shown(outcomes: list[Outcome]) -> Iterable[Outcome]:
     """Causal modules whose proof holds no decode step or no padded call, as wrong: it would hold
     for a model without a cache as well."""
     for module in dict.fromkeys(o.module for o in outcomes):
         mine = [o for o in outcomes if o.module == module and o.status == "proven" and o.causal]
-        shown = {call for o in mine for call in o.calls} | WITHOUT.get(family, {}).keys()
+        shown = {call for o in mine for call in o.calls}
         lacking = [kind for kind in ("decode", "padded") if kind not in shown]
         if mine and lacking:
             yield dataclasses.replace(
@@ -150,11 +140,6 @@ def _lines(verdicts: list[Verdict]) -> Iterable[str]:
     yield ""
     yield '"Partly proven" families have several rotary attentions, of which the named are refused.'
     yield '"Of it" is the share of what the error in onnxruntime may be.'
-    yield from (
-        f"`{family}` is proven without {kind} calls: {why}."
-        for family, kinds in WITHOUT.items()
-        for kind, why in kinds.items()
-    )
     yield ""
     yield from _proven(x for x in rotary if x.status in ("proven", "partly proven"))
     yield from _refused(rotary)
