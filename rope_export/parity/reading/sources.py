@@ -13,6 +13,7 @@ from rope_export.checkpoints import NO_ADAPTER, Source, open_source
 from rope_export.checkpoints.config import Read, read_config, select, spec_of
 from rope_export.checkpoints.files import Folder, tensor_names
 from rope_export.checkpoints.gguf import GgufFile
+from rope_export.checkpoints.stacks import StacksError
 from rope_export.checkpoints.tensors import layer_tensors, read_layer, reader
 from rope_export.errors import CheckpointError, InputError
 from rope_export.parity.reading.adapters import merge
@@ -30,6 +31,7 @@ from rope_export.spec import AttentionSpec
 
 DRAWN = "of the config; its weights are drawn"
 NOT_READ = "of the config; weights not read by transformers"
+OUR_FACTS = "of the weights; the file's facts as rope_export reads them"
 OLDEST = 5
 """Major version of transformers whose modules can be asked."""
 
@@ -136,9 +138,10 @@ def _of_gguf(asked: _Asked, file: Path) -> Reading:
                 names=loader.names(source.names, tensors.names),
                 mapping=loader.mapping,
             )
-            return _judged(
+            found = _judged(
                 asked, skeleton, reads, read, lambda: loader.load(skeleton), source.weights
             )
+            return _limited(found, OUR_FACTS)
     except Unread as error:
         return _of_config(asked, config, f"{NOT_READ} ({error})")
 
@@ -152,6 +155,8 @@ def _of_config(asked: _Asked, facts: Mapping[str, Any], limit: str) -> Reading:
         config = configured(folder)
         try:
             skeleton = skeleton_of(config, read, asked.spec, asked.layer)
+        except StacksError as error:  # transformers saves several, and the config names none
+            raise Unread(str(error)) from error
         except CheckpointError as error:  # of the names under which transformers saves the layer
             return _failed("weights", "names", (), str(error))
         drawn(skeleton, asked.spec, asked.facts.get("seed", 0))
@@ -168,9 +173,14 @@ def _of_config(asked: _Asked, facts: Mapping[str, Any], limit: str) -> Reading:
         found = _judged(
             asked, skeleton, reads, read, lambda: loaded(skeleton, weights.parent, config), ours
         )
-    if found.status == "proven":
-        return dataclasses.replace(found, reason="; ".join(filter(None, (limit, found.reason))))
-    return found
+    return _limited(found, limit)
+
+
+def _limited(found: Reading, limit: str) -> Reading:
+    """A reading with what it is of, if it is proven."""
+    if found.status != "proven":
+        return found
+    return dataclasses.replace(found, reason="; ".join(filter(None, (limit, found.reason))))
 
 
 def _judged(
