@@ -1,6 +1,7 @@
 """Configs and checkpoints: what is read, how little of it, and what is refused by its name."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 
 from rope_export import AttentionSpec, RopeExportError
 from rope_export.checkpoints import open_source
+from rope_export.checkpoints.config import select, spec_of
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.errors import CheckpointError, SpecError
 from tests.conftest import TINY
@@ -124,16 +126,19 @@ def test_the_older_spelling_means_the_same() -> None:
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
 def test_a_published_config_is_read_or_refused_in_one_line(path) -> None:
-    from scripts.support_table import models
-
-    ready, refused = models()
-    if path.stem in ready:
-        spec = AttentionSpec.from_hf(path)
-        assert AttentionSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
-    else:
-        assert path.stem in refused
-        with pytest.raises(SpecError, match=r"^[^\n]+$"):
-            AttentionSpec.from_hf(path)
+    """Each layer; docs/models.md says which are refused."""
+    read = select(path)
+    specs = 0
+    for layer in range(read.facts.whole("num_hidden_layers")):
+        try:
+            spec = spec_of(read, layer)
+        except SpecError as error:
+            assert re.fullmatch(r"[^\n]+", str(error))
+        else:
+            specs += 1
+            assert AttentionSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    page = (path.parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert (f"| `{path.stem}` |" in page.partition("## Refused")[0]) == bool(specs)
 
 
 def test_drawn_weights_follow_the_seed_and_the_layer() -> None:
