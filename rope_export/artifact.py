@@ -270,7 +270,7 @@ def check_folder(folder: Path, given: Path | None = None) -> None:
 
 
 def not_ours(name: Path, kind: str, why: Exception) -> ArtifactError:
-    """What is said of a folder that looks like ours and is not."""
+    """The error for a folder that looks like an artifact and is not one."""
     return ArtifactError(
         f"{paths.shown(name)}: is not {kind} as rope_export wrote it, and would be lost ({why}). "
         f"Give a new folder, or move it away."

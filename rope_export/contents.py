@@ -246,7 +246,7 @@ def model_files(folder: Path, files: Mapping[str, Mapping[str, Any]], whose: Pat
 
 
 def mismatch(path: Path) -> ArtifactError:
-    """What is said of a file with another hash than its manifest has."""
+    """The error for a file whose hash is not the one in its manifest."""
     return ArtifactError(
         f"{path}: does not match the sha256 in manifest.json; it was changed, damaged or replaced "
         f"after the export. Open it again, or export it to a new folder."

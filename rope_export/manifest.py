@@ -20,7 +20,7 @@ class Manifest:
     spec: an AttentionSpec as plain values. source: kind, layer, seed, hash of the config.
     weights: for each tensor of the layer its name in the source, the initializer that holds it,
         whether transposed, and the sha256 of its bytes as deployed, in the source's orientation.
-    quantization: how projections are stored in few bits; then each has its scales and inputs too.
+    quantization: how projections are quantized; then each has its scales and inputs too.
     needs: oldest version of a package that runs it. files: sha256 and bytes of the model's files.
     stale_slots: what those slots of a fixed cache may hold that a call neither reads nor writes:
         "any" bits; or only what is "finite", and in size at most 1/64 of the dtype's largest
