@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rope_export.artifact import Artifact
-    from rope_export.attention import RotaryAttention
+    from rope_export.artifacts.artifact import Artifact
+    from rope_export.attention.layer import RotaryAttention
     from rope_export.engines import build_engine
     from rope_export.errors import RopeExportError
-    from rope_export.exporter import export
+    from rope_export.exporter.pipeline import export
     from rope_export.parity import verify
     from rope_export.runtimes import open_session
     from rope_export.spec import AttentionSpec
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "Artifact": "rope_export.artifact",
+    "Artifact": "rope_export.artifacts.artifact",
     "AttentionSpec": "rope_export.spec",
     "RopeExportError": "rope_export.errors",
-    "RotaryAttention": "rope_export.attention",
+    "RotaryAttention": "rope_export.attention.layer",
     "build_engine": "rope_export.engines",
-    "export": "rope_export.exporter",
+    "export": "rope_export.exporter.pipeline",
     "open_session": "rope_export.runtimes",
     "verify": "rope_export.parity",
 }

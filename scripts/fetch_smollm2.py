@@ -30,7 +30,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rope_export import swap
+from rope_export.artifacts import swap
 
 if TYPE_CHECKING:
     from gguf import GGUFReader

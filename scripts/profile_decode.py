@@ -19,7 +19,7 @@ import onnxruntime
 import torch
 
 from rope_export import export
-from rope_export.artifact import Artifact
+from rope_export.artifacts.artifact import Artifact
 from rope_export.bench.contenders import steps
 from rope_export.bench.machine import cpu_name
 from rope_export.bench.roofline import Limits, cores, measured, weight_bytes, work

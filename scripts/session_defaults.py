@@ -16,7 +16,7 @@ from typing import Any
 import onnxruntime
 
 from rope_export import export
-from rope_export.artifact import Artifact
+from rope_export.artifacts.artifact import Artifact
 from rope_export.bench.contenders import steps
 from rope_export.bench.machine import cpu_name
 from rope_export.bench.roofline import cores

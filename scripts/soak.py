@@ -22,10 +22,10 @@ import onnxruntime
 import psutil
 
 from rope_export import AttentionSpec, export, open_session
-from rope_export.artifact import Artifact
+from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.deployed import file_weights
 from rope_export.bench.machine import cpu_name
 from rope_export.bench.proof import apart
-from rope_export.deployed import file_weights
 from rope_export.parity import frequencies
 from rope_export.parity.bounds import ceiling
 from rope_export.parity.metrics import errors

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rope_export.artifact import Artifact
+from rope_export.artifacts.artifact import Artifact
 from rope_export.bench.contenders import CannotError, Ready
 from rope_export.bench.field import Choice, Entrant, Layer, layers, named
 from rope_export.bench.machine import Machine, Neighbours

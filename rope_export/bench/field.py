@@ -6,17 +6,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rope_export.artifact import Artifact
+from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.deployed import file_weights
 from rope_export.bench.contenders import ArtifactContender, Contender
 from rope_export.bench.proof import Proof
 from rope_export.bench.result import Status
 from rope_export.bench.rivals import RIVALS, Rival
-from rope_export.deployed import file_weights
 from rope_export.errors import InputError, UnavailableError, extra
 from rope_export.spec import AttentionSpec
 
 with extra("export", "benchmarking"):
-    from rope_export.attention import RotaryAttention
+    from rope_export.attention.layer import RotaryAttention
 
 KINDS = tuple(rival.kind for rival in RIVALS)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rope_export.artifact import Artifact
+from rope_export.artifacts.artifact import Artifact
 from rope_export.bench.contenders import ArtifactContender, Contender
 from rope_export.bench.proof import RUNTIME
 from rope_export.bench.rivals import RIVALS, blank_layer, torch

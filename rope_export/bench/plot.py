@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rope_export import paths, swap
+from rope_export import paths
+from rope_export.artifacts import swap
 from rope_export.bench.result import Bench, Row
 from rope_export.bench.shapes import Shape
 from rope_export.bench.table import title

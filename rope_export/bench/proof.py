@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from rope_export.artifact import Artifact
+from rope_export.artifacts.artifact import Artifact
 from rope_export.bench.shapes import Arrays, Shape
 from rope_export.engines.plan import Engine
 from rope_export.errors import RopeExportError, extra
@@ -22,7 +22,7 @@ from rope_export.runtimes import dtype_name, runtime, to_numpy, to_torch
 from rope_export.spec import AttentionSpec
 
 with extra("export", "comparing with eager PyTorch"):
-    from rope_export.attention import RotaryAttention
+    from rope_export.attention.layer import RotaryAttention
     from rope_export.parity import verify
     from rope_export.parity.rounding import UNIT_ROUNDOFF, longest_reduction
     from rope_export.parity.rows import Row

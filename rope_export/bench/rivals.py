@@ -16,7 +16,7 @@ with extra("export", "timing PyTorch"):
     import torch.nn.functional as F
     from torch import Tensor
 
-    from rope_export.attention import RotaryAttention
+    from rope_export.attention.layer import RotaryAttention
 
 COMPILED_SHAPES = 1_000
 """PyTorch gives up compiling for one more shape after 8 unless told otherwise."""

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from rope_export.bench.shapes import Shape
-from rope_export.contract import cached
 from rope_export.errors import extra
+from rope_export.interface import cached
 from rope_export.runtimes import numpy_dtype
 from rope_export.spec import AttentionSpec
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rope_export.artifact import Artifact, check_target
+from rope_export.artifacts.artifact import Artifact, check_target
 from rope_export.bench import Bench, Choice, Plan, Progress, Shape, bench
 from rope_export.errors import InputError, RopeExportError
-from rope_export.exporter import export
+from rope_export.exporter.pipeline import export
 from rope_export.lowerings import lowerings
 
 SHAPES = tuple(

@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from rope_export import __version__
+from rope_export import __version__, gpu
 from rope_export.cli import output
-from rope_export.engines import gpu
 from rope_export.engines.module import builders
 from rope_export.runtimes import runtimes
 

@@ -83,7 +83,7 @@ def export(
 
             artifact = tuned(source, out=out, progress=step, **options)
         else:
-            from rope_export.exporter import export as run
+            from rope_export.exporter.pipeline import export as run
 
             options |= {"lowering": lowering, "progress": lambda name: step(name, None)}
             artifact = run(source, out=out, **options)

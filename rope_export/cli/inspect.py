@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from rope_export import paths
-from rope_export.artifact import Artifact
+from rope_export.artifacts.artifact import Artifact
 from rope_export.cli import output
 from rope_export.engines.plan import Engine
 from rope_export.engines.profiles import Profile

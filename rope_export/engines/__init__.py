@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rope_export import __version__, paths
-from rope_export.artifact import Artifact
-from rope_export.engines import build_cache, gpu, plan
+from rope_export import __version__, gpu, paths
+from rope_export.artifacts.artifact import Artifact
+from rope_export.engines import build_cache, plan
 from rope_export.engines import module as modules
 from rope_export.engines.module import Module
 from rope_export.engines.plan import Engine, EngineFacts, Options

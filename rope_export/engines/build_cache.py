@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rope_export import contents, swap
+from rope_export.artifacts import contents, swap
 from rope_export.errors import ArtifactError
 
 VARIABLE = "ROPE_EXPORT_CACHE"

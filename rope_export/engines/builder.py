@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rope_export import swap
-from rope_export.contents import MODEL
-from rope_export.contract import TensorType
+from rope_export.artifacts import swap
+from rope_export.artifacts.contents import MODEL
 from rope_export.engines import fusion, network, static
 from rope_export.engines.build_cache import Built
 from rope_export.engines.module import Module
 from rope_export.engines.plan import Engine, Options, fixed_tensors
 from rope_export.engines.profiles import Profile, sizes_of
 from rope_export.errors import InputError, RopeExportError
+from rope_export.interface import TensorType
 
 Progress = Callable[[str], None]
 

@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from rope_export import swap
-from rope_export.engines import build_cache, fusion, gpu
+from rope_export import gpu
+from rope_export.artifacts import swap
+from rope_export.engines import build_cache, fusion
 from rope_export.engines.module import Module
 from rope_export.engines.plan import Engine, check_gpu, check_version, rebuild
 from rope_export.errors import ArtifactError, RopeExportError, UnavailableError

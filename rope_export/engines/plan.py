@@ -13,15 +13,16 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from rope_export import artifact as artifacts
-from rope_export import contents, paths, swap
-from rope_export.artifact import EVIDENCE, MANIFEST, MODEL, Artifact, file_hash
-from rope_export.contract import TensorType
-from rope_export.engines import gpu, module
+from rope_export import gpu, paths
+from rope_export.artifacts import artifact as artifacts
+from rope_export.artifacts import contents, swap
+from rope_export.artifacts.artifact import EVIDENCE, MANIFEST, MODEL, Artifact, file_hash
+from rope_export.artifacts.manifest import Manifest, is_files, tensors
+from rope_export.artifacts.manifest import check_version as check_format
+from rope_export.engines import module
 from rope_export.engines.profiles import Profile
 from rope_export.errors import ArtifactError
-from rope_export.manifest import Manifest, is_files, tensors
-from rope_export.manifest import check_version as check_format
+from rope_export.interface import TensorType
 
 FORMAT_VERSION = 1
 PLAN = "engine.plan"

@@ -8,9 +8,9 @@ takes a profile whose least is above its largest without a word, so everything i
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rope_export.artifact import Manifest
-from rope_export.contract import TensorType
+from rope_export.artifacts.artifact import Manifest
 from rope_export.errors import InputError
+from rope_export.interface import TensorType
 
 LEAST = {"batch": 1, "sequence": 1, "past": 0, "capacity": 1}
 """The axes that a profile may have, and the least size of each."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING, Any
 
-from rope_export.contract import cache_names
 from rope_export.engines.execution import Context, Device
 from rope_export.engines.plan import EngineManifest
+from rope_export.interface import cache_names
 
 if TYPE_CHECKING:
     import torch

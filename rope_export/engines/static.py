@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rope_export import external_data
+from rope_export.artifacts import external_data
 from rope_export.errors import InputError, extra
 
 if TYPE_CHECKING:

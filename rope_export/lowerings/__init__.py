@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rope_export import expression
-from rope_export.attention import RotaryAttention
+from rope_export.attention import operators
+from rope_export.attention.layer import RotaryAttention
 from rope_export.errors import InputError
-from rope_export.quantized import Packed, Quantization
+from rope_export.quantization import Packed, Quantization
 from rope_export.spec import AttentionSpec, RopeSpec
 
 
@@ -30,7 +30,7 @@ class Lowering(ABC):
         look for what a runtime does best with the file itself, leave it out then.
     stale_slots: what slots of a fixed cache may hold that a call neither reads nor writes, as in a
     manifest: "finite" where its operator computes over the whole capacity.
-    heads_axis: as in `expression.Expression`.
+    heads_axis: as in `operators.Expression`.
     """
 
     name: ClassVar[str]
@@ -48,23 +48,23 @@ class Lowering(ABC):
         return None
 
     def split(self, x: Tensor, width: int) -> Tensor:
-        """As `expression.Expression.split`, by a shape that does not have to be computed."""
+        """As `operators.Expression.split`, by a shape that does not have to be computed."""
         heads = x.shape[2] // width
         return _reshaped(x, [0, 0, heads, width], (*x.shape[:2], heads, width))
 
     def join(self, x: Tensor) -> Tensor:
-        """As `expression.Expression.join`."""
+        """As `operators.Expression.join`."""
         width = x.shape[2] * x.shape[3]
         return _reshaped(x, [0, 0, width], (*x.shape[:2], width))
 
     @abstractmethod
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
-        """As `expression.Expression.rotate`."""
+        """As `operators.Expression.rotate`."""
 
     def keep(self, past: Tensor | None, new: Tensor, lengths: Tensor | None) -> Tensor:
-        """As `expression.Expression.keep`; into a fixed cache by TensorScatter-24, in place."""
+        """As `operators.Expression.keep`; into a fixed cache by TensorScatter-24, in place."""
         if past is None or lengths is None:
-            return expression.append(past, new)
+            return operators.append(past, new)
         return torch.onnx.ops.symbolic(
             "::TensorScatter",
             (past, new, lengths),
@@ -87,7 +87,7 @@ class Lowering(ABC):
         spec: AttentionSpec,
         sinks: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `expression.Expression.attend`."""
+        """As `operators.Expression.attend`."""
 
 
 def halves(x: Tensor, rope: RopeSpec) -> Tensor:

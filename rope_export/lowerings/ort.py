@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rope_export import expression
+from rope_export.attention import operators
 from rope_export.lowerings import Lowering, halves
 from rope_export.spec import AttentionSpec, RopeSpec
 
@@ -90,7 +90,7 @@ class Ort(Lowering):
         bias = visible = None
         own = spec.causal or (spec.window is None and spec.window_after is None)
         if attention_mask is not None or spec.chunk is not None or not own:
-            allowed = expression.allowed_slots(
+            allowed = operators.allowed_slots(
                 sequence, total, attention_mask, spec, q.device, lengths
             )
             # Half the lowest number: a score added to it must not be infinite.

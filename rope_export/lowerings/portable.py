@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rope_export import expression
+from rope_export.attention import operators
 from rope_export.lowerings import Lowering
 from rope_export.spec import AttentionSpec, RopeSpec
 
@@ -19,7 +19,7 @@ class Portable(Lowering):
     caches: ClassVar[Mapping[str, int]] = {"none": 18, "growing": 18}
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
-        return expression.rotate(x, cos, sin, rope)
+        return operators.rotate(x, cos, sin, rope)
 
     def attend(
         self,
@@ -33,8 +33,8 @@ class Portable(Lowering):
         spec: AttentionSpec,
         sinks: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        k, v = expression.append(past_key, k), expression.append(past_value, v)
-        allowed = expression.allowed_slots(q.shape[2], k.shape[2], attention_mask, spec, q.device)
+        k, v = operators.append(past_key, k), operators.append(past_value, v)
+        allowed = operators.allowed_slots(q.shape[2], k.shape[2], attention_mask, spec, q.device)
         return products(q, k, v, allowed, spec, sinks, attention_mask is not None), k, v
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rope_export import expression
+from rope_export.attention import operators
 from rope_export.lowerings import Lowering, halves
 from rope_export.spec import AttentionSpec, RopeSpec
 
@@ -63,7 +63,7 @@ class Standard(Lowering):
         whole = past_key is None and lengths is None and spec.latent is not None
         plain = spec.window is None and spec.window_after is None and spec.chunk is None
         if attention_mask is not None or not plain or (whole and spec.causal):
-            mask = expression.allowed_slots(
+            mask = operators.allowed_slots(
                 q.shape[2], total, attention_mask, spec, q.device, lengths
             )
         if attention_mask is not None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rope_export import expression
+from rope_export.attention import operators
 from rope_export.lowerings import Lowering, halves
 from rope_export.lowerings.portable import products
 from rope_export.spec import AttentionSpec, RopeSpec
@@ -63,7 +63,7 @@ class Tensorrt(Lowering):
         said in matrix products, which it does not fuse."""
         if past_key is not None and past_value is not None:
             k, v = self.keep(past_key, k, lengths), self.keep(past_value, v, lengths)
-        allowed = expression.allowed_slots(
+        allowed = operators.allowed_slots(
             q.shape[2], k.shape[2], attention_mask, spec, q.device, lengths
         )
         if spec.softcap is not None:

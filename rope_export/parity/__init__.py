@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from rope_export.artifact import Artifact, Manifest
+from rope_export.artifacts.artifact import Artifact, Manifest
 from rope_export.engines.plan import Engine
 from rope_export.errors import UnavailableError, extra
-from rope_export.quantized import Quantization
+from rope_export.quantization import Quantization
 from rope_export.runtimes import Session, open_session, runtime, to_numpy
 
 with extra("export", "comparing with eager PyTorch"):
     import torch
 
-    from rope_export.attention import RotaryAttention
+    from rope_export.attention.layer import RotaryAttention
     from rope_export.parity.cases import Case, cases
     from rope_export.parity.corners import corners
     from rope_export.parity.judge import Judge, frequencies

@@ -7,8 +7,8 @@ from zlib import crc32
 
 import numpy as np
 
-from rope_export.artifact import Manifest
-from rope_export.contract import LENGTHS
+from rope_export.artifacts.artifact import Manifest
+from rope_export.interface import LENGTHS
 from rope_export.parity.reference import ReferenceLayer
 from rope_export.runtimes import numpy_dtype
 from rope_export.spec import AttentionSpec

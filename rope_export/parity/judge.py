@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rope_export.attention import RotaryAttention
-from rope_export.contract import cache_names, cached
+from rope_export.attention.layer import RotaryAttention
 from rope_export.errors import ProfileError, RopeExportError
+from rope_export.interface import cache_names, cached
 from rope_export.parity.bounds import ceiling
 from rope_export.parity.cases import Case
 from rope_export.parity.metrics import errors

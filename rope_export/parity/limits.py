@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rope_export.artifact import Artifact
+from rope_export.artifacts.artifact import Artifact
 
 SHORTEST = 1_500
 """Limits below are passed by the regular cases, whose longest past is 2,000."""

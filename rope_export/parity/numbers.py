@@ -1,6 +1,7 @@
 """What is known of an engine beside its model: its structure, and whether a GPU ran its plan."""
 
-from rope_export.engines import builder, gpu, module
+from rope_export import gpu
+from rope_export.engines import builder, module
 from rope_export.engines.plan import PLAN, Engine, check_version
 from rope_export.errors import UnavailableError
 from rope_export.parity.rows import Report, Row, counted

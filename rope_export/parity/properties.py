@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rope_export.artifact import Manifest
-from rope_export.contract import LENGTHS, cache_names, cached
+from rope_export.artifacts.artifact import Manifest
+from rope_export.interface import LENGTHS, cache_names, cached
 from rope_export.parity.bounds import ceiling
 from rope_export.parity.cases import FAR, Case
 from rope_export.parity.reference import ReferenceLayer, pairs, places

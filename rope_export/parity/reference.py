@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rope_export.contract import LENGTHS, cache_names
+from rope_export.interface import LENGTHS, cache_names
 from rope_export.spec import AttentionSpec, NormSpec
 
 Float64 = np.ndarray

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rope_export.artifact import Manifest
+from rope_export.artifacts.artifact import Manifest
 from rope_export.parity.bounds import steady
 from rope_export.parity.cases import FAR, SPARE, Case
 from rope_export.parity.counterfactuals import Counterfactual, counterfactuals

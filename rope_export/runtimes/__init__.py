@@ -17,8 +17,10 @@ from rope_export.arrays import is_torch as is_torch
 from rope_export.arrays import like, plain_inputs
 from rope_export.arrays import to_numpy as to_numpy
 from rope_export.arrays import to_torch as to_torch
-from rope_export.artifact import Artifact, steady
-from rope_export.contract import (
+from rope_export.artifacts.artifact import Artifact, steady
+from rope_export.artifacts.manifest import Manifest
+from rope_export.errors import InputError, RopeExportError, TensorError, UnavailableError
+from rope_export.interface import (
     LENGTHS,
     MASK,
     TensorType,
@@ -26,14 +28,12 @@ from rope_export.contract import (
     cache_inputs,
     check_lengths,
 )
-from rope_export.errors import InputError, RopeExportError, TensorError, UnavailableError
-from rope_export.manifest import Manifest
-from rope_export.slots import Once, check_hidden, hidden_slots, limit_of, moderate, without
+from rope_export.sessions.slots import Once, check_hidden, hidden_slots, limit_of, moderate, without
 
 if TYPE_CHECKING:
     import torch
 
-    from rope_export.stream import Stream
+    from rope_export.sessions.stream import Stream
 
     Array: TypeAlias = np.ndarray | torch.Tensor
     Held: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, int]], dict[str, Array]]
@@ -122,7 +122,7 @@ class Session(ABC):
         an engine, which has one.
         Raises: InputError if the artifact has no cache, or capacity does not fit it.
         """
-        from rope_export.stream import Stream
+        from rope_export.sessions.stream import Stream
 
         return Stream(self, batch=batch, capacity=capacity)
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from rope_export.arrays import check_on_cpu, is_torch, to_numpy, to_torch
-from rope_export.artifact import Artifact
+from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.manifest import Manifest
 from rope_export.errors import failures
-from rope_export.manifest import Manifest
 from rope_export.runtimes import Missing, Session, written
 
 if TYPE_CHECKING:
-    from rope_export.attention import RotaryAttention
+    from rope_export.attention.layer import RotaryAttention
     from rope_export.runtimes import Array
 
 
@@ -23,8 +23,8 @@ class Eager(Missing):
 
     def open(self, artifact: Artifact, threads: int | None = None) -> Session:
         """threads: torch's own, which are the process's; not changed here."""
-        from rope_export.attention import RotaryAttention
-        from rope_export.deployed import file_weights
+        from rope_export.artifacts.deployed import file_weights
+        from rope_export.attention.layer import RotaryAttention
         from rope_export.spec import AttentionSpec
 
         spec = AttentionSpec.from_json(artifact.manifest.spec)

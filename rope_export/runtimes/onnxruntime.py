@@ -11,11 +11,11 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from rope_export.artifact import Artifact
-from rope_export.contents import DATA, MODEL, Contents
-from rope_export.engines import gpu
+from rope_export import gpu
+from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.contents import DATA, MODEL, Contents
+from rope_export.artifacts.manifest import Manifest
 from rope_export.errors import ArtifactError, RopeExportError, TensorError, UnavailableError
-from rope_export.manifest import Manifest
 from rope_export.runtimes import Missing, Session, allocate, is_torch
 
 if TYPE_CHECKING:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rope_export.artifact import Artifact
+from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.manifest import Manifest
 from rope_export.errors import failures
-from rope_export.manifest import Manifest
 from rope_export.runtimes import Missing, Session, is_torch, to_numpy, to_torch, written
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Reference(Missing):
         """threads: not used, it computes on one."""
         from onnx.reference import ReferenceEvaluator
 
-        from rope_export.deployed import read_model
+        from rope_export.artifacts.deployed import read_model
 
         model = read_model(artifact)
         with failures("onnx's reference evaluator"):

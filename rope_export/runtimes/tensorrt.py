@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from rope_export.artifact import Artifact
-from rope_export.engines import gpu, module
+from rope_export import gpu
+from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.manifest import Manifest
+from rope_export.engines import module
 from rope_export.engines.plan import Engine, EngineManifest, check_gpu, check_version
 from rope_export.engines.profiles import selected
 from rope_export.engines.session import Calls
 from rope_export.errors import ProfileError, RopeExportError, TensorError, UnavailableError
-from rope_export.manifest import Manifest
 from rope_export.runtimes import Missing, Session, address, is_torch, to_numpy, to_torch, written
 
 if TYPE_CHECKING:

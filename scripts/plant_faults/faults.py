@@ -7,15 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rope_export import RotaryAttention, expression
-from rope_export.attention import Norm
+from rope_export import RotaryAttention
+from rope_export.attention import operators
+from rope_export.attention.layer import Norm
 from rope_export.rope.default import DefaultRope
 from rope_export.rope.dynamic import DynamicRope
 from rope_export.rope.longrope import LongRope
 from rope_export.spec import AttentionSpec, RopeSpec
 from scripts.plant_faults.planting import Fault, changed, half, inserted, normed, scaled, turned
 
-ALLOWED, PROJECT = expression.allowed_slots, RotaryAttention.project
+ALLOWED, PROJECT = operators.allowed_slots, RotaryAttention.project
 COS_SIN, GATE = RotaryAttention.cos_sin, RotaryAttention.gate
 
 
@@ -89,7 +90,7 @@ def mask_of(change: Any) -> Any:
     ) -> Tensor:
         return change(sequence, total, attention_mask, spec, device, lengths)
 
-    return [(expression, "allowed_slots", allowed)]
+    return [(operators, "allowed_slots", allowed)]
 
 
 def inverted(s: Any, t: Any, mask: Any, *rest: Any) -> Tensor:

@@ -17,9 +17,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from rope_export import Artifact, AttentionSpec, RotaryAttention, exporter
+from rope_export import Artifact, AttentionSpec, RotaryAttention
 from rope_export.checkpoints import Source
 from rope_export.checkpoints.drawn import drawn_weights
+from rope_export.exporter import pipeline
 
 Weights = dict[str, Tensor]
 Edit = Callable[[ir.Model], None]
@@ -57,10 +58,10 @@ def artifact(
         weights=lambda: drawn_weights(spec, seed),
     )
     with ExitStack() as stack:
-        stack.enter_context(patch.object(exporter, "open_source", lambda *a, **k: source))
+        stack.enter_context(patch.object(pipeline, "open_source", lambda *a, **k: source))
         if fault is not None:
             stack.enter_context(_planted(fault, source.weights()))
-        return exporter.export(
+        return pipeline.export(
             out,
             out=out,
             lowering=lowering,
@@ -72,7 +73,7 @@ def artifact(
 @contextmanager
 def _planted(fault: Fault, sound: Weights) -> Iterator[None]:
     """While it lasts, the pipeline makes a file that has the fault."""
-    lowered, translate = exporter.lowered, exporter.translate
+    lowered, translate = pipeline.lowered, pipeline.translate
 
     def wrong_layer(layer: RotaryAttention, *rest: Any) -> RotaryAttention:
         spec = layer.spec if fault.spec is None else fault.spec(layer.spec)
@@ -91,8 +92,8 @@ def _planted(fault: Fault, sound: Weights) -> Iterator[None]:
     with ExitStack() as stack:
         for place, name, wrong in fault.patches:
             stack.enter_context(patch.object(place, name, wrong))
-        stack.enter_context(patch.object(exporter, "lowered", wrong_layer))
-        stack.enter_context(patch.object(exporter, "translate", wrong_model))
+        stack.enter_context(patch.object(pipeline, "lowered", wrong_layer))
+        stack.enter_context(patch.object(pipeline, "translate", wrong_model))
         yield
 
 

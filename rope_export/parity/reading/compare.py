@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rope_export.attention import RotaryAttention
+from rope_export.attention.layer import RotaryAttention
 from rope_export.parity.metrics import errors
 from rope_export.parity.reading.calls import Calls, every_call
 from rope_export.parity.reading.models import Unread

@@ -1,0 +1,91 @@
+"""The weights in an artifact's ONNX file, in the orientation of the source."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.contents import Contents
+from rope_export.errors import ArtifactError, extra
+from rope_export.quantization import Packed, Quantization, unpack
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, TensorProto
+    from torch import Tensor
+
+
+def read_model(artifact: Artifact) -> "ModelProto":
+    """The ONNX model with all its weights inside, from the files that its manifest names.
+
+    Raises: ArtifactError if it cannot be read.
+    """
+    with extra("export", "reading an artifact's weights"):
+        import onnx
+
+        from rope_export.engines.graph import Graph
+    files = artifact.read()
+    try:
+        model = onnx.load_model_from_string(files.model)
+    except Exception as error:  # protobuf's own kind of error is not public
+        raise ArtifactError(f"{artifact.model}: cannot be read ({error}).") from error
+    if files.data is None:
+        return model
+    for graph in Graph.every(model):
+        attributes = [attribute for node in graph.nodes for attribute in node.attribute]
+        inside = [a.t for a in attributes if a.type == onnx.AttributeProto.TENSOR]
+        for tensor in (*graph.proto.initializer, *inside):
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                _take_in(tensor, files, artifact.model)
+                tensor.data_location = onnx.TensorProto.DEFAULT
+                tensor.ClearField("external_data")
+    files.check()
+    return model
+
+
+def _take_in(tensor: "TensorProto", files: Contents, model: Path) -> None:
+    """Put a tensor's values into it that lie in the model's data file."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    assert files.data is not None
+    try:
+        start = int(entries.get("offset", 0))
+        end = start + int(entries["length"]) if "length" in entries else len(files.data)
+    except ValueError as error:
+        raise ArtifactError(f"{model}: says no place of {tensor.name!r} ({error}).") from error
+    if not 0 <= start <= end <= len(files.data):
+        raise ArtifactError(f"{model}: {tensor.name!r} lies outside of its data file.")
+    tensor.raw_data = files.data[start:end]
+
+
+def file_weights(artifact: Artifact) -> "dict[str, Tensor]":
+    """Each tensor of the layer as the file has it, by its name in the spec.
+
+    Raises: ArtifactError if an initializer that the manifest names is missing or unreadable.
+    """
+    from rope_export.runtimes import to_torch
+
+    graph = read_model(artifact).graph
+    from onnx import numpy_helper
+
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+
+    def array(name: str) -> np.ndarray:
+        if name not in initializers:
+            raise ArtifactError(f"{artifact.model}: has no initializer {name!r}.")
+        return numpy_helper.to_array(initializers[name])
+
+    how = Quantization.from_json(artifact.manifest.quantization)
+    weights = {}
+    for name, facts in artifact.manifest.weights.items():
+        if how is not None and "scales" in facts:
+            stored = Packed(
+                packed=array(facts["initializer"]),
+                scales=array(facts["scales"]),
+                zeros=array(facts["zero_points"]) if "zero_points" in facts else None,
+                offsets=array(facts["offsets"]) if "offsets" in facts else None,
+            )
+            weights[name] = to_torch(unpack(stored, how, facts["inputs"]))
+            continue
+        value = to_torch(array(facts["initializer"]).copy())
+        weights[name] = value.t().contiguous() if facts["transposed"] else value
+    return weights

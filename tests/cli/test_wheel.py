@@ -1,0 +1,192 @@
+"""What a user installs: the wheel, in fresh environments outside of the repository."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parents[2]
+CONSTRAINTS = ROOT / "constraints.txt"
+
+
+def tracked(below: str = "") -> list[str]:
+    """Files of the repository, relative to it."""
+    listing = subprocess.run(
+        ["git", "ls-files", below or "."], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    return listing.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built of tracked files alone: what an earlier build left must not get into it."""
+    out, clean = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("clean")
+    for name in tracked():
+        (clean / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, clean / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out)]
+    subprocess.run([*pip, str(clean)], check=True, cwd=out)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def installed(wheel: Path, extras: str, folder: Path) -> Path:
+    """The folder of programs of a fresh environment with the wheel and its extras."""
+    venv.create(folder, with_pip=True)
+    programs = folder / "bin"
+    pip = [str(programs / "python"), "-m", "pip", "install", "--quiet", "--no-compile"]
+    wanted = f"{wheel}[{extras}]"
+    subprocess.run([*pip, "--constraint", str(CONSTRAINTS), wanted], check=True, cwd=folder)
+    return programs
+
+
+def ran(command: list[object], folder: Path) -> subprocess.CompletedProcess[str]:
+    """A command in a folder outside of the repository, with nothing of it on Python's path."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(wheel, tmp_path_factory) -> Path:
+    """An environment as the README's command makes it."""
+    return installed(wheel, "export,cpu", tmp_path_factory.mktemp("whole") / "environment")
+
+
+@pytest.fixture(scope="module")
+def light(wheel, tmp_path_factory) -> Path:
+    """An environment to deploy in: neither torch nor onnx."""
+    return installed(wheel, "cpu", tmp_path_factory.mktemp("light") / "environment")
+
+
+@pytest.fixture(scope="module")
+def artifact(whole, smollm2, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    out = folder / "layer0"
+    done = ran([whole / "rope-export", "export", smollm2, "--out", out, "--json"], folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parity"]["weights"] == "proven"
+    return out
+
+
+def test_the_wheel_has_every_file_of_the_package(wheel) -> None:
+    named = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("rope_export/")}
+    assert named == set(tracked("rope_export"))
+
+
+def test_export_and_the_other_commands(whole, artifact, tmp_path) -> None:
+    program = whole / "rope-export"
+    for command, told in (
+        (["verify", artifact], "passed: "),
+        (["inspect", artifact], "lowering"),
+        (["doctor"], "onnxruntime"),
+    ):
+        done = ran([program, *command], tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert told in done.stdout
+
+
+def test_the_examples_of_the_readme(whole, smollm2, tmp_path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "smollm2-135m").symlink_to(smollm2)
+    done = ran([whole / "python", "-c", code], tmp_path)
+    assert done.stdout == "(1, 5, 576) (1, 3, 5, 64)\n[6 4]\n", done.stderr
+
+
+def test_running_an_artifact_needs_no_torch(light, artifact, tmp_path) -> None:
+    code = (
+        "import sys, numpy as np; from rope_export import open_session\n"
+        f"with open_session({str(artifact)!r}) as session:\n"
+        "    cache = np.zeros((1, 3, 0, 64), np.float32)\n"
+        "    x = np.ones((1, 5, 576), np.float32)\n"
+        "    y = session.run({'hidden_states': x, 'position_ids': np.arange(5)[None],\n"
+        "                     'past_key': cache, 'past_value': cache})\n"
+        "print(y['attention_output'].shape, 'torch' in sys.modules)\n"
+    )
+    done = ran([light / "python", "-c", code], tmp_path)
+    assert done.stdout == "(1, 5, 576) False\n", done.stderr
+    assert ran([light / "rope-export", "inspect", artifact], tmp_path).returncode == 0
+
+
+WITHOUT_TORCH = {
+    "from_hf": "rope_export.AttentionSpec.from_hf(CONFIG)",
+    "RotaryAttention": "rope_export.RotaryAttention",
+    "export": "rope_export.export",
+    "verify": "rope_export.verify",
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_without_torch_there_is_one_line_that_names_the_extra(name, light, tmp_path) -> None:
+    code = (
+        f"import rope_export\nCONFIG = {TINY!r}\ntry:\n    {WITHOUT_TORCH[name]}\n"
+        "except rope_export.RopeExportError as error:\n    print(error.status, error)\n"
+    )
+    done = ran([light / "python", "-c", code], tmp_path)
+    assert re.fullmatch(
+        r"3 .* needs the package '(torch|onnx)', which is not installed. "
+        r"Install it with: pip install 'rope_export\[export\]'\n",
+        done.stdout,
+    ), done.stdout + done.stderr
+
+
+BACKEND = r"""
+import zipfile
+FILES = {
+    "METADATA": "Metadata-Version: 2.1\nName: sample\nVersion: {}\n",
+    "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    "RECORD": "",
+}
+def build_editable(folder, *_):
+    version = open("pyproject.toml").read().rpartition("version = '")[2].partition("'")[0]
+    name = f"sample-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(f"{folder}/{name}", "w") as wheel:
+        for file, text in FILES.items():
+            wheel.writestr(f"sample-{version}.dist-info/{file}", text.format(version))
+    return name
+def get_requires_for_build_editable(*_):
+    return []
+"""
+
+
+def test_the_environment_finds_a_changed_project(tmp_path) -> None:
+    """The script itself, on a project that is built in no time."""
+    (tmp_path / "scripts").mkdir()
+    script = Path(shutil.copy(ROOT / "scripts" / "environment", tmp_path / "scripts"))
+    (tmp_path / "backend.py").write_text(BACKEND)
+    (tmp_path / "constraints.txt").write_text("")
+
+    def environment(version: str) -> tuple[str, bool]:
+        """The version that is installed then, and whether it was installed anew."""
+        (tmp_path / "pyproject.toml").write_text(
+            "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
+            f"[project]\nname = 'sample'\nversion = '{version}'\n"
+        )
+        done = ran([script, "none"], tmp_path)
+        assert done.returncode == 0, done.stderr
+        told = "import importlib.metadata as m; print(m.version('sample'))"
+        python = done.stdout.strip()
+        return ran([python, "-c", told], tmp_path).stdout.strip(), "installing" in done.stderr
+
+    assert environment("1") == ("1", True)
+    assert environment("1") == ("1", False)
+    assert environment("2") == ("2", True)
+    (tmp_path / "constraints.txt").write_text("# another")
+    assert environment("2") == ("2", True)

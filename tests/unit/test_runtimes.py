@@ -1,0 +1,140 @@
+"""Sessions: what they take, what they refuse, and what they need on the machine."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from rope_export import RopeExportError, open_session
+from rope_export.errors import TensorError, UnavailableError
+from tests.unit.test_exporter import call
+
+RUNTIMES = ["eager", "onnxruntime", "reference"]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_torch_in_torch_out_and_the_same_numbers(tiny, runtime) -> None:
+    inputs = call(2, 3, 4)
+    with open_session(tiny(), runtime) as session:
+        arrays = session.run(inputs)
+        tensors = session.run({name: torch.from_numpy(x) for name, x in inputs.items()})
+    for name, value in arrays.items():
+        assert isinstance(value, np.ndarray)
+        assert isinstance(tensors[name], torch.Tensor)
+        np.testing.assert_array_equal(value, tensors[name].numpy())
+
+
+def test_inputs_and_outputs_are_bound_in_place(tiny, monkeypatch) -> None:
+    bound = {}
+    with open_session(tiny()) as session:
+        bind = type(session)._bind
+        monkeypatch.setattr(
+            type(session),
+            "_bind",
+            lambda self, way, name, value: (
+                bound.update({name: value}),
+                bind(self, way, name, value),
+            )[1],
+        )
+        inputs = call(1, 2, 3)
+        outputs = session.run(inputs)
+    for name, value in [*inputs.items(), *outputs.items()]:
+        assert bound[name].ctypes.data == value.ctypes.data
+
+
+def test_a_transposed_input_is_read_right(tiny) -> None:
+    inputs = call(2, 3, 4)
+    turned = {**inputs, "past_key": np.asfortranarray(inputs["past_key"])}
+    with open_session(tiny()) as session:
+        for name, value in session.run(turned).items():
+            np.testing.assert_array_equal(value, session.run(inputs)[name])
+
+
+BAD = {
+    "missing": (lambda x: x.pop("past_key"), "past_key"),
+    "unknown": (lambda x: x.update(extra=x["past_key"]), "extra"),
+    "dtype": (lambda x: x.update(past_key=x["past_key"].astype(np.float64)), "float64"),
+    "rank": (lambda x: x.update(past_key=x["past_key"][0]), "past_key"),
+    "fixed size": (lambda x: x.update(past_key=x["past_key"][..., :8]), r"\(2, 2, 4, 8\)"),
+    "axes that disagree": (lambda x: x.update(past_key=x["past_key"][:, :, 1:]), "past_value"),
+    "nothing new": (
+        lambda x: x.update({n: x[n][:, :0] for n in ("hidden_states", "position_ids")}),
+        "sequence = 0",
+    ),
+    "mixed kinds": (lambda x: x.update(past_key=torch.from_numpy(x["past_key"])), "mix"),
+    "no tensor": (lambda x: x.update(past_key=[1.0]), "list"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_breaks_the_contract_is_refused(tiny, runtime, fault) -> None:
+    inputs = call(2, 3, 4)
+    damage, named = BAD[fault]
+    damage(inputs)
+    with open_session(tiny(), runtime) as session, pytest.raises(TensorError, match=named):
+        session.run(inputs)
+
+
+def test_a_mask_of_another_width_is_refused(tiny) -> None:
+    inputs = {**call(2, 3, 4), "attention_mask": np.ones((2, 6), np.int64)}
+    with (
+        open_session(tiny("standard", "float32", "growing", True)) as session,
+        pytest.raises(TensorError, match="covers 6 slots"),
+    ):
+        session.run(inputs)
+
+
+def test_threads_share_a_session(tiny) -> None:
+    calls = [call(1 + n % 3, 1 + n % 5, n % 7) for n in range(64)]
+    with open_session(tiny()) as session, ThreadPoolExecutor(8) as pool:
+        alone = [session.run(inputs) for inputs in calls]
+        for found, expected in zip(pool.map(session.run, calls), alone, strict=True):
+            for name, value in found.items():
+                np.testing.assert_array_equal(value, expected[name])
+
+
+def test_a_closed_session_says_so(tiny) -> None:
+    session = open_session(tiny())
+    session.close()
+    with pytest.raises(RopeExportError, match="closed"):
+        session.run(call(1, 1, 0))
+
+
+def test_no_silent_fallback(tiny) -> None:
+    with pytest.raises(UnavailableError, match=r"CUDAExecutionProvider.*rope_export\[gpu\]"):
+        open_session(tiny(), "onnxruntime:cuda")
+    with pytest.raises(UnavailableError, match="no bfloat16 kernels"):
+        open_session(tiny("standard", "bfloat16"))
+
+
+BLOCKED = """
+import sys
+for name in ("torch", "transformers", "onnx", "onnxscript", "safetensors"):
+    sys.modules[name] = None
+import numpy as np
+from rope_export import open_session
+with open_session(sys.argv[1]) as session:
+    inputs = {"hidden_states": np.ones((1, 2, 64), np.float32), "position_ids": np.arange(2)[None]}
+    cache = np.zeros((1, 2, 0, 16), np.float32)
+    outputs = session.run(inputs | {"past_key": cache, "past_value": cache})
+print(outputs["present_key"].shape)
+"""
+
+
+def python(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_an_artifact_runs_without_torch_and_onnx(tiny) -> None:
+    assert python("-c", BLOCKED, str(tiny().path)) == "(1, 2, 2, 16)"
+
+
+def test_the_package_imports_without_torch() -> None:
+    code = "import sys, rope_export; print('torch' in sys.modules, 'onnx' in sys.modules)"
+    assert python("-c", code) == "False False"
