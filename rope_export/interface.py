@@ -1,8 +1,8 @@
-"""The tensors of an artifact: their names, dtypes and symbolic shapes, and checks against them."""
+"""The tensors of an artifact: their names, dtypes and symbolic shapes, and which are one cache."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rope_export.errors import TensorError
 from rope_export.spec import AttentionSpec
@@ -10,11 +10,14 @@ from rope_export.spec import AttentionSpec
 TOTAL = "past + sequence"
 """Cache slots after a call; the axis called "total" has as many."""
 
+SLOTS = ("past", "capacity")
+"""The axis of a cache that is given to a call: of a growing one, and of a fixed one."""
+
 LENGTHS = "cache_lengths"
-"""The input that says how many entries of a fixed cache are in use, row by row."""
+"""An attention layer's input that says how many slots of each row of a fixed cache are valid."""
 
 MASK = "attention_mask"
-"""The input that says which slots are padding."""
+"""An attention layer's input that says which slots are padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,182 @@ class TensorType:
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype}({', '.join(map(str, self.shape))})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachePair:
+    """An input and an output that are one cache, before and after a call.
+
+    axis: of both, on which the slots lie; axis 0 is the batch.
+    """
+
+    input: str
+    output: str
+    axis: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interface:
+    """The tensors that a call takes and gives, and what each is for.
+
+    main_input: holds the new tokens, (batch, sequence, ...). main_output: their results.
+    positions, lengths, mask: inputs, by name, where there are such: the tokens' positions; the
+    valid slots of each row of a fixed cache; 1 for each slot that may be attended to.
+    Raises: ValueError if a name is not among the tensors, or a cache has no axis of slots.
+    """
+
+    inputs: tuple[TensorType, ...]
+    outputs: tuple[TensorType, ...]
+    caches: tuple[CachePair, ...]
+    main_input: str
+    main_output: str
+    positions: str | None = None
+    lengths: str | None = None
+    mask: str | None = None
+
+    def __post_init__(self) -> None:
+        for tensors in (self.inputs, self.outputs):
+            names = [tensor.name for tensor in tensors]
+            if len(set(names)) < len(names):
+                raise ValueError(f"two tensors have one name among {', '.join(names)}")
+        if self.input(self.main_input).shape[:2] != ("batch", "sequence"):
+            raise ValueError(f"{self.input(self.main_input)} must begin with batch and sequence")
+        self.output(self.main_output)
+        for name in (self.positions, self.lengths, self.mask):
+            if name is not None:
+                self.input(name)
+        for pair in self.caches:
+            shape, axis = self.input(pair.input).shape, pair.axis
+            if len(self.output(pair.output).shape) != len(shape):
+                raise ValueError(f"{pair.input} and {pair.output} are no cache: unlike shapes")
+            if not (0 < axis < len(shape) and shape[axis] in SLOTS):
+                raise ValueError(f"axis {axis} of {self.input(pair.input)} has no slots")
+        if len({self._slots(pair) for pair in self.caches}) > 1:
+            raise ValueError("some caches are growing and some are fixed")
+        if self.cache == "fixed" and self.lengths is None:
+            raise ValueError("a fixed cache needs an input with the lengths of its rows")
+
+    def input(self, name: str) -> TensorType:
+        """The input called `name`. Raises: ValueError if there is none."""
+        return _named(name, self.inputs, "inputs")
+
+    def output(self, name: str) -> TensorType:
+        """The output called `name`. Raises: ValueError if there is none."""
+        return _named(name, self.outputs, "outputs")
+
+    def _slots(self, pair: CachePair) -> int | str:
+        return self.input(pair.input).shape[pair.axis]
+
+    @property
+    def cache(self) -> Literal["none", "growing", "fixed"]:
+        """What kind the caches are."""
+        if not self.caches:
+            return "none"
+        return "growing" if self._slots(self.caches[0]) == "past" else "fixed"
+
+    def check_lengths(self, lengths: Sequence[int], sequence: int, capacity: int) -> None:
+        """Raises: TensorError if a row of a fixed cache has no room for `sequence` more slots."""
+        for row, length in enumerate(lengths):
+            if length < 0:
+                raise TensorError(
+                    f"{self.lengths or 'length'}[{row}] = {length}: a cache holds 0 entries or "
+                    f"more."
+                )
+            if length + sequence > capacity:
+                raise TensorError(
+                    f"row {row} of the cache is full: {length} entries and {sequence} new ones, "
+                    f"capacity {capacity}. Start with a larger capacity, or reset the row."
+                )
+
+    def bind_axes(self, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> dict[str, int]:
+        """The sizes of the dynamic axes of a call, after checking names, dtypes and shapes.
+
+        tensors: dtype and shape of each by name.
+        Raises: TensorError naming the tensor, what it is and what it should be.
+        """
+        names = [tensor.name for tensor in self.inputs]
+        every = ", ".join(names)
+        for name in names:
+            if name not in tensors:
+                raise TensorError(f"input {name!r} is missing; the artifact takes {every}.")
+        for name in tensors:
+            if name not in names:
+                raise TensorError(f"input {name!r} is unknown; the artifact takes {every}.")
+        axes: dict[str, int] = {}
+        for expected in self.inputs:
+            _bind(axes, expected, *tensors[expected.name])
+        for axis in ("batch", "sequence"):
+            if axes[axis] < 1:
+                raise TensorError(f"{axis} = {axes[axis]}: there must be at least one.")
+        if "capacity" in axes:
+            return axes
+        total = axes.setdefault("past", 0) + axes["sequence"]
+        if axes.setdefault("total", total) != total:
+            raise TensorError(
+                f"input {self.mask!r} covers {axes['total']} slots; past + sequence is {total}."
+            )
+        return axes
+
+
+def _named(name: str, tensors: Sequence[TensorType], what: str) -> TensorType:
+    for tensor in tensors:
+        if tensor.name == name:
+            return tensor
+    raise ValueError(f"{name!r} is not among the {what} {', '.join(t.name for t in tensors)}")
+
+
+def _bind(axes: dict[str, int], expected: TensorType, dtype: str, shape: Sequence[int]) -> None:
+    """Add the axes of one tensor to `axes`, whose sizes it must agree with."""
+    name = expected.name
+    if dtype != expected.dtype:
+        raise TensorError(f"input {name!r} is {dtype}; it must be {expected.dtype}.")
+    if len(shape) != len(expected.shape):
+        raise TensorError(f"input {name!r} has shape {tuple(shape)}; want {expected}.")
+    for axis, size in zip(expected.shape, shape, strict=True):
+        wanted = axis if isinstance(axis, int) else axes.setdefault(axis, size)
+        if size != wanted:
+            raise TensorError(
+                f"input {name!r} has shape {tuple(shape)}; want {expected}"
+                + ("." if isinstance(axis, int) else f" with {axis} = {wanted}.")
+            )
+
+
+def attention_interface(spec: AttentionSpec, *, cache: str, padding: bool) -> Interface:
+    """The interface of an attention artifact.
+
+    A layer on which positions have no effect takes none: an input is honoured or not there.
+    """
+    return attention_roles(*attention_tensors(spec, cache=cache, padding=padding))
+
+
+def attention_roles(inputs: Sequence[TensorType], outputs: Sequence[TensorType]) -> Interface:
+    """The interface of the tensors of an attention artifact, by the names that those have.
+
+    Raises: ValueError for tensors that are not an attention artifact's.
+    """
+    names = [tensor.name for tensor in inputs]
+    pairs = (cache_names(name, kind) for kind in ("growing", "fixed") for name in CACHED)
+    roles = {"positions": "position_ids", "lengths": LENGTHS, "mask": MASK}
+    return Interface(
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        caches=tuple(
+            CachePair(input=before, output=after, axis=_slots_axis(_named(before, inputs, "")))
+            for before, after in pairs
+            if before in names
+        ),
+        main_input="hidden_states",
+        main_output="attention_output",
+        **{role: name if name in names else None for role, name in roles.items()},
+    )
+
+
+def _slots_axis(tensor: TensorType) -> int:
+    return next((at for at, axis in enumerate(tensor.shape) if axis in SLOTS), 0)
+
+
+CACHED = ("key", "value", "latent", "key_rope")
+"""What attention layers cache, by the names in their caches' names."""
 
 
 def attention_tensors(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rope_export.errors import ArtifactError
-from rope_export.interface import TensorType
+from rope_export.interface import Interface, TensorType, attention_roles
 
 FORMAT_VERSION = 1
 KIND = "attention"
@@ -48,6 +48,11 @@ class Manifest:
     @property
     def dtype(self) -> str:
         return str(self.spec["dtype"])
+
+    @property
+    def interface(self) -> Interface:
+        """The tensors, and what each is for. Raises: ValueError if they are no attention's."""
+        return attention_roles(self.inputs, self.outputs)
 
     def to_json(self) -> dict[str, Any]:
         return {
