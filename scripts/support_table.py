@@ -14,7 +14,7 @@ from rope_export.lowerings import lowerings
 from rope_export.rope import variants
 from rope_export.runtimes import runtimes
 from rope_export.spec import DType, Layout
-from scripts.prove_models import layers
+from tests.conformance.models import layers
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -7,7 +7,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from rope_export import AttentionSpec, RotaryAttention
 from rope_export.errors import CheckpointError
-from scripts.prove_families.cache import cache_name
+from tests.conformance.families.cache import cache_name
 from tests.unit.test_rope import PAIRED, layer
 
 VARIANTS = {

@@ -10,8 +10,8 @@ from rope_export import AttentionSpec
 from rope_export.checkpoints.config import select, spec_of
 from rope_export.checkpoints.families import families, keys_read
 from rope_export.errors import SpecError
-from scripts.family_defaults import config_classes
-from scripts.prove_families.tiny import rotary_families, tiny_models
+from tests.conformance.families.config_defaults import config_classes
+from tests.conformance.families.tiny import rotary_families, tiny_models
 from tests.support.layer_of import layer_of
 
 UNMODIFIED = 2e-6

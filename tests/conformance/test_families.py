@@ -14,7 +14,7 @@ from rope_export.checkpoints import families as package
 from rope_export.checkpoints.config import select, spec_of
 from rope_export.checkpoints.families import Family, class_defaults, families
 from rope_export.errors import SpecError
-from scripts.family_defaults import config_classes
+from tests.conformance.families.config_defaults import config_classes
 from tests.conftest import TINY
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"

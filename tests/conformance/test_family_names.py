@@ -10,10 +10,10 @@ from transformers import logging as transformers_logging
 
 from rope_export.checkpoints import open_source
 from rope_export.errors import CheckpointError, SpecError
-from scripts.prove_families import cache
-from scripts.prove_families.run import prove
-from scripts.prove_families.saved import FILE, load, save
-from scripts.prove_families.tiny import TinyModel, tiny_models
+from tests.conformance.families import cache
+from tests.conformance.families.run import prove
+from tests.conformance.families.saved import FILE, load, save
+from tests.conformance.families.tiny import TinyModel, tiny_models
 
 SAVED_OTHERWISE = (
     "bailing_hybrid",

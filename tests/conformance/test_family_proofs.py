@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from scripts.prove_families.report import SAMPLE
-from scripts.prove_families.run import prove
+from tests.conformance.families.report import SAMPLE
+from tests.conformance.families.run import prove
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ from itertools import product
 
 import pytest
 
-from scripts.plant_faults.faults import LISTED
-from scripts.plant_faults.run import DTYPES, judged, work
+from tests.conformance.faults.faults import LISTED
+from tests.conformance.faults.run import DTYPES, judged, work
 
 ONCE_PASSED = [
     (name, fault, way, dtype)

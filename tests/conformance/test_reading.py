@@ -23,7 +23,7 @@ from rope_export.errors import SpecError
 from rope_export.parity.reading import Reading, config_reads, reading
 from rope_export.parity.reading import sources as reading_sources
 from rope_export.spec import NormSpec
-from scripts.prove_models import reduced
+from tests.conformance.models import reduced
 from tests.support.quantized_files import awq
 from tests.unit.test_gguf import ARCHITECTURES, written
 

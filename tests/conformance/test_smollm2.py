@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 from rope_export import AttentionSpec, RotaryAttention, export, verify
 from rope_export.checkpoints import open_source
 from rope_export.parity.cases import cases
-from scripts.prove_families.cache import cache_name
+from tests.conformance.families.cache import cache_name
 from tests.conftest import taking_turns
 
 CALLS = [(1, 0), (7, 0), (512, 0), (1, 1), (1, 2_000)]

@@ -32,9 +32,9 @@ from rope_export.rope.sections import blocks as axes_in_blocks
 from rope_export.rope.sections import interleaved as axes_in_turns
 from rope_export.rope.yarn import YarnRope
 from rope_export.spec import NormSpec, RopeSpec
-from scripts.prove_families.capture import Call, KeepFloat64, captures
-from scripts.prove_families.compare import inputs_of
-from scripts.prove_families.tiny import randomise, tiny_config, tiny_models
+from tests.conformance.families.capture import Call, KeepFloat64, captures
+from tests.conformance.families.compare import inputs_of
+from tests.conformance.families.tiny import randomise, tiny_config, tiny_models
 
 UNMODIFIED = 2e-6
 """transformers has softmax and norms in float32, in float64 modules too: some 2**-24 each."""

@@ -1,11 +1,11 @@
-"""Thirteen rotary variants in six kinds of calls, as scripts/prove_variants.py has them."""
+"""Thirteen rotary variants in six kinds of calls, as tests/conformance/variants.py has them."""
 
 import re
 
 import pytest
 from transformers import logging as transformers_logging
 
-from scripts.prove_variants import CASES, PAGE, VARIANTS, prove
+from tests.conformance.variants import CASES, PAGE, VARIANTS, prove
 
 
 @pytest.mark.filterwarnings("ignore")

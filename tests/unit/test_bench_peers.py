@@ -1,4 +1,4 @@
-"""`python -m scripts.bench_peers`: cutting, judging, timing and the page."""
+"""`python -m scripts.benchmarks.peers`: cutting, judging, timing and the page."""
 
 import sys
 from collections.abc import Callable
@@ -11,14 +11,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from rope_export import Artifact
-from scripts.bench_peers import __main__ as program
-from scripts.bench_peers import checkpoint, environments, exports, run
-from scripts.bench_peers.contenders import Growing, OursGrowing, OursStream
-from scripts.bench_peers.environments import Environment, NotInstalledError
-from scripts.bench_peers.exports import Exporter, ExportError
-from scripts.bench_peers.layer import Layer, LayerError, cut, nodes, read
-from scripts.bench_peers.measure import CASES, SHAPES, Latency, Reference, Shape, latencies
-from scripts.bench_peers.page import Export, Facts, Results, Row, error_cell, page
+from scripts.benchmarks.peers import __main__ as program
+from scripts.benchmarks.peers import checkpoint, environments, exports, run
+from scripts.benchmarks.peers.contenders import Growing, OursGrowing, OursStream
+from scripts.benchmarks.peers.environments import Environment, NotInstalledError
+from scripts.benchmarks.peers.exports import Exporter, ExportError
+from scripts.benchmarks.peers.layer import Layer, LayerError, cut, nodes, read
+from scripts.benchmarks.peers.measure import CASES, SHAPES, Latency, Reference, Shape, latencies
+from scripts.benchmarks.peers.page import Export, Facts, Results, Row, error_cell, page
 
 SIZES = checkpoint.Sizes(hidden=64, heads=4, kv_heads=2, head_dim=16, positions=256)
 
@@ -127,7 +127,7 @@ def torch_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Layer]
     folder = tmp_path_factory.mktemp("torch")
     checkpoint.write(folder / "checkpoint", SIZES)
     (folder / "out").mkdir()
-    from scripts.bench_peers import torch_layer  # transformers takes seconds to import
+    from scripts.benchmarks.peers import torch_layer  # transformers takes seconds to import
 
     torch_layer.export(folder / "checkpoint", folder / "out", 18)
     return folder / "checkpoint", read(folder / "out" / "model.onnx")
@@ -201,7 +201,7 @@ def test_the_page_holds_refusals() -> None:
         capacity=64,
         layer="hidden 64",
         versions={"ours": {"torch": "2.13.0"}},
-        command="python -m scripts.bench_peers",
+        command="python -m scripts.benchmarks.peers",
     )
     exports = (
         Export(name="peer", seconds=1.5, peak=2_000_000, nodes=7),
@@ -252,7 +252,7 @@ def test_a_peer_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out
     reason = "not installed: No matching distribution found for peer==1.0"
     assert f"| onnxruntime-genai | {reason} |" in printed
-    command = "python -m scripts.bench_peers --peers genai --hidden 64 --heads 4"
+    command = "python -m scripts.benchmarks.peers --peers genai --hidden 64 --heads 4"
     assert f"`{command} --kv-heads 2 --head-dim 16`" in printed
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rope_export.runtimes.onnxruntime import OnnxRuntimeSession
-from scripts import soak
+from scripts.benchmarks import soak
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,261 @@
+"""The faults, each with the layer that it is planted in."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rope_export import RotaryAttention
+from rope_export.attention import operators
+from rope_export.attention.layer import Norm
+from rope_export.rope.default import DefaultRope
+from rope_export.rope.dynamic import DynamicRope
+from rope_export.rope.longrope import LongRope
+from rope_export.spec import AttentionSpec, RopeSpec
+from tests.conformance.faults.planting import Fault, changed, half, inserted, normed, scaled, turned
+
+ALLOWED, PROJECT = operators.allowed_slots, RotaryAttention.project
+COS_SIN, GATE = RotaryAttention.cos_sin, RotaryAttention.gate
+
+
+def key_heads_tiled(spec: AttentionSpec, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Query heads in the order in which they would take the key heads in turn."""
+    group = spec.heads // spec.kv_heads
+    order = torch.arange(spec.heads).view(group, spec.kv_heads).t().reshape(-1)
+    q = weights["q_proj.weight"].unflatten(0, (spec.heads, -1))
+    return weights | {"q_proj.weight": q[order].flatten(0, 1)}
+
+
+def rolled(name: str, axis: int) -> Any:
+    """A projection whose heads are one further."""
+
+    def change(spec: AttentionSpec, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        width = spec.head_dim if axis == 0 else spec.value_head_dim
+        return weights | {name: weights[name].roll(width, axis)}
+
+    return change
+
+
+def heads_swapped(spec: AttentionSpec, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The first two heads change places in the output projection."""
+    o, width = weights["o_proj.weight"], spec.value_head_dim
+    first, second, rest = o[:, :width], o[:, width : 2 * width], o[:, 2 * width :]
+    return weights | {"o_proj.weight": torch.cat((second, first, rest), dim=1)}
+
+
+def keys_negated(self: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = PROJECT(self, hidden_states)
+    return q, -k, v
+
+
+def narrow_angles(self: Any, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Angles in float16."""
+    at = self.spec.rope.coordinates(position_ids)
+    angles = half(at[..., None]) * half(self.inv_freq)
+    cos, sin = half(angles).cos(), half(angles).sin()
+    return cos.to(dtype), sin.to(dtype)
+
+
+def narrow_frequencies(
+    self: Any, position_ids: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """inv_freq in bfloat16, as a module that was cast has it."""
+    angles = position_ids.float()[..., None] * self.inv_freq.bfloat16().float()
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def sine_negated(self: Any, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    cos, sin = COS_SIN(self, position_ids, dtype)
+    return cos, -sin
+
+
+def narrow_tables(self: Any, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin rounded to bfloat16."""
+    cos, sin = COS_SIN(self, position_ids, dtype)
+    return cos.bfloat16().to(dtype), sin.bfloat16().to(dtype)
+
+
+def mask_of(change: Any) -> Any:
+    """allowed_slots with another own slot, or another mask."""
+
+    def allowed(
+        sequence: int,
+        total: int,
+        attention_mask: Tensor | None,
+        spec: AttentionSpec,
+        device: torch.device,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        return change(sequence, total, attention_mask, spec, device, lengths)
+
+    return [(operators, "allowed_slots", allowed)]
+
+
+def inverted(s: Any, t: Any, mask: Any, *rest: Any) -> Tensor:
+    return ALLOWED(s, t, None if mask is None else 1 - mask, *rest)
+
+
+def ignored(s: Any, t: Any, mask: Any, *rest: Any) -> Tensor:
+    return ALLOWED(s, t, None if mask is None else mask * 0 + 1, *rest)
+
+
+def own_hidden(s: Any, t: Any, mask: Any, spec: Any, device: Any, lengths: Any) -> Tensor:
+    """A token does not see its own slot."""
+    own = torch.arange(s)[None] + (t - s if lengths is None else lengths[:, None])
+    seen = ALLOWED(s, t, mask, spec, device, lengths)
+    return seen & (torch.arange(t) != own[..., None])[:, None]
+
+
+def from_slot_0(s: Any, t: Any, mask: Any, spec: Any, device: Any, lengths: Any) -> Tensor:
+    """Chunks counted from the cache's first slot, padding or not."""
+    seen = ALLOWED(s, t, None, spec, device, lengths)
+    return seen if mask is None else seen & (mask != 0)[:, None, None, :]
+
+
+def epsilon_outside(self: Any, x: Tensor) -> Tensor:
+    """x over its root mean square plus epsilon, not the root of both."""
+    wide = x.float()
+    wide = wide / (torch.sqrt((wide * wide).mean(-1, keepdim=True)) + self.spec.eps)
+    return (wide * (self.spec.offset + self.weight.float())).to(x.dtype)
+
+
+def only_weights(self: Any, x: Tensor) -> Tensor:
+    return (x.float() * self.weight.float()).to(x.dtype)
+
+
+def gate_inverted(self: Any, hidden_states: Tensor) -> Tensor:
+    return 1 - GATE(self, hidden_states)
+
+
+def default_rope(spec: AttentionSpec) -> AttentionSpec:
+    assert spec.rope is not None
+    plain = DefaultRope(
+        rotary_dim=spec.rope.rotary_dim, theta=spec.rope.theta, layout=spec.rope.layout
+    )
+    return dataclasses.replace(spec, rope=plain)
+
+
+def always(length: int) -> Any:
+    """Frequencies of one length, whatever the call's."""
+
+    def of(rope: type[RopeSpec]) -> Any:
+        chosen = rope.chosen
+        return lambda self, table, given: chosen(self, table, torch.full_like(given, length))
+
+    return [(rope, "chosen", of(rope)) for rope in (DynamicRope, LongRope)]
+
+
+def whole_head(spec: AttentionSpec) -> AttentionSpec:
+    return dataclasses.replace(spec, rope=DefaultRope(rotary_dim=spec.head_dim))
+
+
+def latent_facts(**facts: Any) -> Any:
+    def change(spec: AttentionSpec) -> AttentionSpec:
+        assert spec.latent is not None
+        return dataclasses.replace(spec, latent=dataclasses.replace(spec.latent, **facts))
+
+    return change
+
+
+def fault(name: str, **how: Any) -> Fault:
+    return Fault(name=name, **how)
+
+
+def positions(operator: str, *constants: int) -> Any:
+    return inserted("position_ids", operator, *(np.array(x) for x in constants))
+
+
+def lengths(operator: str, constant: int) -> Any:
+    return inserted("cache_lengths", operator, np.array([constant]))
+
+
+def norm(forward: Any) -> Any:
+    return [(Norm, "forward", forward)]
+
+
+PATCH = RotaryAttention
+LISTED: list[tuple[str, Fault]] = [
+    ("softcap 50", fault("softcap removed", spec=changed(softcap=None))),
+    ("plain", fault("a window of 2,500 slots", spec=changed(window=2_500))),
+    ("plain", fault("positions clipped at 131,071", edit=positions("Min", 131_071))),
+    ("plain", fault("absolute values of positions", edit=positions("Abs"))),
+]
+"""Faults that passed once."""
+
+FAULTS: list[tuple[str, Fault]] = [
+    *LISTED,
+    ("softcap 50", fault("softcap doubled", spec=changed(softcap=100.0))),
+    ("plain", fault("positions modulo 65,536", edit=positions("Mod", 65_536))),
+    ("plain", fault("positions clipped at 0", edit=positions("Max", 0))),
+    ("interleaved", fault("positions doubled", edit=positions("Mul", 2))),
+    ("window 8", fault("window removed", spec=changed(window=None))),
+    ("window 8", fault("window one slot more", spec=changed(window=9))),
+    ("window 8", fault("window one slot less", spec=changed(window=7))),
+    ("window 4096", fault("window removed", spec=changed(window=None))),
+    ("window 4096", fault("window one slot more", spec=changed(window=4_097))),
+    ("window 4096", fault("window one slot less", spec=changed(window=4_095))),
+    ("chunk 8", fault("chunks removed", spec=changed(chunk=None))),
+    ("chunk 8", fault("chunks of one slot more", spec=changed(chunk=9))),
+    ("chunk 8, padding", fault("chunks counted from slot 0", patches=mask_of(from_slot_0))),
+    ("sinks, window 8", fault("sinks dropped", spec=changed(sinks=False))),
+    ("sinks, window 8", fault("sinks of another sign", weights=scaled(-1.0, "sinks"))),
+    ("plain", fault("theta doubled", spec=turned(theta=20_000.0))),
+    ("plain", fault("layout swapped", spec=turned(layout="interleaved"))),
+    ("interleaved", fault("layout swapped", spec=turned(layout="half_split"))),
+    ("permuted", fault("turned features left in pairs", spec=turned(layout="interleaved"))),
+    ("partial", fault("the whole head turned", spec=whole_head)),
+    ("clockwise", fault("counterclockwise", spec=turned(clockwise=False))),
+    ("three axes", fault("axes swapped", spec=turned(pair_axes=(0, 0, 2, 2, 2, 1, 1, 1)))),
+    ("plain", fault("sine negated", patches=[(PATCH, "cos_sin", sine_negated)])),
+    ("plain", fault("angles in float16", patches=[(PATCH, "cos_sin", narrow_angles)])),
+    ("plain", fault("frequencies in bfloat16", patches=[(PATCH, "cos_sin", narrow_frequencies)])),
+    ("plain", fault("cos and sin cast to bfloat16", patches=[(PATCH, "cos_sin", narrow_tables)])),
+    ("yarn", fault("attention factor 1", spec=turned(factor_given=1.0))),
+    ("yarn", fault("default frequencies", spec=default_rope)),
+    ("llama3", fault("default frequencies", spec=default_rope)),
+    ("longrope", fault("short factors at any length", patches=always(1))),
+    ("longrope", fault("long factors at any length", patches=always(10_000))),
+    ("longrope", fault("switch one position late", spec=turned(original_length=4_097))),
+    ("dynamic", fault("base never grown", patches=always(1))),
+    ("plain", fault("causality dropped", spec=changed(causal=False))),
+    ("bidirectional", fault("causal", spec=changed(causal=True))),
+    ("bidirectional, window 4", fault("every later slot seen", spec=changed(window_after=None))),
+    ("plain, padding", fault("mask inverted", patches=mask_of(inverted))),
+    ("plain, padding", fault("own slot not seen", patches=mask_of(own_hidden))),
+    ("plain, padding", fault("mask ignored", patches=mask_of(ignored))),
+    ("plain", fault("keys negated", patches=[(PATCH, "project", keys_negated)])),
+    ("plain", fault("query heads one further", weights=rolled("q_proj.weight", 0))),
+    ("plain", fault("two heads swapped at the output", weights=heads_swapped)),
+    ("plain", fault("key heads in turn, not in groups", weights=key_heads_tiled)),
+    ("plain", fault("scale 1", spec=changed(scale=1.0))),
+    ("one key head", fault("scale of the hidden size", spec=changed(scale=64**-0.5))),
+    *[("bias", fault(f"{x} bias dropped", weights=scaled(0.0, f"{x}_proj.bias"))) for x in "qkvo"],
+    ("q and k norm", fault("epsilon times 10", spec=normed(eps=1e-5))),
+    ("q and k norm", fault("epsilon outside of the root", patches=norm(epsilon_outside))),
+    ("q and k norm", fault("norms left out", spec=changed(q_norm=None, k_norm=None))),
+    ("q and k norm", fault("weights without the norm", patches=norm(only_weights))),
+    ("q and k norm", fault("layer norm", spec=normed(kind="layer"))),
+    ("norm 1 + w", fault("norm without its offset", spec=normed(offset=0.0))),
+    ("norm after rope", fault("norms before the rotation", spec=changed(norm_after_rope=False))),
+    ("output norm", fault("output norm left out", spec=changed(o_norm=None))),
+    ("clip 8", fault("clip left out", spec=changed(clip=None))),
+    ("gate", fault("gate left out", spec=changed(gate=None))),
+    ("gate", fault("gate inverted", patches=[(PATCH, "gate", gate_inverted)])),
+    ("gate", fault("softplus for the sigmoid", spec=changed(gate_kind="softplus"))),
+    ("value scale", fault("value scale 1", spec=changed(value_scale=1.0))),
+    ("position scale", fault("position scale left out", spec=changed(position_scale=None))),
+    ("latent", fault("latent epsilon times 10", spec=latent_facts(norm_eps=1e-5))),
+    ("latent", fault("latent factor 1", spec=latent_facts(kv_factor=1.0))),
+    ("latent", fault("layout swapped", spec=turned(layout="half_split"))),
+    ("plain, fixed", fault("entries written one slot further", edit=lengths("Add", 1))),
+    ("plain, fixed", fault("lengths ignored", edit=lengths("Mul", 0))),
+    ("window 8, fixed", fault("window one slot more", spec=changed(window=9))),
+    ("plain", fault("scale off by 2^-22", spec=changed(scale=0.25 * (1 + 2.0**-22)))),
+    ("plain", fault("theta off by 2^-22", spec=turned(theta=10_000.0 * (1 + 2.0**-22)))),
+    ("q and k norm", fault("epsilon off by a thousandth", spec=normed(eps=1.001e-6))),
+    ("softcap 50", fault("softcap off by 2^-20", spec=changed(softcap=50.0 * (1 + 2.0**-20)))),
+]
+"""The layer, with "padding" or "fixed" where the artifact takes a mask or a fixed cache, and what
+is planted in its file."""

@@ -1,0 +1,141 @@
+"""Every fault in the lowerings and dtypes that have its feature, and sound artifacts."""
+
+import functools
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rope_export import verify
+from rope_export.lowerings import lowerings, refusal
+from rope_export.spec import AttentionSpec
+from tests.conformance.faults.faults import FAULTS, LISTED
+from tests.conformance.faults.layers import LAYERS, layer
+from tests.conformance.faults.planting import Fault, artifact
+
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What `verify` said of one artifact. case, error, tolerance: of the row that used most of its
+    tolerance in the runtime. fault: none for a sound one."""
+
+    layer: str
+    fault: str
+    lowering: str
+    dtype: str
+    status: str
+    failed: int
+    case: str
+    error: float
+    tolerance: float
+    hidden: tuple[str, ...]
+
+
+def ways(spec: AttentionSpec, cache: str) -> list[str]:
+    """Lowerings that can express the layer."""
+    every = lowerings()
+    return [name for name in every if refusal(every[name], spec, cache) is None]
+
+
+def kind(name: str, spec: AttentionSpec) -> tuple[str, str, bool]:
+    """The layer's own name, and the cache and padding that go with it."""
+    plain = name.removesuffix(", padding").removesuffix(", fixed")
+    cache = "fixed" if name.endswith(", fixed") else "growing" if spec.causal else "none"
+    return plain, cache, name.endswith(", padding")
+
+
+def spec_of(name: str, dtype: str) -> AttentionSpec:
+    return layer(name.removesuffix(", padding").removesuffix(", fixed"), dtype)
+
+
+def planned() -> Iterator[tuple[str, Fault, str, str]]:
+    """Layer, fault, lowering and dtype of every artifact with a fault: lowerings and dtypes take
+    turns, but what passed once is planted in every lowering in both dtypes."""
+    turn = 0
+    for name, fault in FAULTS:
+        spec = spec_of(name, "float32")
+        able = ways(spec, kind(name, spec)[1])
+        if (name, fault) in LISTED:
+            yield from ((name, fault, way, dtype) for way, dtype in product(able, DTYPES))
+            continue
+        yield name, fault, able[turn % len(able)], DTYPES[turn // len(able) % 2]
+        turn += 1
+
+
+def judged(
+    name: str,
+    fault: Fault | None,
+    lowering: str,
+    dtype: str,
+    cache: str | None = None,
+    padding: bool | None = None,
+) -> Found:
+    """The verdict on one artifact; cache and padding by the layer's name, unless given."""
+    spec = spec_of(name, dtype)
+    _, own_cache, own_padding = kind(name, spec)
+    with tempfile.TemporaryDirectory() as folder:
+        made = artifact(
+            spec,
+            Path(folder) / "artifact",
+            lowering=lowering,
+            cache=own_cache if cache is None else cache,
+            padding=own_padding if padding is None else padding,
+            fault=fault,
+        )
+        report = verify(made, runtimes=["onnxruntime"])
+    rows = [row for row in report.rows if row.runtime == "onnxruntime"]
+    worst = max(rows, key=lambda row: row.used)
+    others = {r.runtime for r in report.rows if r.status == "failed"} - {"onnxruntime"}
+    return Found(
+        layer=name,
+        fault="" if fault is None else fault.name,
+        lowering=lowering,
+        dtype=dtype,
+        status="unsound" if others else report.status,
+        failed=sum(row.status == "failed" for row in rows),
+        case=worst.case,
+        error=worst.error,
+        tolerance=worst.budget,
+        hidden=tuple(f"{x['feature']}: {x['reason']}" for x in report.not_visible),
+    )
+
+
+def sound() -> Iterator[tuple[str, str, str, str, bool]]:
+    """Layer, lowering, dtype, cache and padding of sound artifacts; the last two take turns."""
+    at = 0
+    for name, dtype in product(LAYERS, DTYPES):
+        spec = layer(name, dtype)
+        kinds = [("growing", False), ("fixed", True), ("growing", True), ("fixed", False)]
+        kinds = kinds if spec.causal else [("none", False), ("none", True)]
+        for way in lowerings():
+            able = [x for x in kinds if refusal(lowerings()[way], spec, x[0]) is None]
+            if able:
+                yield name, way, dtype, *able[at % len(able)]
+                at += 1
+
+
+def read_operators_once() -> None:
+    """torch's exporter reads its table of a thousand operators anew for every export, which is a
+    third of the time that a small one takes."""
+    from torch.onnx._internal.exporter import _registration
+
+    scripts: Any = _registration.onnxscript_apis
+    scripts.get_torchlib_ops = functools.cache(scripts.get_torchlib_ops)
+
+
+@functools.cache
+def work() -> tuple[tuple[Any, ...], ...]:
+    """What `judged` takes for every artifact, those with a fault first."""
+    return (
+        *planned(),
+        *((name, None, way, dtype, *kept) for name, way, dtype, *kept in sound()),
+    )
+
+
+def numbered(at: int) -> Found:
+    """The verdict on one of `work`, in a process that knows it by its number."""
+    return judged(*work()[at])

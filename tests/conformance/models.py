@@ -1,0 +1,194 @@
+"""Exports every configuration of models/ at reduced width and verifies it, as
+`python -m scripts.prove_models`; with --write it writes docs/models.md.
+
+Widths shrink, everything else stays: head size, rotation, window, norms, which layers differ, and
+every key that the published file has. A configuration that is refused stands there with the line.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rope_export import AttentionSpec, export, verify
+from rope_export.checkpoints.config import INNER, Read, select, spec_of
+from rope_export.errors import SpecError
+
+MODELS = Path(__file__).parents[2] / "models"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+HEADS = 4
+"""Query heads that are left, or one group of them where a group has more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """One kind of layer of one configuration."""
+
+    name: str
+    layer: int
+    rope: str
+    lowering: str
+    comparisons: int
+    failed: int
+    used: float
+    notes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A configuration of which no layer is exported, and what the command says of it."""
+
+    name: str
+    line: str
+
+
+def reduced(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with fewer heads, and a hidden size to go with them."""
+    part = next((key for key in INNER if isinstance(config.get(key), dict)), None)
+    if part is not None:
+        return {**config, part: _narrowed(config[part], select(config))}
+    return _narrowed(config, select(config))
+
+
+def _narrowed(config: dict[str, Any], read: Read) -> dict[str, Any]:
+    spec = next(iter(layers(read).values()))
+    group = spec.heads // spec.kv_heads
+    heads = group if group > HEADS else HEADS
+    heads = min(heads, 8) if group == spec.heads else heads
+    kv_heads = max(1, heads // group)
+    names = {"num_attention_heads": heads, "n_head": heads, "n_heads": heads, "num_heads": heads}
+    names |= {"num_key_value_heads": kv_heads, "num_kv_heads": kv_heads}
+    given_width = read.facts.get("head_dim") is not None or spec.latent is not None
+    width = 128 if given_width else heads * spec.head_dim
+    names |= {"hidden_size": width, "n_embd": width}
+    names |= {"q_lora_rank": 96, "kv_lora_rank": 64}
+    there = {key for key in names if config.get(key) is not None or read.facts.get(key) is not None}
+    return config | {key: names[key] for key in there}
+
+
+def layers(read: Read) -> dict[int, AttentionSpec]:
+    """The first layer of each kind; layers that are not attention are passed over.
+
+    Raises: SpecError if every layer is refused.
+    """
+    count = read.facts.whole("num_hidden_layers")
+    found: dict[AttentionSpec, int] = {}
+    refused: SpecError | None = None
+    for layer in range(count):
+        try:
+            found.setdefault(spec_of(read, layer), layer)
+        except SpecError as error:
+            refused = refused or error
+    if not found and refused is not None:
+        raise refused
+    return {layer: spec for spec, layer in found.items()}
+
+
+def prove(path: Path, compare: bool = True) -> Iterator[Proof | Refusal]:
+    """Each kind of layer exported at reduced width and, if `compare`, verified."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / path.name
+        try:
+            source.write_text(json.dumps(reduced(config)), encoding="utf-8")
+            found = layers(select(source))
+        except SpecError as error:
+            yield Refusal(name=path.stem, line=str(error))
+            return
+        for layer, spec in found.items():
+            started = time.perf_counter()
+            cache: Any = "growing" if spec.causal else "none"
+            artifact = export(source, out=Path(folder) / "artifact", layer=layer, cache=cache)
+            rows = verify(artifact).rows if compare else ()
+            yield Proof(
+                name=path.stem,
+                layer=layer,
+                rope=spec.rope.rope_type if spec.rope else "none",
+                lowering=artifact.manifest.lowering,
+                comparisons=len(rows),
+                failed=sum(row.status == "failed" for row in rows),
+                used=max((row.used for row in rows if row.runtime == "onnxruntime"), default=0.0),
+                notes=len(artifact.manifest.source.get("notes", ())),
+                seconds=time.perf_counter() - started,
+            )
+
+
+def page(found: list[Proof | Refusal]) -> Iterator[str]:
+    files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in MODELS.glob("*")}
+    certain = sum(file["_certain"] for file in files.values())
+    yield "# Published configurations, exported and verified"
+    yield ""
+    yield (
+        "Written by `python -m scripts.prove_models --write`: every file of `models/`, with fewer "
+        "heads and a smaller hidden size and everything else as published, exported in float32 "
+        "with a growing cache, or without one where tokens see those after them, and verified "
+        "against eager PyTorch and the float64 reference. One line for each kind of layer; weights "
+        "are drawn."
+    )
+    yield ""
+    yield (
+        f"Of {len(files)} configurations {certain} are confirmed word for word from the public "
+        f"file that `_source` names; in the others `_unconfirmed` lists the keys that are not. "
+        f'A line that says "exported" was written without its comparison (`--no-verify`). '
+        f"Notes: how many keys `export` tells of that transformers does not read."
+    )
+    yield ""
+    yield (
+        "| configuration | confirmed | layer | rope | lowering | comparisons | failed "
+        "| tolerance used | notes |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for one in found:
+        if isinstance(one, Refusal):
+            continue
+        confirmed = "yes" if files[one.name]["_certain"] else "in part"
+        compared = f"{one.comparisons} | {one.failed} | {100 * one.used:.0f} %"
+        compared = compared if one.comparisons else "exported | |"
+        yield (
+            f"| `{one.name}` | {confirmed} | {one.layer} | {one.rope} | {one.lowering} "
+            f"| {compared} | {one.notes or ''} |"
+        )
+    refused = [one for one in found if isinstance(one, Refusal)]
+    if not refused:
+        return
+    yield ""
+    yield "## Refused"
+    yield ""
+    yield "| configuration | what the command says |"
+    yield "|---|---|"
+    for one in refused:
+        yield f"| `{one.name}` | {one.line} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.prove_models", description=__doc__)
+    parser.add_argument("names", nargs="*", help="files of models/, without .json; all else")
+    parser.add_argument("--write", action="store_true", help="write docs/models.md")
+    parser.add_argument("--no-verify", action="store_true", help="export, and compare nothing")
+    options = parser.parse_args()
+    proofs: list[Proof | Refusal] = []
+    for path in sorted(MODELS.glob("*.json")):
+        if options.names and path.stem not in options.names:
+            continue
+        for proof in prove(path, compare=not options.no_verify):
+            proofs.append(proof)
+            print(told(proof), file=sys.stderr, flush=True)
+    if options.write:
+        PAGE.write_text("\n".join(page(proofs)) + "\n", encoding="utf-8")
+    return 1 if any(proof.failed for proof in proofs if isinstance(proof, Proof)) else 0
+
+
+def told(one: Proof | Refusal) -> str:
+    """A proof or a refusal in one line."""
+    if isinstance(one, Refusal):
+        return f"{one.name}: refused: {one.line}"
+    return (
+        f"{one.name} layer {one.layer}: {one.comparisons} comparisons, {one.failed} failed "
+        f"({one.seconds:.0f} s)"
+    )
