@@ -108,8 +108,8 @@ def page(found: dict[Shape, list[Share]], limits: Limits) -> Iterator[str]:
     yield (
         f"Reprinted by `python -m scripts.benchmarks.profile --write`. {date.today()}, "
         f"{cpu_name()}, {limits.threads} threads, reads {limits.bandwidth / 1e9:.1f} GB/s, "
-        f"onnxruntime {onnxruntime.__version__}. Layer 0 of `models/{DEFAULT.name}` in float32, lowering "
-        f"`ort`, fixed cache; medians of {STEPS} steps by "
+        f"onnxruntime {onnxruntime.__version__}. Layer 0 of `models/{DEFAULT.name}` in float32, "
+        f"lowering `ort`, fixed cache; medians of {STEPS} steps by "
         f"onnxruntime's profiler, which itself takes time."
     )
     for shape, shares in found.items():

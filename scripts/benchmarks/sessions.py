@@ -93,9 +93,9 @@ def page(found: list[Found]) -> Iterator[str]:
     yield ""
     yield (
         f"Reprinted by `python -m scripts.benchmarks.sessions --write`. {date.today()}, "
-        f"{cpu_name()}, {cores()} cores, onnxruntime {onnxruntime.__version__}. Fixed cache, float32; "
-        f"one option changed at a time. Times are medians; others are relative to the first column, more than "
-        f"1 being slower, with the 95 % interval of the median in brackets."
+        f"{cpu_name()}, {cores()} cores, onnxruntime {onnxruntime.__version__}. Fixed cache, "
+        f"float32; one option changed at a time. Times are medians; others are relative to the "
+        f"first column, more than 1 being slower, with the 95 % interval of the median in brackets."
     )
     yield ""
     others = [name for name in CHANGES if name != DEFAULT]
