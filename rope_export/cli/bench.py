@@ -12,7 +12,7 @@ from rope_export.errors import InputError
 STATUS = {"measured": 0, "wrong": 1, "nothing measured": 3}
 
 
-def bench(
+def bench_artifacts(
     context: typer.Context,
     paths: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Artifacts' folders.")],
     batch: Annotated[str | None, typer.Option(help="Rows, such as 1,4.")] = None,

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
-def build(
+def build_plan(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="The artifact's folder.")],
     out: Annotated[Path, typer.Option(metavar="ENGINE_DIR", help="The engine's folder.")],
     profile: Annotated[
         list[str] | None,
         typer.Option(
             metavar="AXES",
-            help="Sizes to build for, least:usual:largest of each axis, such as "
+            help="Sizes to build for, minimum:optimum:maximum of each axis, such as "
             "batch=1:1:8,sequence=1:128:2048,past=0:512:4096; may be repeated.",
         ),
     ] = None,

@@ -27,7 +27,7 @@ PACKAGES = {
 """What each extra brings that a command may ask for."""
 
 
-def doctor(
+def show_machine(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Show which runtimes work on this machine, and what to install for the others."""

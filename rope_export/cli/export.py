@@ -9,7 +9,7 @@ from rope_export.cli import output
 from rope_export.errors import InputError
 
 
-def export(
+def export_layer(
     source: Annotated[
         str,
         typer.Argument(

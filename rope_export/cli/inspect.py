@@ -15,7 +15,7 @@ from rope_export.engines.profiles import Profile
 from rope_export.errors import ArtifactError, extra
 
 
-def inspect(
+def inspect_path(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="An artifact, an engine or an .onnx file.")
     ],

@@ -9,7 +9,7 @@ from rope_export.cli import output
 from rope_export.errors import InputError, UnavailableError
 
 
-def verify(
+def verify_artifact(
     path: Annotated[
         Path, typer.Argument(metavar="DIR", help="The artifact's folder, or an engine's.")
     ],

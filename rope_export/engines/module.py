@@ -67,7 +67,7 @@ class Module:
 def engine_name(name: str) -> str:
     """Raises: InputError if there is no such engine."""
     if name not in PACKAGES:
-        raise InputError(f"--engine {name}: use one of {', '.join(PACKAGES)}.")
+        raise InputError(f"`engine`={name}: use one of {', '.join(PACKAGES)}.")
     return name
 
 

@@ -1,8 +1,8 @@
 """Optimization profiles: the sizes that an engine takes, and those it is made fastest for.
 
 A profile is written in short words, such as batch=1:1:8,sequence=1:128:2048,past=0:512:4096: for
-each axis the least size, the usual one and the largest, or one number for all three. TensorRT
-takes a profile whose least is above its largest without a word, so everything is checked here.
+each axis the minimum, the optimum and the maximum, or one number for all three. TensorRT
+accepts a profile whose minimum is above its maximum without an error, so everything is checked here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +12,8 @@ from rope_export.artifacts.artifact import Manifest
 from rope_export.errors import InputError
 from rope_export.interface import TensorType
 
-LEAST = {"batch": 1, "sequence": 1, "past": 0, "capacity": 1}
-"""The axes that a profile may have, and the least size of each."""
+MINIMUM = {"batch": 1, "sequence": 1, "past": 0, "capacity": 1}
+"""The axes that a profile may have, and the smallest size of each."""
 
 PREFILL, DECODE = "prefill", "decode"
 CAPACITY = 2048
@@ -35,7 +35,7 @@ DEFAULTS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Sizes of one axis: least, usual and largest."""
+    """Sizes of one axis: minimum, optimum and maximum."""
 
     min: int
     opt: int
@@ -67,7 +67,7 @@ class Profile:
         return sum(others, start=first)
 
     def shapes(self, tensor: TensorType) -> tuple[tuple[int, ...], ...]:
-        """The least, usual and largest shape of a tensor."""
+        """The minimum, optimum and maximum shape of a tensor."""
         ranges = [self.range(axis) for axis in tensor.shape]
         return tuple(tuple(getattr(r, end) for r in ranges) for end in ("min", "opt", "max"))
 
@@ -83,11 +83,11 @@ class Profile:
         return DECODE if self.axes["sequence"].max == 1 else PREFILL
 
     def corners(self) -> Iterator[dict[str, int]]:
-        """Sizes at which an engine must be right: all least, all usual, and each axis at its
-        largest with the others at their least; each once."""
+        """Sizes at which an engine must be right: all minima, all optima, and each axis at its
+        maximum with the others at their minimum; each once."""
         every = [{n: getattr(r, end) for n, r in self.axes.items()} for end in ("min", "opt")]
-        least = every[0]
-        every += [least | {name: sizes.max} for name, sizes in self.axes.items()]
+        minimum = every[0]
+        every += [minimum | {name: sizes.max} for name, sizes in self.axes.items()]
         for at, corner in enumerate(every):
             if corner not in every[:at]:
                 yield corner
@@ -109,47 +109,47 @@ class Profile:
 
 
 def profiles_for(manifest: Manifest, words: Sequence[str]) -> tuple[Profile, ...]:
-    """The profiles that `words` say, or the usual ones of the artifact's kind of cache.
+    """The profiles written in `words`, or the default ones of the artifact's kind of cache.
 
     Raises: InputError naming the profile, what is wrong with it, and what would be right.
     """
-    found = tuple(_profile(manifest, text) for text in words or DEFAULTS[manifest.cache])
-    for at, profile in enumerate(found):
-        if profile in found[:at]:
-            raise InputError(f"--profile {profile}: is given twice.")
-    capacities = {p.axes["capacity"].max for p in found if "capacity" in p.axes}
+    profiles = tuple(_profile(manifest, text) for text in words or DEFAULTS[manifest.cache])
+    for at, profile in enumerate(profiles):
+        if profile in profiles[:at]:
+            raise InputError(f"`profiles`={profile}: is given twice.")
+    capacities = {p.axes["capacity"].max for p in profiles if "capacity" in p.axes}
     if len(capacities) > 1:
         raise InputError(
-            f"--profile: capacity is {' and '.join(map(str, sorted(capacities)))}; an engine has "
+            f"`profiles`: capacity is {' and '.join(map(str, sorted(capacities)))}; an engine has "
             f"one fixed cache, so give every profile the same capacity."
         )
-    return found
+    return profiles
 
 
 def _profile(manifest: Manifest, text: str) -> Profile:
-    wanted = _axes(manifest)
-    given: dict[str, Range] = {}
+    axes = _axes(manifest)
+    ranges: dict[str, Range] = {}
     for word in text.split(","):
         name, equals, sizes = (part.strip() for part in word.partition("="))
         if not equals:
-            raise InputError(f"--profile {text}: {word!r} is no axis; write such as batch=1:1:8.")
+            raise InputError(f"`profiles`={text}: {word!r} is no axis; write such as batch=1:1:8.")
         if name == "total":
-            raise InputError(f"--profile {text}: total follows from the others; leave it out.")
-        if name not in wanted:
+            raise InputError(f"`profiles`={text}: total follows from the others; leave it out.")
+        if name not in axes:
             raise InputError(
-                f"--profile {text}: axis {name!r} does not exist; the artifact has "
-                f"{', '.join(wanted)}."
+                f"`profiles`={text}: axis {name!r} does not exist; the artifact has "
+                f"{', '.join(axes)}."
             )
-        if name in given:
-            raise InputError(f"--profile {text}: axis {name!r} is given twice.")
-        given[name] = _range(text, name, sizes)
-    for name in wanted:
-        if name not in given:
+        if name in ranges:
+            raise InputError(f"`profiles`={text}: axis {name!r} is given twice.")
+        ranges[name] = _range(text, name, sizes)
+    for name in axes:
+        if name not in ranges:
             raise InputError(
-                f"--profile {text}: axis {name!r} is missing; add such as "
-                f"{name}={'2048' if name == 'capacity' else f'{LEAST[name]}:128:2048'}."
+                f"`profiles`={text}: axis {name!r} is missing; add such as "
+                f"{name}={'2048' if name == 'capacity' else f'{MINIMUM[name]}:128:2048'}."
             )
-    profile = Profile({name: given[name] for name in wanted})
+    profile = Profile({name: ranges[name] for name in axes})
     _check_capacity(text, profile)
     return profile
 
@@ -157,25 +157,28 @@ def _profile(manifest: Manifest, text: str) -> Profile:
 def _axes(manifest: Manifest) -> list[str]:
     """The artifact's dynamic axes that a profile has to give."""
     dynamic = {axis for t in manifest.inputs for axis in t.shape if isinstance(axis, str)}
-    return [name for name in LEAST if name in dynamic]
+    return [name for name in MINIMUM if name in dynamic]
 
 
 def _range(text: str, name: str, sizes: str) -> Range:
     parts = sizes.split(":")
     if len(parts) not in (1, 3) or not all(_whole(part) for part in parts):
         raise InputError(
-            f"--profile {text}: {name}={sizes} is neither one whole number nor least:usual:largest."
+            f"`profiles`={text}: {name}={sizes} is neither one whole number nor "
+            f"minimum:optimum:maximum."
         )
     low, opt, high = (int(part) for part in (parts if len(parts) == 3 else parts * 3))
-    if low < LEAST[name]:
-        raise InputError(f"--profile {text}: {name} starts at {low}; the least is {LEAST[name]}.")
+    if low < MINIMUM[name]:
+        raise InputError(
+            f"`profiles`={text}: {name} starts at {low}; its minimum is at least {MINIMUM[name]}."
+        )
     if not low <= opt <= high:
         raise InputError(
-            f"--profile {text}: {name}={low}:{opt}:{high} is out of order; write least:usual:"
-            f"largest, each at least the one before."
+            f"`profiles`={text}: {name}={low}:{opt}:{high} is out of order; write "
+            f"minimum:optimum:maximum, each at least the one before."
         )
     if high > 2**31 - 1:
-        raise InputError(f"--profile {text}: {name}={high} is beyond what a dimension can be.")
+        raise InputError(f"`profiles`={text}: {name}={high} is beyond what a dimension can be.")
     return Range(min=low, opt=opt, max=high)
 
 
@@ -189,12 +192,12 @@ def _check_capacity(text: str, profile: Profile) -> None:
         return
     if capacity.min != capacity.max:
         raise InputError(
-            f"--profile {text}: capacity={capacity} is a range; TensorRT updates a cache in place "
+            f"`profiles`={text}: capacity={capacity} is a range; TensorRT updates a cache in place "
             f"only if its capacity is one number, such as capacity={capacity.max}."
         )
     if sequence.max > capacity.max:
         raise InputError(
-            f"--profile {text}: sequence goes up to {sequence.max}, beyond the cache's capacity of "
+            f"`profiles`={text}: sequence goes up to {sequence.max}, beyond the cache's capacity of "
             f"{capacity.max}. Give a larger capacity, or sequence up to {capacity.max}."
         )
 
@@ -216,7 +219,7 @@ def selected(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int | str
 
 
 def _distance(profile: Profile, sizes: Mapping[str, int]) -> float:
-    """How wide a profile's range of new tokens is, then how far its usual sizes are off."""
+    """How wide a profile's range of new tokens is, then how far its optimum sizes are off."""
     sequence = profile.axes["sequence"]
     off = sum(abs(sizes[n] - r.opt) / (r.opt + 1) for n, r in profile.axes.items())
     return (sequence.max - sequence.min) * 1e6 + off
