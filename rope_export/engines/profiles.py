@@ -2,7 +2,7 @@
 
 A profile is written in short words, such as batch=1:1:8,sequence=1:128:2048,past=0:512:4096: for
 each axis the minimum, the optimum and the maximum, or one number for all three. TensorRT
-accepts a profile whose minimum is above its maximum without an error, so everything is checked here.
+accepts a profile whose minimum is above its maximum, so everything is checked here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -197,8 +197,8 @@ def _check_capacity(text: str, profile: Profile) -> None:
         )
     if sequence.max > capacity.max:
         raise InputError(
-            f"`profiles`={text}: sequence goes up to {sequence.max}, beyond the cache's capacity of "
-            f"{capacity.max}. Give a larger capacity, or sequence up to {capacity.max}."
+            f"`profiles`={text}: sequence goes up to {sequence.max}, beyond the cache's "
+            f"capacity of {capacity.max}. Give a larger capacity, or sequence up to {capacity.max}."
         )
 
 
