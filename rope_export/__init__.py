@@ -7,6 +7,9 @@ artifact with `open_session`, needs neither torch nor transformers.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+import rope_export.config_reader  # noqa: F401 - AttentionSpec.from_hf reads with it
+from rope_export.version import VERSION
+
 if TYPE_CHECKING:
     from rope_export.artifacts.artifact import Artifact
     from rope_export.attention.layer import RotaryAttention
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from rope_export.runtimes import open_session
     from rope_export.spec import AttentionSpec
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOME = {
     "Artifact": "rope_export.artifacts.artifact",

@@ -6,7 +6,7 @@ A source that is quantized itself is kept bit for bit where the operator can hol
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,8 +15,6 @@ from rope_export.errors import InputError, extra
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rope_export.checkpoints.integers import Integers
 
 Bits = Literal["int8", "int4"]
 
@@ -162,41 +160,3 @@ def _zeros(stored: Packed, bits: int) -> np.ndarray | np.float32:
     if bits == 4:
         zeros = _halves(zeros)[:, : stored.packed.shape[1]]
     return _wide(zeros)
-
-
-def store(
-    weights: "Mapping[str, Tensor]", integers: "Mapping[str, Integers]", how: Quantization
-) -> dict[str, Packed]:
-    """The projections among `weights` in few bits.
-
-    integers: those of them that the source has as integers already, by name.
-    """
-    from rope_export.checkpoints.kept import kept
-
-    stored = {}
-    for name in filter(is_quantized, weights):
-        own = integers.get(name)
-        held = None if own is None else kept(own, how.bits, weights[name].dtype)
-        if held is None:
-            held = pack(weights[name], how)
-            held = held if own is None else replace(held, stored="requantized")
-        stored[name] = held
-    return stored
-
-
-def deployed(
-    weights: "Mapping[str, Tensor]", integers: "Mapping[str, Integers]", how: Quantization | None
-) -> "dict[str, Tensor]":
-    """The weights as a runtime should see them. Those that are kept are the source's own, whatever
-    they are packed into."""
-    from rope_export.runtimes import to_torch
-
-    if how is None:
-        return dict(weights)
-    stored = store(weights, integers, how)
-    return {
-        name: to_torch(unpack(stored[name], how, weight.shape[1]))
-        if name in stored and stored[name].stored != "kept"
-        else weight
-        for name, weight in weights.items()
-    }

@@ -11,7 +11,7 @@ from typing import get_args
 from rope_export.checkpoints.config import select
 from rope_export.errors import SpecError
 from rope_export.lowerings import lowerings
-from rope_export.rope import variants
+from rope_export.rope import every_variant
 from rope_export.runtimes import runtimes
 from rope_export.spec import DType, Layout
 from tests.conformance.models import layers
@@ -32,10 +32,10 @@ def support_table() -> str:
         "model families": f"{proven_families()} proven in float64 and in onnxruntime: "
         "`docs/families.md`",
         "RoPE variants (`rope_type`)": _listed(
-            name for name, cls in variants().items() if cls.published
+            name for name, cls in every_variant().items() if cls.published
         ),
         "rotations that families have in code": _listed(
-            name for name, cls in variants().items() if not cls.published
+            name for name, cls in every_variant().items() if not cls.published
         ),
         "rotary layouts": _listed(get_args(Layout)) + ", full or partial `rotary_dim`",
         "dtypes": _listed(get_args(DType)),

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
-from rope_export import __version__
 from rope_export.bench.roofline import Limits
+from rope_export.version import VERSION
 
 QUIET = 0.05
 """Share of the cores that other processes may take before figures are not to be believed."""
@@ -38,7 +38,7 @@ class Machine:
 
     @classmethod
     def here(cls, cores: int, limits: Limits, neighbours: float | None) -> "Machine":
-        versions = {"rope_export": __version__, "python": platform.python_version()}
+        versions = {"rope_export": VERSION, "python": platform.python_version()}
         for package in PACKAGES:
             try:
                 versions[package] = version(package)

@@ -7,15 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rope_export.checkpoints import keys
-from rope_export.checkpoints.families import (
-    Config,
-    Facts,
-    Family,
-    class_defaults,
-    family,
-    keys_read,
-    towers_of,
-)
+from rope_export.checkpoints.families.base import Config, Facts, Family
+from rope_export.checkpoints.families.known import family, towers_of
+from rope_export.checkpoints.families.tables import class_defaults, keys_read
 from rope_export.checkpoints.layout import TensorLayout
 from rope_export.checkpoints.rotation import rotation
 from rope_export.errors import CheckpointError, SpecError

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rope_export.arrays import to_numpy
 from rope_export.checkpoints.integers import Integers
 from rope_export.quantization import Packed
-from rope_export.runtimes import to_numpy
 
 LARGEST, SMALLEST = 128, 16
 """Sizes of blocks that every kernel takes."""
 
 
-def kept(source: Integers, bits: int, dtype: torch.dtype) -> Packed | None:
+def packed_integers(source: Integers, bits: int, dtype: torch.dtype) -> Packed | None:
     """The same integers, scales and zero points, or nothing where the operator cannot hold them:
     groups that do not follow one another (act-order) or are no multiple of 16 inputs, more bits,
     scales that `dtype` cannot hold, zero points beyond the integers.

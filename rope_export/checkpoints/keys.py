@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rope_export.checkpoints.families import Config, Family, class_defaults, keys_read
+from rope_export.checkpoints.families.base import Config, Family
+from rope_export.checkpoints.families.tables import class_defaults, keys_read
 from rope_export.errors import SpecError
 
 TRUTH = "transformers 5.24"

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rope_export.checkpoints.config import select, spec_of
-from rope_export.checkpoints.families import towers_of
+from rope_export.checkpoints.families.known import towers_of
 from rope_export.checkpoints.stacks import StacksError
 from rope_export.errors import CheckpointError, SpecError
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rope_export.checkpoints.families import Config, Facts
+from rope_export.checkpoints.families.base import Config, Facts
 from rope_export.errors import SpecError
 from rope_export.rope.axial import halves
 from rope_export.rope.sections import blocks, interleaved

@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from rope_export.checkpoints.families import Config, Family, class_defaults, keys_read
+from rope_export.checkpoints.families.base import Config, Family
+from rope_export.checkpoints.families.tables import class_defaults, keys_read
 from rope_export.checkpoints.keys import rope_notes, short
 from rope_export.errors import SpecError
-from rope_export.rope import not_published, number, variant
-from rope_export.spec import RopeSpec
+from rope_export.rope.base import RopeSpec
+from rope_export.rope.parameters import number
+from rope_export.rope.variants import not_published, variant
 
 ROPE_PARAMETER_KEYS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
 ALSO_THERE = {"max_position_embeddings", "original_max_position_embeddings"}

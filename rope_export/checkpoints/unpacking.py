@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rope_export.checkpoints.integers import Integers
 from rope_export.checkpoints.layout import TensorLayout
-from rope_export.checkpoints.quantized import Format, Read, formats
+from rope_export.checkpoints.quantized.base import Format, Read
+from rope_export.checkpoints.quantized.known import every_format
 from rope_export.checkpoints.quantized.unread import Unread
 from rope_export.errors import CheckpointError
 from rope_export.spec import AttentionSpec
@@ -124,7 +125,7 @@ def unpacking(
     """
     found = _config(config) or _beside(locator, files)
     if found is None:
-        found = next((x for kind in formats() if (x := kind.recognised(files))), None)
+        found = next((x for kind in every_format() if (x := kind.recognised(files))), None)
     return Unpacking(read, files, None if found is None else format_of(found))
 
 
@@ -160,7 +161,7 @@ def format_of(config: Mapping[str, Any]) -> Format:
             f"quantization_config={dict(config)!r}: it has no quant_method, so its weights cannot "
             f"be told."
         )
-    kind = next((x for x in formats() if method in x.methods), Unread)
+    kind = next((x for x in every_format() if method in x.methods), Unread)
     return kind(method, config)
 
 

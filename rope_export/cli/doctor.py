@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from rope_export import __version__, gpu
+from rope_export import gpu
 from rope_export.cli import output
 from rope_export.engines.module import builders
 from rope_export.runtimes import runtimes
+from rope_export.version import VERSION
 
 PACKAGES = {
     "torch": "export",
@@ -38,10 +39,10 @@ def show_machine(
         python = platform.python_version()
         runs = [{"runtime": n, "available": r is None, "reason": r} for n, r in available.items()]
         builds = [{"engine": n, "builds": r is None, "reason": r} for n, r in builders().items()]
-        facts = {"rope_export": __version__, "python": python, "gpu": device}
+        facts = {"rope_export": VERSION, "python": python, "gpu": device}
         output.print_json({**facts, "packages": packages, "runtimes": runs, "engines": builds})
         return 0
-    grid = Table(title=f"rope_export {__version__}, Python {platform.python_version()}")
+    grid = Table(title=f"rope_export {VERSION}, Python {platform.python_version()}")
     for name in ("what", "version or state", "to get it"):
         grid.add_column(name, overflow="fold")
     for name, version in packages.items():

@@ -12,23 +12,23 @@ from typing import Annotated
 
 import typer
 
-from rope_export import __version__
 from rope_export.cli import bench, build, doctor, export, inspect, output, verify
 from rope_export.cli.flags import spelled
 from rope_export.errors import RopeExportError
+from rope_export.version import VERSION
 
 INTERRUPTED = 130
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"rope-export {__version__}")
+        print(f"rope-export {VERSION}")
         raise typer.Exit
 
 
 app = typer.Typer(
     name="rope-export",
-    help=f"Rotary attention from PyTorch to ONNX, with proof (version {__version__}). "
+    help=f"Rotary attention from PyTorch to ONNX, with proof (version {VERSION}). "
     "Tracebacks of errors are shown with --debug.",
     no_args_is_help=True,
     add_completion=False,

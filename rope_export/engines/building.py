@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rope_export import __version__, gpu, paths
+from rope_export import gpu, paths
 from rope_export.artifacts.artifact import Artifact
 from rope_export.engines import build_cache, plan
 from rope_export.engines import module as modules
@@ -15,6 +15,7 @@ from rope_export.engines.module import Module
 from rope_export.engines.plan import Engine, EngineFacts, Options
 from rope_export.engines.profiles import profiles_for, sizes_of
 from rope_export.errors import InputError, UnavailableError
+from rope_export.version import VERSION
 
 if TYPE_CHECKING:
     from rope_export.engines.builder import Order
@@ -202,7 +203,7 @@ def _built(
 
     name = build_cache.key(
         {
-            "rope_export": [__version__, build_cache.code()],
+            "rope_export": [VERSION, build_cache.code()],
             "model": model,
             "engine": module.engine,
             "version": module.version,

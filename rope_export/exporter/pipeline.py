@@ -18,11 +18,11 @@ with extra("export", "exporting"):
     from onnxscript import optimizer
     from torch import Tensor
 
-from rope_export import __version__
 from rope_export.artifacts import artifact as artifacts
 from rope_export.artifacts.artifact import Artifact, Manifest
 from rope_export.attention.layer import RotaryAttention
 from rope_export.checkpoints import Source, open_source
+from rope_export.checkpoints.stored import store
 from rope_export.exporter.simplify import drop_undone_reshapes
 from rope_export.interface import TensorType, attention_tensors
 from rope_export.lowerings import (
@@ -34,9 +34,10 @@ from rope_export.lowerings import (
     lowering_for,
     packed_name,
 )
-from rope_export.quantization import Bits, Packed, Quantization, store, unpack
+from rope_export.quantization import Bits, Packed, Quantization, unpack
 from rope_export.runtimes import to_torch
 from rope_export.spec import DType
+from rope_export.version import VERSION
 
 if TYPE_CHECKING:
     from onnx_ir import Model
@@ -110,7 +111,7 @@ def export(
         outputs=outputs,
         source=found.facts,
         weights=_weight_facts(found, tensors, stored, how),
-        versions={"rope_export": __version__}
+        versions={"rope_export": VERSION}
         | {name: version(name) for name in ("torch", "onnx", "onnxscript")},
         runtimes=chosen.runtimes,
         needs=chosen.needs,

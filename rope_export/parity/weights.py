@@ -11,9 +11,10 @@ from rope_export.artifacts.deployed import file_weights
 from rope_export.checkpoints import NO_ADAPTER, open_source
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.checkpoints.integers import Integers
+from rope_export.checkpoints.stored import deployed
 from rope_export.errors import ArtifactError
 from rope_export.parity.rows import Row, counted
-from rope_export.quantization import Quantization, deployed
+from rope_export.quantization import Quantization
 from rope_export.spec import AttentionSpec
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rope_export.rope.base import RopeSpec
 from rope_export.rope.default import plain_inv_freq
-from rope_export.spec import RopeSpec
 
 
 @dataclass(frozen=True, kw_only=True)

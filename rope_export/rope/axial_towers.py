@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rope_export.errors import SpecError
+from rope_export.rope.base import RopeSpec
 from rope_export.rope.default import plain_inv_freq
-from rope_export.spec import RopeSpec
 
 
 @dataclass(frozen=True, kw_only=True)

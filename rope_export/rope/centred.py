@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rope_export.spec import RopeSpec
+from rope_export.rope.base import RopeSpec
 
 
 @dataclass(frozen=True, kw_only=True)

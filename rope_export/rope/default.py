@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rope_export.spec import RopeSpec
+from rope_export.rope.base import RopeSpec
 
 
 def powers(rotary_dim: int, theta: float) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from rope_export.errors import SpecError
-from rope_export.rope import at_least_one, context_length, number
+from rope_export.rope.base import RopeSpec
 from rope_export.rope.default import plain_inv_freq
-from rope_export.spec import RopeSpec
+from rope_export.rope.parameters import at_least_one, context_length, number
 
 
 @dataclass(frozen=True, kw_only=True)

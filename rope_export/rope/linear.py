@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rope_export.rope import at_least_one
+from rope_export.rope.base import RopeSpec
 from rope_export.rope.default import plain_inv_freq
-from rope_export.spec import RopeSpec
+from rope_export.rope.parameters import at_least_one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from rope_export.errors import SpecError
-from rope_export.rope import at_least_one, number
-from rope_export.spec import RopeSpec
+from rope_export.rope.base import RopeSpec
+from rope_export.rope.parameters import at_least_one, number
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from rope_export.errors import SpecError
-from rope_export.rope import (
+from rope_export.rope.base import RopeSpec
+from rope_export.rope.default import powers
+from rope_export.rope.parameters import (
     at_least_one,
     context_length,
     number,
     optional,
     positive_factor,
 )
-from rope_export.rope.default import powers
-from rope_export.spec import RopeSpec
 
 
 def magnitude(factor: float, mscale: float = 1.0) -> float:

@@ -1,9 +1,9 @@
 """Frozen facts: one attention layer, how its heads turn with position, and the parts around it."""
 
+from rope_export.rope.base import Layout, RopeSpec
 from rope_export.spec.attention import AttentionSpec, DType
 from rope_export.spec.features import Feature
 from rope_export.spec.parts import LatentSpec, NormSpec, PositionScale
-from rope_export.spec.rope import Layout, RopeSpec
 
 __all__ = [
     "AttentionSpec",

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rope_export.errors import SpecError, extra
+from rope_export.errors import SpecError
+from rope_export.rope.base import RopeSpec
+from rope_export.rope.variants import variant
 from rope_export.spec.features import Feature, features_of
 from rope_export.spec.parts import LatentSpec, NormSpec, PositionScale
-from rope_export.spec.rope import RopeSpec
+from rope_export.spec.reader import config_reader
 
 DType = Literal["float32", "float16", "bfloat16"]
 Gate = Literal["head", "feature"]
@@ -232,10 +234,7 @@ class AttentionSpec:
         Raises: SpecError naming the key for every feature that is not implemented;
             UnavailableError without the `export` extra.
         """
-        with extra("export", "reading a config"):
-            from rope_export.checkpoints.config import read_spec
-
-        return read_spec(config, layer=layer, part=part)
+        return config_reader()(config, layer=layer, part=part)
 
     def to_json(self) -> dict[str, Any]:
         """The spec as plain values, for a manifest."""
@@ -250,8 +249,6 @@ class AttentionSpec:
 
         Raises: SpecError for keys or variants this version does not know.
         """
-        from rope_export.rope import variant
-
         given = dict(facts)
         kinds = dict.fromkeys(NORMS, NormSpec)
         kinds |= {"position_scale": PositionScale, "latent": LatentSpec}  # type: ignore[dict-item]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rope_export.rope.base import RopeSpec
     from rope_export.spec.attention import AttentionSpec
-    from rope_export.spec.rope import RopeSpec
 
 BEGINNING = 1
 """A length within every trained context."""

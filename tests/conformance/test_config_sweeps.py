@@ -8,7 +8,7 @@ from transformers import logging as transformers_logging
 
 from rope_export import AttentionSpec
 from rope_export.checkpoints.config import select, spec_of
-from rope_export.checkpoints.families import families, keys_read
+from rope_export.checkpoints.families import every_family, keys_read
 from rope_export.errors import SpecError
 from tests.conformance.families.config_defaults import config_classes
 from tests.conformance.families.tiny import rotary_families, tiny_models
@@ -17,7 +17,7 @@ from tests.support.layer_of import layer_of
 UNMODIFIED = 2e-6
 """transformers has softmax and norms in float32, in float64 modules too: some 2**-24 each."""
 
-READ = sorted(name for name, family in families().items() if family.missing is None)
+READ = sorted(name for name, family in every_family().items() if family.missing is None)
 
 
 @pytest.fixture(autouse=True)

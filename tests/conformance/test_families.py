@@ -12,15 +12,15 @@ from transformers import logging as transformers_logging
 from rope_export import AttentionSpec, export, verify
 from rope_export.checkpoints import families as package
 from rope_export.checkpoints.config import select, spec_of
-from rope_export.checkpoints.families import Family, class_defaults, families
+from rope_export.checkpoints.families import Family, class_defaults, every_family
 from rope_export.errors import SpecError
 from tests.conformance.families.config_defaults import config_classes
 from tests.conftest import TINY
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 README = Path(__file__).parents[2] / "README.md"
-READ = sorted(name for name, family in families().items() if family.missing is None)
-MISSING = sorted(name for name, family in families().items() if family.missing is not None)
+READ = sorted(name for name, family in every_family().items() if family.missing is None)
+MISSING = sorted(name for name, family in every_family().items() if family.missing is not None)
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_what_is_missing_is_named(model_type: str) -> None:
     with pytest.raises(SpecError) as error:
         AttentionSpec.from_hf({"model_type": model_type})
     assert f"model_type={model_type!r}" in str(error.value)
-    assert str(families()[model_type].missing) in str(error.value)
+    assert str(every_family()[model_type].missing) in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -83,7 +83,7 @@ def test_an_unknown_family_is_refused_with_its_neighbours() -> None:
 
 
 MADE_UP = """
-from rope_export.checkpoints.families import Family
+from rope_export.checkpoints.families.base import Family
 from rope_export.checkpoints.layout import TensorLayout, head_by_head
 from rope_export.checkpoints.reading import head_norms
 
@@ -113,7 +113,7 @@ def test_a_family_is_one_new_file(
 
 
 def test_every_family_says_where_its_facts_are_from() -> None:
-    for family in families().values():
+    for family in every_family().values():
         assert isinstance(family, Family)
         assert family.source
     assert set(class_defaults()) >= {"llama", "gemma3_text", "qwen2_vl"}

@@ -58,14 +58,14 @@ def read_twice(source: Path, layer: int = 0) -> Reading:
 
 def wrongly(monkeypatch: pytest.MonkeyPatch, model_type: str, **changes: Any) -> None:
     """Makes our reader of one family another."""
-    known = families.families()
+    known = families.every_family()
     known[model_type] = dataclasses.replace(known[model_type], **changes)
-    monkeypatch.setattr(families, "families", lambda: known)
+    monkeypatch.setattr(families.known, "every_family", lambda: known)
 
 
 def without(model_type: str, *keys: str, **facts: Any) -> Callable[..., families.Facts]:
     """The family's reader as it was, but blind to some keys, with these facts in place."""
-    right = families.families()[model_type].attention
+    right = families.every_family()[model_type].attention
 
     def attention(config: families.Config, layer: int) -> families.Facts:
         seen = set(config.read)

@@ -21,7 +21,7 @@ from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 from rope_export import AttentionSpec, RotaryAttention
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.errors import SpecError
-from rope_export.rope import variants
+from rope_export.rope import every_variant
 from rope_export.spec import RopeSpec
 
 RTOL = 1e-6
@@ -110,7 +110,7 @@ EVERY = [*STATIC, "dynamic", "longrope"]
 
 def test_every_variant_of_transformers_is_here() -> None:
     assert {"default", *ROPE_INIT_FUNCTIONS} == set(EVERY)
-    assert set(EVERY) <= variants().keys()
+    assert set(EVERY) <= every_variant().keys()
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)

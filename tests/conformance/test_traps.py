@@ -25,7 +25,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 
 from rope_export import AttentionSpec, RotaryAttention
 from rope_export.checkpoints.config import select, spec_of
-from rope_export.checkpoints.families import families
+from rope_export.checkpoints.families import every_family
 from rope_export.checkpoints.layout import TensorLayout, blocks, group_by_group, taken
 from rope_export.rope.default import DefaultRope
 from rope_export.rope.sections import blocks as axes_in_blocks
@@ -599,7 +599,7 @@ def test_text_alone_turns_as_with_one_axis(name: str) -> None:
 
 @pytest.mark.parametrize("name", MROPE)
 def test_axes_are_read_from_the_config(name: str) -> None:
-    if f"{name}_text" not in families():
+    if f"{name}_text" not in every_family():
         pytest.skip(f"{name}_text is not a family of rope_export")
     layer, config = mrope(name, places())
     read = dataclasses.replace(layer, spec=AttentionSpec.from_hf(config))

@@ -10,10 +10,12 @@ import rope_export
 
 PACKAGE = Path(rope_export.__file__).parent
 ORDER = [
-    {"errors"},
-    {"spec", "paths", "arrays", "gpu"},
-    {"interface", "quantization"},
-    {"rope", "artifacts"},
+    {"errors", "version", "discovery"},
+    {"paths", "arrays", "gpu"},
+    {"rope"},
+    {"spec"},
+    {"interface", "quantization", "config_reader"},
+    {"artifacts"},
     {"engines"},
     {"runtimes", "sessions"},
     {"attention"},
@@ -24,7 +26,7 @@ ORDER = [
     {"cli"},
 ]
 """Each part may import at module level from its own row and those above; runtimes open eager
-and read weights inside functions, as spec does for from_hf and from_json."""
+and read weights inside functions."""
 
 TORCH = {"attention", "rope", "lowerings", "checkpoints", "exporter", "parity", "bench"}
 

@@ -15,10 +15,11 @@ from gguf.quants import quantize
 from rope_export import export, verify
 from rope_export.checkpoints.gguf.blocks import integers_of
 from rope_export.checkpoints.integers import Integers, evenly
-from rope_export.checkpoints.kept import kept
+from rope_export.checkpoints.kept import packed_integers
+from rope_export.checkpoints.stored import store
 from rope_export.cli.export import summary
 from rope_export.exporter import pipeline
-from rope_export.quantization import Packed, Quantization, store, unpack
+from rope_export.quantization import Packed, Quantization, unpack
 from tests.support.quantized_files import awq, gptq
 from tests.unit.test_gguf import written
 
@@ -107,7 +108,7 @@ HELD: dict[str, tuple[Any, int, int | None]] = {
 def test_the_operator_multiplies_with_the_sources_own_weight(name, dtype) -> None:
     make, bits, block = HELD[name]
     source = make()
-    stored = kept(source, bits, dtype)
+    stored = packed_integers(source, bits, dtype)
     if name == "Q6_K" and dtype == torch.float16:
         assert stored is None  # a product of two scales has more digits than float16
         return
@@ -127,7 +128,7 @@ MINIMUMS = [("Q4_1", 4), ("Q4_1", 8), ("Q5_1", 8), ("Q4_K", 4), ("Q5_K", 8)]
 def test_a_minimum_becomes_a_zero_point_and_an_offset(kind, bits, dtype) -> None:
     """Their sum is the minimum, but for what float16 or a product of scales does not hold."""
     source = ggml(kind)
-    stored = kept(source, bits, dtype)
+    stored = packed_integers(source, bits, dtype)
     if kind.endswith("_K") and dtype == torch.float16:
         assert stored is None
         return
@@ -160,7 +161,7 @@ def test_a_minimum_of_whole_steps_is_kept_bit_for_bit() -> None:
     steps = torch.randint(0, 16, source.scales.shape, generator=torch.Generator().manual_seed(0))
     source = dataclasses.replace(source, minimums=-(source.scales.float() * steps))
     for bits in (4, 8):
-        stored = kept(source, bits, torch.float32)
+        stored = packed_integers(source, bits, torch.float32)
         assert stored is not None
         assert stored.stored == "kept"
         wanted = source.weight().numpy()
@@ -193,7 +194,7 @@ def _scaled(source: Integers, factor: float) -> Integers:
 def test_what_the_operator_cannot_hold_is_quantized_anew(name) -> None:
     make, bits, dtype = NOT_HELD[name]
     source = make()
-    assert kept(source, bits, dtype) is None
+    assert packed_integers(source, bits, dtype) is None
     weight = {"q_proj.weight": source.weight().to(dtype)}
     how = Quantization(bits=bits)
     anew = store(weight, {"q_proj.weight": source}, how)["q_proj.weight"]

@@ -11,10 +11,11 @@ import torch
 
 from rope_export import AttentionSpec, export, verify
 from rope_export.artifacts.deployed import file_weights
+from rope_export.checkpoints.stored import store
 from rope_export.errors import InputError
 from rope_export.exporter import pipeline
 from rope_export.parity.report import verdict
-from rope_export.quantization import Quantization, pack, store, unpack
+from rope_export.quantization import Quantization, pack, unpack
 from tests.conftest import TINY
 
 HOWS = [(4, 32), (4, 16), (8, 32), (8, 128)]

@@ -1,6 +1,6 @@
 """Audio, speech and other encoders and decoders that are not a language model's."""
 
-from rope_export.checkpoints.families import Config, Facts, Family
+from rope_export.checkpoints.families.base import Config, Facts, Family
 from rope_export.checkpoints.families.gemma import two_bases
 from rope_export.checkpoints.layout import COMMON_IGNORED, TensorLayout
 from rope_export.checkpoints.reading import (

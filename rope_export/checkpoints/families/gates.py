@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rope_export.checkpoints.families import Config, Facts, Family
+from rope_export.checkpoints.families.base import Config, Facts, Family
 from rope_export.checkpoints.layout import TensorLayout, equal_blocks, whole
 from rope_export.checkpoints.reading import (
     always,

@@ -1,6 +1,6 @@
 """GLM: interleaved pairs over half of each head, no bias on the output projection."""
 
-from rope_export.checkpoints.families import Config, Facts, Family
+from rope_export.checkpoints.families.base import Config, Facts, Family
 from rope_export.checkpoints.reading import always, bias_flag, biases, eps, qk_norms, sections
 
 

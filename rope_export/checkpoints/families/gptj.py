@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from rope_export.checkpoints.families import Config, Facts, Family
+from rope_export.checkpoints.families.base import Config, Facts, Family
 from rope_export.checkpoints.layout import (
     TensorLayout,
     blocks,

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from rope_export.checkpoints.families import Config, Facts, Family
+from rope_export.checkpoints.families.base import Config, Facts, Family
 from rope_export.checkpoints.layout import TensorLayout
 from rope_export.checkpoints.reading import biases
 from rope_export.rope.yarn import magnitude

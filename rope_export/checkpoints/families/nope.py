@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rope_export.checkpoints.families import Config, Facts, Family
+from rope_export.checkpoints.families.base import Config, Facts, Family
 from rope_export.checkpoints.reading import (
     bias_flag,
     biases,

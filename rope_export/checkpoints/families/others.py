@@ -1,6 +1,6 @@
 """Families that differ from the common layout each in its own small way."""
 
-from rope_export.checkpoints.families import Config, Facts, Family
+from rope_export.checkpoints.families.base import Config, Facts, Family
 from rope_export.checkpoints.reading import bias_flag, biases, qk_norms
 
 

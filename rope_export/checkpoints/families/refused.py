@@ -1,6 +1,6 @@
 """Families whose attention has what is not implemented: refused by the name of it."""
 
-from rope_export.checkpoints.families import Family
+from rope_export.checkpoints.families.base import Family
 
 TOP_K = "attention to the top keys that an indexer picks"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rope_export.checkpoints.families import Config, Facts, Family
+from rope_export.checkpoints.families.base import Config, Facts, Family
 from rope_export.checkpoints.layout import TensorLayout, blocks, multihead
 from rope_export.checkpoints.reading import (
     all_full,

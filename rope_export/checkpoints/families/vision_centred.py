@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rope_export.checkpoints.families import Config, Facts, Family
+from rope_export.checkpoints.families.base import Config, Facts, Family
 from rope_export.checkpoints.layout import COMMON_IGNORED, TensorLayout
 from rope_export.checkpoints.reading import eps, qk_norms
 from rope_export.errors import SpecError

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from rope_export.checkpoints.families import Config, Facts, Family
+from rope_export.checkpoints.families.base import Config, Facts, Family
 from rope_export.checkpoints.layout import TensorLayout, blocks
 from rope_export.checkpoints.reading import (
     all_full,

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rope_export.checkpoints.gguf import Architecture
+from rope_export.checkpoints.gguf.base import Architecture
 from rope_export.checkpoints.gguf.llama import PLAIN
 from rope_export.checkpoints.gguf.metadata import Metadata, common, rotation
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rope_export.checkpoints.integers import Integers, evenly, unpacked
-from rope_export.checkpoints.quantized import Config, Format, Read, excluded
+from rope_export.checkpoints.quantized.base import Config, Format, Read, excluded
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rope_export.checkpoints.integers import Integers, evenly, unpacked
-from rope_export.checkpoints.quantized import WAY_OUT, Config, Format, Read
+from rope_export.checkpoints.quantized.base import WAY_OUT, Config, Format, Read
 from rope_export.checkpoints.quantized.fp8 import FLOAT8, scaled
 from rope_export.errors import CheckpointError
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rope_export.checkpoints.integers import Integers
-from rope_export.checkpoints.quantized import Config, Format, Read, excluded
+from rope_export.checkpoints.quantized.base import Config, Format, Read, excluded
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rope_export.checkpoints.integers import Integers, evenly, unpacked
-from rope_export.checkpoints.quantized import Config, Format, Read, excluded
+from rope_export.checkpoints.quantized.base import Config, Format, Read, excluded
 from rope_export.errors import CheckpointError
 
 BITS = (2, 3, 4, 8)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from rope_export.checkpoints.integers import Integers
-from rope_export.checkpoints.quantized import WAY_OUT, Config, Format, Read, excluded
+from rope_export.checkpoints.quantized.base import WAY_OUT, Config, Format, Read, excluded
 from rope_export.errors import CheckpointError
 
 LEFT_ALONE = (

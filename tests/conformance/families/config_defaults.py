@@ -16,7 +16,7 @@ import transformers.models
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from rope_export.checkpoints.families import DEFAULTS
+from rope_export.checkpoints.families.tables import DEFAULTS
 from rope_export.checkpoints.keys import SUSPICIOUS
 
 ALSO = re.compile(

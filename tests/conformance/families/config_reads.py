@@ -30,7 +30,7 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, logging
 
-from rope_export.checkpoints.families import READS
+from rope_export.checkpoints.families.tables import READS
 from tests.conformance.families.capture import captures
 from tests.conformance.families.config_defaults import config_classes
 from tests.conformance.families.tiny import rotary_families, tiny_models

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from rope_export.errors import SpecError
+from rope_export.rope.parameters import number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,8 +75,6 @@ class RopeSpec(ABC):
         given: the rope parameters. config, head_dim: for the few variants that look there.
         common: fields of every variant, already read.
         """
-        from rope_export.rope import number
-
         own: dict[str, Any] = {name: number(given, key) for key, name in cls.hf_keys.items()}
         return cls(**common, **own)
 

@@ -1,0 +1,47 @@
+"""A layer's projections as an artifact stores them: quantized, or the source's own integers."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from rope_export.arrays import to_torch
+from rope_export.checkpoints.integers import Integers
+from rope_export.checkpoints.kept import packed_integers
+from rope_export.quantization import Packed, Quantization, is_quantized, pack, unpack
+
+
+def store(
+    weights: Mapping[str, Tensor], integers: Mapping[str, Integers], how: Quantization
+) -> dict[str, Packed]:
+    """The projections among `weights`, quantized to the bits of `how`.
+
+    integers: those of them that the source has as integers already, by name.
+    """
+    stored = {}
+    for name in filter(is_quantized, weights):
+        own = integers.get(name)
+        packed = None if own is None else packed_integers(own, how.bits, weights[name].dtype)
+        if packed is None:
+            packed = pack(weights[name], how)
+            packed = packed if own is None else replace(packed, stored="requantized")
+        stored[name] = packed
+    return stored
+
+
+def deployed(
+    weights: Mapping[str, Tensor], integers: Mapping[str, Integers], how: Quantization | None
+) -> dict[str, Tensor]:
+    """The weights that a runtime computes with, after quantization if `how` is given.
+
+    Integers that are kept bit for bit stand for the source's own weights, which are given back.
+    """
+    if how is None:
+        return dict(weights)
+    stored = store(weights, integers, how)
+    return {
+        name: to_torch(unpack(stored[name], how, weight.shape[1]))
+        if name in stored and stored[name].stored != "kept"
+        else weight
+        for name, weight in weights.items()
+    }
