@@ -7,7 +7,6 @@ every key that the published file has. A configuration that is refused stands th
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 from rope_export import AttentionSpec, export, verify
 from rope_export.checkpoints.config import INNER, Read, select, spec_of
 from rope_export.errors import SpecError
+from tests.conformance import runner
 
 MODELS = Path(__file__).parents[2] / "models"
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -26,11 +26,11 @@ HEADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proof:
-    """One kind of layer of one configuration."""
+class Layer:
+    """One kind of layer of one configuration. used: largest share of its tolerance that an error
+    in onnxruntime took."""
 
-    name: str
-    layer: int
+    index: int
     rope: str
     lowering: str
     comparisons: int
@@ -41,11 +41,12 @@ class Proof:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal:
-    """A configuration of which no layer is exported, and what the command says of it."""
+class Proof:
+    """One configuration: its kinds of layers, or the line that refuses all of them."""
 
     name: str
-    line: str
+    layers: tuple[Layer, ...] = ()
+    refusal: str = ""
 
 
 def reduced(config: dict[str, Any]) -> dict[str, Any]:
@@ -90,36 +91,45 @@ def layers(read: Read) -> dict[int, AttentionSpec]:
     return {layer: spec for spec, layer in found.items()}
 
 
-def prove(path: Path, compare: bool = True) -> Iterator[Proof | Refusal]:
-    """Each kind of layer exported at reduced width and, if `compare`, verified."""
-    config = json.loads(path.read_text(encoding="utf-8"))
+def prove(name: str, config: str, compare: bool = True) -> Proof:
+    """Each kind of layer exported at reduced width and, if `compare`, verified.
+
+    config: the text of the configuration's file.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / path.name
+        source = Path(folder) / f"{name}.json"
         try:
-            source.write_text(json.dumps(reduced(config)), encoding="utf-8")
-            found = layers(select(source))
+            source.write_text(json.dumps(reduced(json.loads(config))), encoding="utf-8")
+            specs = layers(select(source))
         except SpecError as error:
-            yield Refusal(name=path.stem, line=str(error))
-            return
-        for layer, spec in found.items():
-            started = time.perf_counter()
-            cache: Any = "growing" if spec.causal else "none"
-            artifact = export(source, out=Path(folder) / "artifact", layer=layer, cache=cache)
-            rows = verify(artifact).rows if compare else ()
-            yield Proof(
-                name=path.stem,
-                layer=layer,
-                rope=spec.rope.rope_type if spec.rope else "none",
-                lowering=artifact.manifest.lowering,
-                comparisons=len(rows),
-                failed=sum(row.status == "failed" for row in rows),
-                used=max((row.used for row in rows if row.runtime == "onnxruntime"), default=0.0),
-                notes=len(artifact.manifest.source.get("notes", ())),
-                seconds=time.perf_counter() - started,
-            )
+            return Proof(name=name, refusal=str(error))
+        proven = [
+            _prove_layer(source, index, spec, Path(folder), compare)
+            for index, spec in specs.items()
+        ]
+    return Proof(name=name, layers=tuple(proven))
 
 
-def page(found: list[Proof | Refusal]) -> Iterator[str]:
+def _prove_layer(
+    source: Path, index: int, spec: AttentionSpec, folder: Path, compare: bool
+) -> Layer:
+    started = time.perf_counter()
+    cache: Any = "growing" if spec.causal else "none"
+    artifact = export(source, out=folder / "artifact", layer=index, cache=cache)
+    rows = verify(artifact).rows if compare else ()
+    return Layer(
+        index=index,
+        rope=spec.rope.rope_type if spec.rope else "none",
+        lowering=artifact.manifest.lowering,
+        comparisons=len(rows),
+        failed=sum(row.status == "failed" for row in rows),
+        used=max((row.used for row in rows if row.runtime == "onnxruntime"), default=0.0),
+        notes=len(artifact.manifest.source.get("notes", ())),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def page(proofs: list[Proof]) -> Iterator[str]:
     files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in MODELS.glob("*")}
     certain = sum(file["_certain"] for file in files.values())
     yield "# Published configurations, exported and verified"
@@ -144,17 +154,16 @@ def page(found: list[Proof | Refusal]) -> Iterator[str]:
         "| tolerance used | notes |"
     )
     yield "|---|---|---|---|---|---|---|---|---|"
-    for one in found:
-        if isinstance(one, Refusal):
-            continue
-        confirmed = "yes" if files[one.name]["_certain"] else "in part"
-        compared = f"{one.comparisons} | {one.failed} | {100 * one.used:.0f} %"
-        compared = compared if one.comparisons else "exported | |"
-        yield (
-            f"| `{one.name}` | {confirmed} | {one.layer} | {one.rope} | {one.lowering} "
-            f"| {compared} | {one.notes or ''} |"
-        )
-    refused = [one for one in found if isinstance(one, Refusal)]
+    for proof in proofs:
+        confirmed = "yes" if files[proof.name]["_certain"] else "in part"
+        for layer in proof.layers:
+            compared = f"{layer.comparisons} | {layer.failed} | {100 * layer.used:.0f} %"
+            compared = compared if layer.comparisons else "exported | |"
+            yield (
+                f"| `{proof.name}` | {confirmed} | {layer.index} | {layer.rope} | {layer.lowering} "
+                f"| {compared} | {layer.notes or ''} |"
+            )
+    refused = [proof for proof in proofs if proof.refusal]
     if not refused:
         return
     yield ""
@@ -162,33 +171,41 @@ def page(found: list[Proof | Refusal]) -> Iterator[str]:
     yield ""
     yield "| configuration | what the command says |"
     yield "|---|---|"
-    for one in refused:
-        yield f"| `{one.name}` | {one.line} |"
+    for proof in refused:
+        yield f"| `{proof.name}` | {proof.refusal} |"
 
 
 def main() -> int:
+    """Exit status 0 if no comparison failed, 1 otherwise."""
     parser = argparse.ArgumentParser(prog="python -m scripts.prove_models", description=__doc__)
     parser.add_argument("names", nargs="*", help="files of models/, without .json; all else")
     parser.add_argument("--write", action="store_true", help="write docs/models.md")
     parser.add_argument("--no-verify", action="store_true", help="export, and compare nothing")
+    runner.add_options(parser)
     options = parser.parse_args()
-    proofs: list[Proof | Refusal] = []
-    for path in sorted(MODELS.glob("*.json")):
-        if options.names and path.stem not in options.names:
-            continue
-        for proof in prove(path, compare=not options.no_verify):
-            proofs.append(proof)
-            print(told(proof), file=sys.stderr, flush=True)
+    items = {
+        path.stem: {
+            "name": path.stem,
+            "config": path.read_text(encoding="utf-8"),
+            "compare": not options.no_verify,
+        }
+        for path in sorted(MODELS.glob("*.json"))
+        if not options.names or path.stem in options.names
+    }
+    finished = runner.run(
+        prove, items, Proof, jobs=options.jobs, fresh=options.fresh, line=in_one_line
+    )
+    proofs = list(finished.results.values())
     if options.write:
         PAGE.write_text("\n".join(page(proofs)) + "\n", encoding="utf-8")
-    return 1 if any(proof.failed for proof in proofs if isinstance(proof, Proof)) else 0
+    failed = any(layer.failed for proof in proofs for layer in proof.layers)
+    return 1 if failed or finished.errors else 0
 
 
-def told(one: Proof | Refusal) -> str:
-    """A proof or a refusal in one line."""
-    if isinstance(one, Refusal):
-        return f"{one.name}: refused: {one.line}"
-    return (
-        f"{one.name} layer {one.layer}: {one.comparisons} comparisons, {one.failed} failed "
-        f"({one.seconds:.0f} s)"
-    )
+def in_one_line(proof: Proof) -> str:
+    if proof.refusal:
+        return f"{proof.name}: refused: {proof.refusal}"
+    compared = sum(layer.comparisons for layer in proof.layers)
+    failed = sum(layer.failed for layer in proof.layers)
+    seconds = sum(layer.seconds for layer in proof.layers)
+    return f"{proof.name}: {compared} comparisons, {failed} failed ({seconds:.0f} s)"

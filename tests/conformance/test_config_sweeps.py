@@ -11,7 +11,8 @@ from rope_export.checkpoints.config import select, spec_of
 from rope_export.checkpoints.families import every_family, keys_read
 from rope_export.errors import SpecError
 from tests.conformance.families.config_defaults import config_classes
-from tests.conformance.families.tiny import rotary_families, tiny_models
+from tests.conformance.families.rotary_classes import rotary_families
+from tests.conformance.families.tiny import tiny_models
 from tests.support.layer_of import layer_of
 
 UNMODIFIED = 2e-6

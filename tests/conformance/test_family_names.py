@@ -11,9 +11,10 @@ from transformers import logging as transformers_logging
 from rope_export.checkpoints import open_source
 from rope_export.errors import CheckpointError, SpecError
 from tests.conformance.families import cache
+from tests.conformance.families.building import TinyModel
 from tests.conformance.families.run import prove
 from tests.conformance.families.saved import FILE, load, save
-from tests.conformance.families.tiny import TinyModel, tiny_models
+from tests.conformance.families.tiny import tiny_models
 
 SAVED_OTHERWISE = (
     "bailing_hybrid",

@@ -32,9 +32,12 @@ from rope_export.rope.sections import blocks as axes_in_blocks
 from rope_export.rope.sections import interleaved as axes_in_turns
 from rope_export.rope.yarn import YarnRope
 from rope_export.spec import NormSpec, RopeSpec
-from tests.conformance.families.capture import Call, KeepFloat64, captures
+from tests.conformance.families.building import randomise
+from tests.conformance.families.capture import Call, captures
 from tests.conformance.families.compare import inputs_of
-from tests.conformance.families.tiny import randomise, tiny_config, tiny_models
+from tests.conformance.families.recorder import KeepFloat64
+from tests.conformance.families.shrinking import tiny_config
+from tests.conformance.families.tiny import tiny_models
 
 UNMODIFIED = 2e-6
 """transformers has softmax and norms in float32, in float64 modules too: some 2**-24 each."""

@@ -7,9 +7,7 @@ express them, and run in onnxruntime on the same hidden states.
 """
 
 import argparse
-import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,8 @@ from rope_export import open_session
 from rope_export.checkpoints import Source, open_source
 from rope_export.lowerings import lowering_for, lowerings, refusal
 from rope_export.spec import AttentionSpec
+from tests.conformance import runner
+from tests.conformance.families.building import TinyModel, set_eager
 from tests.conformance.families.cache import cache_name
 from tests.conformance.families.calls import comparable, tables
 from tests.conformance.families.capture import Capture, captures
@@ -34,7 +34,6 @@ from tests.conformance.families.compare import (
     runtime_errors,
 )
 from tests.conformance.families.inputs import Mark
-from tests.conformance.families.tiny import TinyModel, set_eager
 
 PAGE = Path(__file__).parents[2] / "docs" / "variants.md"
 ORIGINAL = 64
@@ -142,6 +141,14 @@ class Cell:
         return self.float64 <= self.limit and self.error <= self.tolerance
 
 
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """All cells of one variant."""
+
+    variant: str
+    cells: tuple[Cell, ...]
+
+
 def limit(variant: str, case: str) -> float:
     """What the float64 module may be off by. Beyond the original context dynamic computes its base
     in the call, transformers in float32 and we in float64: four roundings, of an angle that grows
@@ -199,19 +206,24 @@ def tiny(variant: str) -> TinyModel:
     )
 
 
-def prove(variant: str, every_lowering: bool = True) -> Iterator[Cell]:
-    """Every case of the variant, in every layer that differs and every lowering that can, or that
-    "auto" takes."""
+def prove(variant: str, every_lowering: bool = True) -> Proof:
+    """Every case of the variant, in every layer that differs and every lowering that can express
+    it, or in the lowering that "auto" takes."""
+    transformers.logging.set_verbosity_error()
+    return Proof(variant=variant, cells=tuple(_cells(variant, every_lowering)))
+
+
+def _cells(variant: str, every_lowering: bool) -> Iterator[Cell]:
     with tempfile.TemporaryDirectory() as folder:
         model = tiny(variant)
-        found = {case: captures(model, Path(folder) / case, Calls(*CASES[case])) for case in CASES}
+        cases = {name: captures(model, Path(folder) / name, Calls(*CASES[name])) for name in CASES}
         seen: set[AttentionSpec] = set()
-        for at, capture in enumerate(found["short"]):
+        for at, capture in enumerate(cases["short"]):
             source = open_source(capture.folder, layer=capture.layer_idx or 0)
             if source.spec in seen:
                 continue
             seen.add(source.spec)
-            layers = {case: every[at] for case, every in found.items()}
+            layers = {name: every[at] for name, every in cases.items()}
             for lowering in _lowerings(source.spec, every_lowering):
                 yield from _in(variant, lowering, layers, source)
 
@@ -274,17 +286,30 @@ def page(cells: list[Cell]) -> Iterator[str]:
 
 
 def main() -> int:
+    """Exit status 0 if every comparison is right, 1 otherwise."""
     parser = argparse.ArgumentParser(prog="python -m scripts.prove_variants", description=__doc__)
+    parser.add_argument("variants", nargs="*", help=f"of {', '.join(VARIANTS)}; all else")
     parser.add_argument("--write", action="store_true", help="write docs/variants.md")
+    runner.add_options(parser)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()
-    cells = []
-    for variant in VARIANTS:
-        mine = list(prove(variant))
-        cells += mine
-        wrong = sum(not cell.right for cell in mine)
-        print(f"{variant}: {len(mine)} comparisons, {wrong} wrong", file=sys.stderr)
+    if unknown := set(options.variants) - set(VARIANTS):
+        parser.error(f"no such variant: {', '.join(sorted(unknown))}")
+    if options.write and options.variants:
+        parser.error("--write needs all variants")
+    finished = runner.run(
+        prove,
+        {name: {"variant": name} for name in options.variants or VARIANTS},
+        Proof,
+        jobs=options.jobs,
+        fresh=options.fresh,
+        line=in_one_line,
+    )
+    cells = [cell for proof in finished.results.values() for cell in proof.cells]
     if options.write:
         PAGE.write_text("\n".join(page(cells)) + "\n", encoding="utf-8")
-    return 1 if any(not cell.right for cell in cells) else 0
+    return 1 if finished.errors or any(not cell.right for cell in cells) else 0
+
+
+def in_one_line(proof: Proof) -> str:
+    wrong = sum(not cell.right for cell in proof.cells)
+    return f"{proof.variant}: {len(proof.cells)} comparisons, {wrong} wrong"

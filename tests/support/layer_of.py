@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModel
 from rope_export import AttentionSpec, RotaryAttention
 from rope_export.checkpoints import open_source
 from rope_export.checkpoints.config import Read, select, spec_of
-from tests.conformance.families.tiny import attention_modules, randomise, set_eager
+from tests.conformance.families.building import randomise, set_eager
+from tests.conformance.families.rotary_classes import attention_modules
 
 TOKENS = 12
 

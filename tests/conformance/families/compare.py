@@ -19,7 +19,8 @@ from rope_export.runtimes import Session
 from rope_export.spec import AttentionSpec
 from tests.conformance.families import kept
 from tests.conformance.families.calls import comparable, expected, inputs_of, steps, tables
-from tests.conformance.families.capture import Call, Capture, KeepFloat64
+from tests.conformance.families.capture import Call, Capture
+from tests.conformance.families.recorder import KeepFloat64
 
 UNMODIFIED = 2e-6
 """transformers computes softmax, norms and angles in float32 even in float64 modules."""
@@ -194,8 +195,8 @@ def artifact_outcome(
     padding = any("attention_mask" in inputs_of(call, spec) for call in calls)
     found = []
     for lowering, cache in _ways(spec) if every_way else [("auto", _plain_cache(spec))]:
-        key = kept.name(spec, capture.variant, calls, lowering, cache, padding)
-        one = kept.find(key)
+        key = kept.key(spec, capture.variant, calls, lowering, cache, padding)
+        one = kept.KEPT.get(key, kept.Compared)
         if one is None:
             artifact = exported(
                 capture, spec, folder, padding=padding, lowering=lowering, cache=cache
@@ -205,7 +206,7 @@ def artifact_outcome(
             one = kept.Compared(
                 lowering=artifact.manifest.lowering, error=error, tolerance=tolerance
             )
-            kept.keep(key, one)
+            kept.KEPT.put(key, one)
         found.append(one)
     worst = max(found, key=lambda x: x.error / x.tolerance)
     status = "proven" if worst.error <= worst.tolerance else "wrong"

@@ -33,7 +33,8 @@ from transformers import PreTrainedConfig, logging
 from rope_export.checkpoints.families.tables import READS
 from tests.conformance.families.capture import captures
 from tests.conformance.families.config_defaults import config_classes
-from tests.conformance.families.tiny import rotary_families, tiny_models
+from tests.conformance.families.rotary_classes import rotary_families
+from tests.conformance.families.tiny import tiny_models
 
 ROOT = f"{Path(transformers.__file__).parent}/"
 OURS = f"{Path(__file__).parents[1]}/"

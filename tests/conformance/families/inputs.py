@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
+from tests.conformance.families.building import TinyModel
 from tests.conformance.families.cache import CACHE_NAMES, cache_among, cache_in, cache_name
 from tests.conformance.families.overrides import INPUTS, SUBMODULES
-from tests.conformance.families.tiny import WIDTH, TinyModel, attribute
+from tests.conformance.families.shrinking import WIDTH, attribute
 
 BATCH, TOKENS, STEPS, PADDED = 2, 9, 2, 3
 BOTH = (BATCH, TOKENS)

@@ -3,41 +3,33 @@
 Each family's tiny models are saved by transformers as a user's model is: config.json and
 model.safetensors in a folder. transformers loads that folder and runs it in eager attention; we
 read that folder, layer by layer and part by part, compare every rotary attention module in
-float64, export it, and compare the artifact in onnxruntime. Figures of artifacts are kept under
-build/families by the facts of the layer, as long as the code that makes them is the same.
+float64, export it, and compare the artifact in onnxruntime. What is done is kept under
+build/conformance, artifacts by the facts of the layer, as long as the code that makes it is the
+same.
 """
 
 import argparse
 import dataclasses
 import json
-import multiprocessing
-import os
-import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rope_export.checkpoints import open_source
 from rope_export.errors import CheckpointError, SpecError
+from tests.conformance import runner
+from tests.conformance.families.building import TinyModel
 from tests.conformance.families.capture import captures
 from tests.conformance.families.compare import Outcome, compared
 from tests.conformance.families.report import SAMPLE, Verdict, verdict, write_report
-from tests.conformance.families.tiny import (
-    PROBLEMS,
-    TinyModel,
-    rotary_attention_classes,
-    rotary_families,
-    tiny_models,
-)
+from tests.conformance.families.rotary_classes import rotary_attention_classes, rotary_families
+from tests.conformance.families.tiny import PROBLEMS, tiny_models
 
 LIMIT = 600
 """Seconds for one family."""
@@ -48,25 +40,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.prove_families", description=__doc__)
     parser.add_argument("families", nargs="*", help="directories of transformers/models; all else")
     parser.add_argument("--sample", action="store_true", help="the families that CI runs")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--float64", action="store_true", help="only read and compare in float64: seconds a family"
     )
     parser.add_argument("--json", type=Path, help="also write every outcome to this file")
     parser.add_argument("--write", action="store_true", help="write docs/families.md")
+    runner.add_options(parser)
     options = parser.parse_args(arguments)
     if options.write and options.float64:
         parser.error("--write needs the artifacts that --float64 leaves out")
     names = options.families or (SAMPLE if options.sample else rotary_families())
-    verdicts = sorted(
-        run(names, options.jobs, artifacts=not options.float64), key=lambda x: x.family
+    every = {name: {"family": name, "artifacts": not options.float64} for name in sorted(names)}
+    finished = runner.run(
+        prove,
+        every,
+        Verdict,
+        jobs=options.jobs,
+        fresh=options.fresh,
+        line=lambda verdict: f"{verdict.family}: {verdict.status}",
     )
+    verdicts = list(finished.results.values())
     if options.json:
         found = [dataclasses.asdict(x) for x in verdicts]
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if options.write:
         write_report(verdicts, Path("docs/families.md"))
-    return _summary(verdicts)
+    return _summary(verdicts) or int(bool(finished.errors))
 
 
 def _summary(verdicts: list[Verdict]) -> int:
@@ -82,46 +81,21 @@ def _summary(verdicts: list[Verdict]) -> int:
     return 1 if bad else 0
 
 
-def run(names: Iterable[str], jobs: int, artifacts: bool = True) -> Iterator[Verdict]:
-    """Verdicts as they come."""
-    names = list(names)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with (
-        Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress,
-        ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("forkserver")) as pool,
-    ):
-        task = progress.add_task("families", total=len(names))
-        futures = {pool.submit(prove, name, artifacts=artifacts): name for name in names}
-        for future in as_completed(futures):
-            found = future.result()
-            if not progress.console.is_terminal:
-                progress.console.print(f"{found.family}: {found.status}", markup=False)
-            progress.update(task, advance=1, description=f"{found.family}: {found.status}")
-            yield found
-
-
 def prove(family: str, every_way: bool = False, artifacts: bool = True) -> Verdict:
     """The verdict on one family; a worker's whole work. every_way, artifacts: see `compared`."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     started = time.perf_counter()
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"not done after {LIMIT} s")
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(LIMIT)
     outcomes: list[Outcome] = []
     problems: list[str] = []
     try:
-        for tiny in tiny_models(family):
-            outcomes += _outcomes(tiny, problems, every_way, artifacts)
+        with runner.time_limit(LIMIT):
+            for tiny in tiny_models(family):
+                outcomes += _outcomes(tiny, problems, every_way, artifacts)
         problems += PROBLEMS.get(family, [])
     except Exception as error:
         problems.append(f"{type(error).__name__}: {error}")
-    finally:
-        signal.alarm(0)
     return verdict(family, outcomes, problems, time.perf_counter() - started)
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rope_export.checkpoints.families import towers_of
+from tests.conformance.families.building import TinyModel, cleared, optional_backends, set_eager
 from tests.conformance.families.overrides import OVERRIDES
-from tests.conformance.families.tiny import TinyModel, cleared, optional_backends, set_eager
 
 FILE = "model.safetensors"
 

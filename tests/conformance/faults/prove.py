@@ -2,18 +2,16 @@
 `python -m scripts.plant_faults`; with --write it writes docs/faults.md."""
 
 import argparse
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
-from tests.conformance.faults.run import Found, numbered, read_operators_once, work
+from tests.conformance import runner
+from tests.conformance.faults.run import Verdict, numbered, title, work
 
 PAGE = Path(__file__).parents[3] / "docs" / "faults.md"
 
 
-def page(faults: list[Found], controls: list[Found]) -> Iterator[str]:
+def page(faults: list[Verdict], controls: list[Verdict]) -> Iterator[str]:
     missed = [x for x in faults if x.status == "passed"]
     alarms = [x for x in controls if x.status != "passed"]
     names = {(x.layer, x.fault) for x in faults}
@@ -69,33 +67,33 @@ def page(faults: list[Found], controls: list[Found]) -> Iterator[str]:
         yield f"| {x.layer} | {x.dtype} | ALARM: {x.lowering}, {x.case}: {x.error:.1e} |"
 
 
-def run(jobs: int, names: set[str]) -> tuple[list[Found], list[Found]]:
-    """The verdicts on faults and on sound artifacts, told one by one on stderr."""
-    wanted = [at for at, (name, *_) in enumerate(work()) if not names or name in names]
-    found: dict[int, Found] = {}
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, initializer=read_operators_once) as pool:
-        for at, one in zip(wanted, pool.map(numbered, wanted), strict=True):
-            found[at] = one
-            print(
-                f"{one.layer}: {one.fault or 'sound'}, {one.lowering}, {one.dtype}: {one.status}, "
-                f"{one.failed} rows, {one.error:.1e} of {one.tolerance:.1e} in {one.case}",
-                file=sys.stderr,
-                flush=True,
-            )
-    faults = [one for one in found.values() if one.fault]
-    return faults, [one for one in found.values() if not one.fault]
-
-
 def main() -> int:
+    """Exit status 0 if every sound artifact passed and every other row held, 1 otherwise."""
     parser = argparse.ArgumentParser(prog="python -m scripts.plant_faults", description=__doc__)
     parser.add_argument("names", nargs="*", help="layers; all else")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--write", action="store_true", help="write docs/faults.md")
+    runner.add_options(parser)
     options = parser.parse_args()
-    faults, controls = run(options.jobs, set(options.names))
+    items = {
+        title(*one): {"at": at}
+        for at, one in enumerate(work())
+        if not options.names or one[0] in options.names
+    }
+    finished = runner.run(
+        numbered, items, Verdict, jobs=options.jobs, fresh=options.fresh, line=in_one_line
+    )
+    verdicts = finished.results.values()
+    faults = [one for one in verdicts if one.fault]
+    controls = [one for one in verdicts if not one.fault]
     if options.write:
         PAGE.write_text("\n".join(page(faults, controls)) + "\n", encoding="utf-8")
-    wrong = [x for x in faults if x.status == "unsound"]
-    wrong += [x for x in controls if x.status != "passed"]
-    return 1 if wrong else 0
+    unsound = any(one.status == "unsound" for one in faults)
+    return int(unsound or bool(finished.errors) or any(x.status != "passed" for x in controls))
+
+
+def in_one_line(verdict: Verdict) -> str:
+    return (
+        f"{verdict.layer}: {verdict.fault or 'sound'}, {verdict.lowering}, {verdict.dtype}: "
+        f"{verdict.status}, {verdict.failed} rows, {verdict.error:.1e} of "
+        f"{verdict.tolerance:.1e} in {verdict.case}"
+    )

@@ -14,12 +14,13 @@ from rope_export.spec import AttentionSpec
 from tests.conformance.faults.faults import FAULTS, LISTED
 from tests.conformance.faults.layers import LAYERS, layer
 from tests.conformance.faults.planting import Fault, artifact
+from tests.support.operators import read_operators_once
 
 DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Verdict:
     """What `verify` said of one artifact. case, error, tolerance: of the row that used most of its
     tolerance in the runtime. fault: none for a sound one."""
 
@@ -73,7 +74,7 @@ def judged(
     dtype: str,
     cache: str | None = None,
     padding: bool | None = None,
-) -> Found:
+) -> Verdict:
     """The verdict on one artifact; cache and padding by the layer's name, unless given."""
     spec = spec_of(name, dtype)
     _, own_cache, own_padding = kind(name, spec)
@@ -90,7 +91,7 @@ def judged(
     rows = [row for row in report.rows if row.runtime == "onnxruntime"]
     worst = max(rows, key=lambda row: row.used)
     others = {r.runtime for r in report.rows if r.status == "failed"} - {"onnxruntime"}
-    return Found(
+    return Verdict(
         layer=name,
         fault="" if fault is None else fault.name,
         lowering=lowering,
@@ -118,15 +119,6 @@ def sound() -> Iterator[tuple[str, str, str, str, bool]]:
                 at += 1
 
 
-def read_operators_once() -> None:
-    """torch's exporter reads its table of a thousand operators anew for every export, which is a
-    third of the time that a small one takes."""
-    from torch.onnx._internal.exporter import _registration
-
-    scripts: Any = _registration.onnxscript_apis
-    scripts.get_torchlib_ops = functools.cache(scripts.get_torchlib_ops)
-
-
 @functools.cache
 def work() -> tuple[tuple[Any, ...], ...]:
     """What `judged` takes for every artifact, those with a fault first."""
@@ -136,6 +128,12 @@ def work() -> tuple[tuple[Any, ...], ...]:
     )
 
 
-def numbered(at: int) -> Found:
+def title(name: str, fault: Fault | None, *ways: object) -> str:
+    """A name for one of `work`."""
+    return ", ".join(str(x) for x in (name, "sound" if fault is None else fault.name, *ways))
+
+
+def numbered(at: int) -> Verdict:
     """The verdict on one of `work`, in a process that knows it by its number."""
+    read_operators_once()
     return judged(*work()[at])
