@@ -18,6 +18,7 @@ from rope_export import AttentionSpec, export, verify
 from rope_export.checkpoints.config import INNER, Read, select, spec_of
 from rope_export.errors import SpecError
 from tests.conformance import runner
+from tests.support.operators import read_operators_once
 
 MODELS = Path(__file__).parents[2] / "models"
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -96,6 +97,7 @@ def prove(name: str, config: str, compare: bool = True) -> Proof:
 
     config: the text of the configuration's file.
     """
+    read_operators_once()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / f"{name}.json"
         try:

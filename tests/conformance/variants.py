@@ -34,6 +34,7 @@ from tests.conformance.families.compare import (
     runtime_errors,
 )
 from tests.conformance.families.inputs import Mark
+from tests.support.operators import read_operators_once
 
 PAGE = Path(__file__).parents[2] / "docs" / "variants.md"
 ORIGINAL = 64
@@ -209,6 +210,7 @@ def tiny(variant: str) -> TinyModel:
 def prove(variant: str, every_lowering: bool = True) -> Proof:
     """Every case of the variant, in every layer that differs and every lowering that can express
     it, or in the lowering that "auto" takes."""
+    read_operators_once()
     transformers.logging.set_verbosity_error()
     return Proof(variant=variant, cells=tuple(_cells(variant, every_lowering)))
 

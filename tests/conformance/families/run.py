@@ -30,6 +30,7 @@ from tests.conformance.families.compare import Outcome, compared
 from tests.conformance.families.report import SAMPLE, Verdict, verdict, write_report
 from tests.conformance.families.rotary_classes import rotary_attention_classes, rotary_families
 from tests.conformance.families.tiny import PROBLEMS, tiny_models
+from tests.support.operators import read_operators_once
 
 LIMIT = 600
 """Seconds for one family."""
@@ -83,9 +84,11 @@ def _summary(verdicts: list[Verdict]) -> int:
 
 def prove(family: str, every_way: bool = False, artifacts: bool = True) -> Verdict:
     """The verdict on one family; a worker's whole work. every_way, artifacts: see `compared`."""
+    read_operators_once()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     started = time.perf_counter()
     outcomes: list[Outcome] = []
     problems: list[str] = []
