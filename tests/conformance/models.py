@@ -185,14 +185,17 @@ def main() -> int:
     parser.add_argument("--no-verify", action="store_true", help="export, and compare nothing")
     runner.add_options(parser)
     options = parser.parse_args()
+    paths = {path.stem: path for path in sorted(MODELS.glob("*.json"))}
+    if unknown := set(options.names) - set(paths):
+        parser.error(f"models/ has no {', '.join(sorted(unknown))}")
     items = {
-        path.stem: {
-            "name": path.stem,
+        name: {
+            "name": name,
             "config": path.read_text(encoding="utf-8"),
             "compare": not options.no_verify,
         }
-        for path in sorted(MODELS.glob("*.json"))
-        if not options.names or path.stem in options.names
+        for name, path in paths.items()
+        if not options.names or name in options.names
     }
     finished = runner.run(
         prove, items, Proof, jobs=options.jobs, fresh=options.fresh, line=in_one_line
