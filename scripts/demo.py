@@ -9,7 +9,7 @@ from rich.table import Table
 from rope_export import Artifact, export, verify
 from rope_export.cli.output import out, progress
 from rope_export.parity import Report
-from rope_export.parity.report import table
+from rope_export.parity.report.text import table
 
 LOWERINGS = ("portable", "standard")
 DTYPES = ("float32", "float16")
@@ -39,9 +39,9 @@ def main(source: str, folder: str) -> int:
 
 
 def summary(made: list[tuple[Artifact, Report]]) -> Table:
-    """What lies where, and the largest share of its budget that each artifact used."""
+    """What lies where, and the largest share of its tolerance that each artifact used."""
     grid = Table(title="artifacts", title_justify="left")
-    for name in ("lowering", "dtype", "verdict", "weights", "comparisons", "budget used", "in"):
+    for name in ("lowering", "dtype", "verdict", "weights", "comparisons", "tolerance used", "in"):
         grid.add_column(name)
     for artifact, report in made:
         ran = [row.used for row in report.rows if row.runtime not in ("eager", "file")]

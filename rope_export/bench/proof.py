@@ -24,7 +24,8 @@ from rope_export.spec import AttentionSpec
 with extra("export", "comparing with eager PyTorch"):
     from rope_export.attention.layer import RotaryAttention
     from rope_export.parity import verify
-    from rope_export.parity.rounding import UNIT_ROUNDOFF, longest_reduction
+    from rope_export.parity.bounds import UNIT_ROUNDOFF
+    from rope_export.parity.layer.chain import longest_reduction
     from rope_export.parity.rows import Row
 
 RUNTIME = "onnxruntime"

@@ -102,7 +102,7 @@ def export_layer(
     else:
         output.out().print(f"{artifact.path}: {summary(artifact)}", soft_wrap=True)
         if report:
-            from rope_export.parity.report import verdict
+            from rope_export.parity.report.text import verdict
 
             for line in verdict(report):
                 output.out().print(line, soft_wrap=True)

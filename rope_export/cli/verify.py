@@ -43,7 +43,7 @@ def verify_artifact(
     with output.progress() as step:
         step("loading PyTorch", None)
         from rope_export.parity import verify as run
-        from rope_export.parity.report import table
+        from rope_export.parity.report.text import table
 
         report = run(
             path,

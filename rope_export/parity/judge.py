@@ -5,36 +5,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from rope_export.attention.layer import RotaryAttention
 from rope_export.errors import ProfileError, RopeExportError
 from rope_export.interface import cache_names, cached
-from rope_export.parity.bounds import ceiling
-from rope_export.parity.cases import Case
+from rope_export.parity.bounds import floors, tolerance
+from rope_export.parity.layer.cases import Case
+from rope_export.parity.layer.chain import longest_reduction
+from rope_export.parity.layer.deviations import ceiling
+from rope_export.parity.layer.properties import Property
+from rope_export.parity.layer.reference import ReferenceLayer, Trace
 from rope_export.parity.metrics import errors
 from rope_export.parity.overflow import Overflows
 from rope_export.parity.problems import Problems
-from rope_export.parity.properties import Property
-from rope_export.parity.reference import ReferenceLayer, Trace
-from rope_export.parity.rounding import floors
-from rope_export.parity.rows import CALLS_FAILED, Report, counted, judged
+from rope_export.parity.report.result import Report
+from rope_export.parity.rows import CALLS_FAILED, counted, judged
 from rope_export.runtimes import Session, to_numpy, to_torch
-from rope_export.spec import AttentionSpec
 
 Arrays = dict[str, np.ndarray]
-
-
-def frequencies(spec: AttentionSpec) -> Callable[[int], np.ndarray]:
-    """inv_freq of a call by its length: the variant's own, proven against transformers."""
-    rope = spec.rope
-
-    def at(length: int) -> np.ndarray:
-        assert rope is not None
-        given = torch.tensor(length) if rope.depends_on_length else None
-        return to_numpy(rope.inv_freq(given))
-
-    return at
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +40,7 @@ class Prepared:
 
     def tolerance(self, output: str, metric: str) -> float:
         """What a runtime's error may be."""
-        return 2 * max(self.eager_errors[output][metric], self.floors[output][metric])
+        return tolerance(self.eager_errors[output][metric], self.floors[output][metric])
 
 
 class Judge:
@@ -99,7 +87,12 @@ class Judge:
             eager_errors={name: errors(*pair) for name, pair in differences.items()},
             ceilings=ceilings,
             floors={
-                name: floors(self.layer.spec, case.total, rough[name], pair[1].size)
+                name: floors(
+                    self.layer.spec.dtype,
+                    longest_reduction(self.layer.spec, case.total),
+                    rough[name],
+                    pair[1].size,
+                )
                 for name, pair in differences.items()
             },
         )
@@ -176,7 +169,12 @@ class Judge:
                 errors=errors(sides[0] - sides[1], sides[1]),
                 eager_errors=eager_errors,
                 ceilings=ceilings,
-                floors=floors(self.layer.spec, known.total, rough, there.size),
+                floors=floors(
+                    self.layer.spec.dtype,
+                    longest_reduction(self.layer.spec, known.total),
+                    rough,
+                    there.size,
+                ),
             )
 
     def finish(self) -> None:

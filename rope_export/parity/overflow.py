@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from rope_export.parity.layer.reference import Trace
 from rope_export.parity.metrics import METRICS
-from rope_export.parity.reference import Trace
 from rope_export.spec import AttentionSpec
 
 LARGEST = float(np.finfo(np.float16).max)

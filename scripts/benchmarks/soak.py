@@ -27,10 +27,11 @@ from rope_export.artifacts.deployed import file_weights
 from rope_export.bench.machine import cpu_name
 from rope_export.bench.proof import apart
 from rope_export.parity import frequencies
-from rope_export.parity.bounds import ceiling
+from rope_export.parity.bounds import floors
+from rope_export.parity.layer.chain import longest_reduction
+from rope_export.parity.layer.deviations import ceiling
+from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.metrics import errors
-from rope_export.parity.reference import ReferenceLayer
-from rope_export.parity.rounding import floors
 from rope_export.runtimes import Session, to_numpy
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +86,7 @@ def decode(fixed: Artifact, growing: Artifact, steps: int) -> Finding:
         grown=max(grown, 0),
         figures=(
             f"memory grew by {max(grown, 0) / 1e6:.1f} MB over the last nine tenths; {len(used)} "
-            f"steps compared with a growing cache, at most {100 * max(used):.0f} % of the budget"
+            f"steps compared with a growing cache, at most {100 * max(used):.0f} % of the tolerance"
         ),
     )
 
@@ -109,7 +110,12 @@ def _compared(
             inputs = {"hidden_states": token, "position_ids": np.array([[at]]), **(cache or empty)}
             trace = layer(inputs)
             bound = ceiling(layer, trace)["attention_output"]
-            floor = floors(spec, at + 1, errors(bound, trace.output), trace.output.size)
+            floor = floors(
+                spec.dtype,
+                longest_reduction(spec, at + 1),
+                errors(bound, trace.output),
+                trace.output.size,
+            )
             yield apart(answers[at], answer) / (4 * floor["relative L2"])
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rope_export import Artifact, RopeExportError, open_session, parity, verify
+from rope_export import Artifact, RopeExportError, open_session, verify
 from rope_export.arrays import to_torch
 from rope_export.cli import run
 from rope_export.errors import UnavailableError
-from rope_export.parity.cases import Case
-from rope_export.parity.visible import Visible
+from rope_export.parity import harness
+from rope_export.parity.layer.cases import Case
+from rope_export.parity.layer.visible import Visible
 from rope_export.runtimes import numpy_dtype, runtimes
 
 HERE = ("eager", "onnxruntime", "reference")
@@ -44,12 +45,12 @@ KINDS = [pytest.param(*kind, marks=() if kind in USUAL else pytest.mark.long) fo
 @pytest.fixture
 def few_cases(monkeypatch) -> None:
     monkeypatch.setattr(
-        parity,
+        harness,
         "cases",
         lambda manifest: [Case(batch=2, sequence=2, past=0 if manifest.cache == "none" else 3)],
     )
-    monkeypatch.setattr(parity, "properties", lambda *_: [])
-    monkeypatch.setattr(parity, "visible", lambda *_: Visible(cases=(), not_visible=()))
+    monkeypatch.setattr(harness, "properties", lambda *_: [])
+    monkeypatch.setattr(harness, "visible", lambda *_: Visible(cases=(), not_visible=()))
 
 
 def inputs_of(artifact: Artifact) -> dict[str, np.ndarray]:

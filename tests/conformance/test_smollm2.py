@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 
 from rope_export import AttentionSpec, RotaryAttention, export, verify
 from rope_export.checkpoints import open_source
-from rope_export.parity.cases import cases
+from rope_export.parity.layer.cases import cases
 from tests.conformance.families.cache import cache_name
 from tests.conftest import taking_turns
 

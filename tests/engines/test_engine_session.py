@@ -11,7 +11,7 @@ from rope_export import build_engine, gpu, open_session, verify
 from rope_export.engines.plan import Engine
 from rope_export.engines.session import CONTEXTS, GRAPHS
 from rope_export.errors import InputError, ProfileError, RopeExportError, UnavailableError
-from rope_export.parity.cases import Case
+from rope_export.parity.layer.cases import Case
 from rope_export.runtimes.tensorrt import EngineSession, Tensorrt
 from tests.conftest import TINY
 from tests.support.fake_context import FakeMachine
@@ -263,8 +263,8 @@ def test_a_closed_session_says_so(engine) -> None:
 def few_cases(monkeypatch) -> None:
     """Beside the corners, which are what these tests are about."""
     one, other = Case(batch=1, sequence=7), Case(batch=1, sequence=512)
-    monkeypatch.setattr("rope_export.parity.cases", lambda manifest: [one, other])
-    monkeypatch.setattr("rope_export.parity.properties", lambda *_: [])
+    monkeypatch.setattr("rope_export.parity.harness.cases", lambda manifest: [one, other])
+    monkeypatch.setattr("rope_export.parity.harness.properties", lambda *_: [])
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from rope_export.engines import build_cache, builder, module, static
 from rope_export.engines.plan import Engine, check_gpu
 from rope_export.engines.profiles import DEFAULTS, Profile, profiles_for, selected
 from rope_export.errors import ArtifactError, InputError, UnavailableError
-from rope_export.parity.corners import corners
+from rope_export.parity.engine.corners import corners
 from rope_export.spec import AttentionSpec
 from tests.cli.test_cli import refused, rewrite
 
@@ -141,7 +141,7 @@ def test_a_fixed_cache_is_judged_empty_and_full(build) -> None:
 def test_corners_that_are_too_large_are_named(build, monkeypatch) -> None:
     engine = build()
     spec = AttentionSpec.from_json(engine.manifest.spec)
-    monkeypatch.setattr(import_module("rope_export.parity.corners"), "AFFORDABLE", 1000)
+    monkeypatch.setattr(import_module("rope_export.parity.engine.corners"), "AFFORDABLE", 1000)
     found = corners(engine.facts, spec, large=False)
     assert [case.name for case in found.cases if case.sequence == 32] == []
     assert any("1x32, past 0" in line and "--large" in line for line in found.left_out)
@@ -198,8 +198,8 @@ def test_real_weights_become_a_fused_engine_that_passes_at_its_corners(
     capacity = {axis for t in facts.inputs for axis in t.shape if t.name == "key_cache"}
     assert cache == "growing" or 128 in capacity
     assert facts.files["engine.plan"]["sha256"] == file_hash(engine.plan)
-    monkeypatch.setattr("rope_export.parity.cases", lambda manifest: [])
-    monkeypatch.setattr("rope_export.parity.properties", lambda *_: [])
+    monkeypatch.setattr("rope_export.parity.harness.cases", lambda manifest: [])
+    monkeypatch.setattr("rope_export.parity.harness.properties", lambda *_: [])
     report = verify(engine)
     ran = {row.runtime for row in report.rows} - {"eager", "file"}
     assert (report.status, report.weights, report.numbers) == ("passed", "proven", "unverified")
@@ -262,8 +262,8 @@ def test_the_three_scripts_lead_from_a_checkpoint_to_a_session(smollm2, tmp_path
 
 
 def test_an_engine_is_an_artifact_wherever_one_is_taken(build, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("rope_export.parity.cases", lambda manifest: [])
-    monkeypatch.setattr("rope_export.parity.properties", lambda *_: [])
+    monkeypatch.setattr("rope_export.parity.harness.cases", lambda manifest: [])
+    monkeypatch.setattr("rope_export.parity.harness.properties", lambda *_: [])
     engine = build()
     path = str(engine.path)
     assert isinstance(Artifact.open(path), Engine)

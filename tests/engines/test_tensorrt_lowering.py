@@ -17,7 +17,8 @@ from rope_export import Artifact, AttentionSpec, export, open_session, verify
 from rope_export.bench import tune
 from rope_export.errors import InputError
 from rope_export.lowerings import lowering_for, lowerings, tensorrt
-from rope_export.parity.rounding import STORED, UNIT_ROUNDOFF
+from rope_export.parity.bounds import UNIT_ROUNDOFF
+from rope_export.parity.layer.chain import STORED
 from rope_export.quantization import Quantization
 from tests.conftest import TINY
 from tests.unit.test_features import CAPPED, CHUNKED, GATED, LATENT, NORMED, SUNK

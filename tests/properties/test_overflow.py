@@ -10,13 +10,13 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from rope_export import AttentionSpec, RopeExportError, export, parity, verify
+from rope_export import AttentionSpec, RopeExportError, export, verify
 from rope_export.checkpoints.drawn import drawn_weights
-from rope_export.parity import Report
-from rope_export.parity.cases import Case
-from rope_export.parity.report import table, verdict
+from rope_export.parity import Report, harness
+from rope_export.parity.layer.cases import Case
+from rope_export.parity.layer.visible import Visible
+from rope_export.parity.report.text import table, verdict
 from rope_export.parity.rows import CALLS_FAILED
-from rope_export.parity.visible import Visible
 from rope_export.runtimes.onnxruntime import OnnxRuntimeSession
 from tests.conftest import TINY
 
@@ -28,9 +28,9 @@ BIASED = {**TINY, "model_type": "qwen2"}
 def few_cases(monkeypatch) -> None:
     """Two calls are enough to see what happens in each."""
     two = [Case(batch=1, sequence=3), Case(batch=2, sequence=1, past=7)]
-    monkeypatch.setattr(parity, "cases", lambda _: two)
-    monkeypatch.setattr(parity, "properties", lambda *_: [])
-    monkeypatch.setattr(parity, "visible", lambda *_: Visible(cases=(), not_visible=()))
+    monkeypatch.setattr(harness, "cases", lambda _: two)
+    monkeypatch.setattr(harness, "properties", lambda *_: [])
+    monkeypatch.setattr(harness, "visible", lambda *_: Visible(cases=(), not_visible=()))
 
 
 def shown(report: Report) -> str:

@@ -12,11 +12,11 @@ import torch
 
 from rope_export import Artifact, AttentionSpec, RotaryAttention, export, open_session, verify
 from rope_export.parity import Report, frequencies
-from rope_export.parity.cases import FAR, Case, cases
 from rope_export.parity.judge import Judge
-from rope_export.parity.reference import ReferenceLayer
+from rope_export.parity.layer.cases import FAR, Case, cases
+from rope_export.parity.layer.reference import ReferenceLayer
+from rope_export.parity.layer.weights import true_weights
 from rope_export.parity.rows import judged
-from rope_export.parity.weights import true_weights
 from rope_export.runtimes import to_numpy
 from tests.conftest import TINY, taking_turns
 
@@ -69,7 +69,7 @@ def test_cases_cover_the_corners(tiny, cache, padding) -> None:
 
 def test_json_has_the_agreed_keys(tiny) -> None:
     report = json.loads(json.dumps(verify(tiny()).to_json(), allow_nan=False))
-    more = {"problems", "loss", "numbers", "left_out", "not_visible", "notes"}
+    more = {"problems", "quantization_error", "numbers", "left_out", "not_visible", "notes"}
     assert report.keys() == {"status", "weights", "reading", "rows", "skipped"} | more
     assert report["reading"].keys() == {"status", "against", "reason", "differences"}
     keys = [
@@ -80,7 +80,7 @@ def test_json_has_the_agreed_keys(tiny) -> None:
         "metric",
         "error",
         "eager_error",
-        "budget",
+        "tolerance",
         "status",
     ]
     assert list(report["rows"][0]) == keys

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from rope_export import Artifact, export, open_session, parity, verify
+from rope_export import Artifact, export, open_session, verify
 from rope_export.artifacts import artifact as artifacts
 from rope_export.artifacts import contents as contents_of_files
 from rope_export.bench.proof import _evidence
@@ -26,7 +26,8 @@ from rope_export.engines.profiles import Profile, Range
 from rope_export.errors import ArtifactError, RopeExportError
 from rope_export.exporter import pipeline
 from rope_export.interface import TensorType
-from rope_export.parity.cases import cases
+from rope_export.parity import harness
+from rope_export.parity.layer.cases import cases
 from tests.support.killed import killed_everywhere
 from tests.unit.test_exporter import call
 from tests.unit.test_safety_files import contents, manifest_of, save_again, written
@@ -195,7 +196,7 @@ def test_an_open_artifact_takes_no_other_files(pair, tmp_path) -> None:
 def test_an_artifact_replaced_while_it_is_verified(pair, tmp_path, monkeypatch) -> None:
     """The verdict is about the old one, is told, and is not written on the new one."""
     out, calls = tmp_path / "artifact", []
-    monkeypatch.setattr(parity, "cases", lambda manifest: list(cases(manifest))[:3])
+    monkeypatch.setattr(harness, "cases", lambda manifest: list(cases(manifest))[:3])
     put(pair[0], out)
 
     def replace_it(step: str, done: float) -> None:
@@ -286,7 +287,7 @@ def test_evidence_that_cannot_be_kept_changes_no_status(
     assert os.strerror(number) in note
     if number != 30:
         return
-    monkeypatch.setattr(parity, "cases", lambda manifest: [])  # soon done
+    monkeypatch.setattr(harness, "cases", lambda manifest: [])  # soon done
     assert run(["verify", str(out), "--json"]) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from rope_export import AttentionSpec, export, open_session, verify
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.errors import TensorError
-from rope_export.parity.counterfactuals import COUNTERFACTUALS, counterfactuals
-from rope_export.parity.judge import frequencies
-from rope_export.parity.reference import ReferenceLayer
-from rope_export.parity.report import verdict
+from rope_export.parity.layer.counterfactuals import COUNTERFACTUALS, counterfactuals
+from rope_export.parity.layer.inv_freq import frequencies
+from rope_export.parity.layer.reference import ReferenceLayer
+from rope_export.parity.report.text import verdict
 from rope_export.rope.default import DefaultRope
 from rope_export.runtimes import to_numpy
 from rope_export.spec import LatentSpec, NormSpec, PositionScale

@@ -38,7 +38,8 @@ from rope_export.bench.roofline import Limits
 from rope_export.bench.shapes import drawn
 from rope_export.cli import run
 from rope_export.errors import InputError
-from rope_export.parity.rows import Report, counted
+from rope_export.parity.report.result import Report
+from rope_export.parity.rows import counted
 from rope_export.spec import NormSpec, PositionScale
 from tests.cli.test_cli import refused
 from tests.unit.test_rope import PAIRED, layer

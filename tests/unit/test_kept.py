@@ -250,8 +250,8 @@ def test_artifacts_of_quantized_sources_pass(name, options, stored, tmp_path) ->
         assert facts["source_form"] in (name.partition("-")[0], "gptq", f"gguf {name}")
     report = verify(artifact)
     assert (report.status, report.weights) == ("passed", "proven")
-    assert report.loss is not None
-    loss = report.loss["relative L2"]
+    assert report.quantization_error is not None
+    loss = report.quantization_error["relative L2"]
     if stored == "kept":
         assert loss == 0
     elif stored == "requantized":

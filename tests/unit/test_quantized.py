@@ -14,7 +14,7 @@ from rope_export.artifacts.deployed import file_weights
 from rope_export.checkpoints.stored import store
 from rope_export.errors import InputError
 from rope_export.exporter import pipeline
-from rope_export.parity.report import verdict
+from rope_export.parity.report.text import verdict
 from rope_export.quantization import Quantization, pack, unpack
 from tests.conftest import TINY
 
@@ -76,10 +76,13 @@ def test_what_the_bits_cost_is_told_and_falls_with_more_of_them(tiny_config, tmp
     loss = {}
     for weights in ("int4", "int8"):
         report = verify(export(tiny_config, out=tmp_path / weights, weights=weights))
-        assert report.loss is not None
+        assert report.quantization_error is not None
         assert any("the source's own weights" in line for line in verdict(report))
-        assert json.loads(json.dumps(report.to_json()))["loss"] == report.loss
-        loss[weights] = report.loss["relative L2"]
+        assert (
+            json.loads(json.dumps(report.to_json()))["quantization_error"]
+            == report.quantization_error
+        )
+        loss[weights] = report.quantization_error["relative L2"]
     # Sixteen times the steps, and a scale that is set by one value of 32.
     assert 8 < loss["int4"] / loss["int8"] < 32
     assert verify(export(tiny_config, out=tmp_path / "whole")).loss is None
@@ -106,8 +109,8 @@ def test_a_value_off_by_one_step_fails(tiny_config, tmp_path, monkeypatch) -> No
         weights = file_weights(opened)
         return {**weights, "v_proj.weight": weights["v_proj.weight"] * (1 + 2**-12)}
 
-    monkeypatch.setattr("rope_export.parity.weights.file_weights", shifted)
-    monkeypatch.setattr("rope_export.parity.weights._from_source", lambda *_: None)
+    monkeypatch.setattr("rope_export.parity.layer.weights.file_weights", shifted)
+    monkeypatch.setattr("rope_export.parity.layer.weights._from_source", lambda *_: None)
     report = verify(artifact)
     assert report.weights == "unproven"
     assert "onnxruntime" in {row.runtime for row in report.rows if row.status == "failed"}

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from rope_export.attention.layer import RotaryAttention
+from rope_export.parity.bounds import UNIT_ROUNDOFF, tolerance
+from rope_export.parity.layer.chain import longest_reduction
 from rope_export.parity.metrics import errors
 from rope_export.parity.reading.calls import Calls, every_call
 from rope_export.parity.reading.models import Unread
 from rope_export.parity.reading.skeleton import Skeleton
 from rope_export.parity.reading.theirs import Theirs, cast
 from rope_export.parity.reading.verdict import Difference
-from rope_export.parity.rounding import UNIT_ROUNDOFF, longest_reduction
 from rope_export.spec import AttentionSpec, DType
 
 AS_IS = 2e-6
@@ -151,5 +152,5 @@ def _worse(
             mine = errors(ours[name].numpy() - wanted, wanted)
             eager = errors(theirs[name].numpy() - wanted, wanted)
             worst = max(mine, key=lambda x: mine[x] / max(eager[x], floor))
-            if not mine[worst] <= 2 * max(eager[worst], floor):
+            if not mine[worst] <= tolerance(eager[worst], floor):
                 yield Difference(case=f"{name}, {dtype}", output=OUTPUT, error=mine[worst])

@@ -14,8 +14,8 @@ import numpy as np
 
 from rope_export.checkpoints import open_source
 from rope_export.parity import frequencies
+from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.metrics import SCALED_MAX, errors
-from rope_export.parity.reference import ReferenceLayer
 from rope_export.spec import AttentionSpec
 from scripts.benchmarks.peers.contenders import Call, Contender
 

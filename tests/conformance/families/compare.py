@@ -14,7 +14,8 @@ from rope_export import Artifact, RotaryAttention, export, open_session
 from rope_export.checkpoints import open_source
 from rope_export.errors import CheckpointError, SpecError
 from rope_export.lowerings import lowerings, refusal
-from rope_export.parity.rounding import UNIT_ROUNDOFF, longest_reduction
+from rope_export.parity.bounds import UNIT_ROUNDOFF
+from rope_export.parity.layer.chain import longest_reduction
 from rope_export.runtimes import Session
 from rope_export.spec import AttentionSpec
 from tests.conformance.families import kept

@@ -100,7 +100,7 @@ def judged(
         failed=sum(row.status == "failed" for row in rows),
         case=worst.case,
         error=worst.error,
-        tolerance=worst.budget,
+        tolerance=worst.tolerance,
         hidden=tuple(f"{x['feature']}: {x['reason']}" for x in report.not_visible),
     )
 

@@ -4,8 +4,8 @@ One function a kind of feature, which says what the fault would be and gives a r
 has it; `visible` looks for the calls on which it shows. A kind without a function has no verdict.
 """
 
-from rope_export.parity.counterfactuals import attention, projections, rotation
-from rope_export.parity.counterfactuals.base import (
+from rope_export.parity.layer.counterfactuals import attention, projections, rotation
+from rope_export.parity.layer.counterfactuals.base import (
     COUNTERFACTUALS,
     Counterfactual,
     counterfactuals,

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rope_export.parity.counterfactuals.base import (
+from rope_export.parity.layer.counterfactuals.base import (
     Counterfactual,
     Inputs,
     changed,
     of_kind,
     turning,
 )
-from rope_export.parity.reference import ReferenceLayer
+from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.rope.default import DefaultRope
 from rope_export.spec import AttentionSpec, Feature
 

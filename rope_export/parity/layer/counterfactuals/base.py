@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rope_export.parity.judge import frequencies
-from rope_export.parity.reference import ReferenceLayer
+from rope_export.parity.layer.inv_freq import frequencies
+from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.spec import Feature
 
 Inputs = Mapping[str, np.ndarray]

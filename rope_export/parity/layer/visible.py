@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rope_export.artifacts.artifact import Manifest
-from rope_export.parity.bounds import steady
-from rope_export.parity.cases import FAR, SPARE, Case
-from rope_export.parity.counterfactuals import Counterfactual, counterfactuals
-from rope_export.parity.counterfactuals.rotation import trained_length
 from rope_export.parity.judge import Judge, Prepared, apart
+from rope_export.parity.layer.cases import FAR, SPARE, Case
+from rope_export.parity.layer.counterfactuals import Counterfactual, counterfactuals
+from rope_export.parity.layer.counterfactuals.rotation import trained_length
+from rope_export.parity.layer.deviations import steady
 from rope_export.parity.metrics import errors
 from rope_export.spec import AttentionSpec, Feature
 

@@ -4,7 +4,8 @@ from rope_export import gpu
 from rope_export.engines import builder, module
 from rope_export.engines.plan import PLAN, Engine, check_version
 from rope_export.errors import UnavailableError
-from rope_export.parity.rows import Report, Row, counted
+from rope_export.parity.report.result import Report
+from rope_export.parity.rows import Row, counted
 
 
 def structure(engine: Engine, seed: int) -> list[Row]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rope_export.engines.plan import EngineFacts
 from rope_export.engines.profiles import Profile
-from rope_export.parity.cases import Case
+from rope_export.parity.layer.cases import Case
 from rope_export.spec import AttentionSpec
 
 AFFORDABLE = 2**26

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rope_export.parity.counterfactuals.base import Counterfactual, changed, of_kind, weighing
-from rope_export.parity.reference import ReferenceLayer
+from rope_export.parity.layer.counterfactuals.base import Counterfactual, changed, of_kind, weighing
+from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.spec import Feature, NormSpec
 from rope_export.spec.parts import Over
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from rope_export.parity.counterfactuals.base import Counterfactual, changed, of_kind, weighing
-from rope_export.parity.reference import ReferenceLayer
+from rope_export.parity.layer.counterfactuals.base import Counterfactual, changed, of_kind, weighing
+from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.spec import Feature, PositionScale
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from rope_export.artifacts.artifact import Manifest
 from rope_export.interface import LENGTHS
-from rope_export.parity.reference import ReferenceLayer
+from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.runtimes import numpy_dtype
 from rope_export.spec import AttentionSpec
 

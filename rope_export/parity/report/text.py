@@ -8,19 +8,20 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from rope_export.parity.rows import CALLS_FAILED, Report, Row
+from rope_export.parity.report.result import Report
+from rope_export.parity.rows import CALLS_FAILED, Row
 
 
 def table(report: Report, title: str) -> RenderableType:
     """Every case and runtime by its worst row, then the verdict. What failed in one case after the
     other for one reason is a line of the verdict instead.
 
-    "used" is the share of the budget: above 100 % the row has failed.
+    "used" is the share of the tolerance: above 100 % the row has failed.
     """
     grid = Table(title=escape(title), title_justify="left", caption_justify="left")
     for name in ("case", "runtime", "worst output", "metric"):
         grid.add_column(name, overflow="fold")
-    for name in ("error", "eager's", "budget", "used"):
+    for name in ("error", "eager's", "tolerance", "used"):
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("", no_wrap=True)
     for row, worst_passed in _worst(_telling(report)):
@@ -29,7 +30,7 @@ def table(report: Report, title: str) -> RenderableType:
             *map(escape, (row.case, row.runtime, row.output, row.metric)),
             _figure(row.error),
             _figure(row.eager_error),
-            _figure(row.budget),
+            _figure(row.tolerance),
             f"{100 * row.used:.0f} %" if row.used < 1e4 else "> 1e6 %",
             mark,
         )
@@ -53,11 +54,13 @@ def verdict(report: Report) -> Iterator[str]:
         )
     elif report.numbers is not None:
         yield f"numbers {report.numbers}."
-    if report.loss is not None:
+    if report.quantization_error is not None:
         yield (
             "beside the source's own weights, in float64: "
-            + ", ".join(f"{metric} {value:.1e}" for metric, value in report.loss.items())
-            + " (what the fewer bits cost; not judged)."
+            + ", ".join(
+                f"{metric} {value:.1e}" for metric, value in report.quantization_error.items()
+            )
+            + " (quantization error; not judged)."
         )
     for skipped in report.skipped:
         yield f"skipped {skipped['runtime']}: {skipped['reason']}"
@@ -84,7 +87,7 @@ def _telling(report: Report) -> list[Row]:
 
 
 def _worst(rows: list[Row]) -> Iterator[tuple[Row, bool]]:
-    """The row of each case and runtime that used most of its budget, failed rows first."""
+    """The row of each case and runtime that used most of its tolerance, failed rows first."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.case, row.runtime), []).append(row)

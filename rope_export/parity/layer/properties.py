@@ -12,9 +12,9 @@ import numpy as np
 
 from rope_export.artifacts.artifact import Manifest
 from rope_export.interface import LENGTHS, cache_names, cached
-from rope_export.parity.bounds import ceiling
-from rope_export.parity.cases import FAR, Case
-from rope_export.parity.reference import ReferenceLayer, pairs, places
+from rope_export.parity.layer.cases import FAR, Case
+from rope_export.parity.layer.deviations import ceiling
+from rope_export.parity.layer.reference import ReferenceLayer, pairs, places
 
 Inputs = dict[str, np.ndarray]
 Outputs = dict[str, np.ndarray]

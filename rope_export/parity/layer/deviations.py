@@ -1,0 +1,305 @@
+"""How far rounding alone can take a sound implementation from the reference.
+
+Two figures, neither of which looks at anything measured:
+
+The *ceiling* bounds eager PyTorch. Every stored or summed number is off by a factor 1 + d with
+|d| <= u, and the d are taken as independent and of mean zero. Carried to first order through the
+layer, an output's error is a sum of a_k d_k, and Hoeffding's inequality gives
+P(|error| > t u ||a||) <= 2 exp(-t^2 / 2). So `deviations` carries u ||a|| forward, element by
+element, and the ceiling is t times that, with t such that all elements of an output together
+exceed it with probability at most ODDS. Numbers are stored in the artifact's dtype, unit roundoff
+u; products are summed in float32 or better, unit roundoff v, by every CPU kernel of PyTorch.
+Source: Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, SIAM J. Sci.
+Comput. 41 (2019), and Ipsen and Zhou, Probabilistic Error Analysis for Inner Products, SIAM J.
+Matrix Anal. Appl. 41 (2020).
+
+The *floor* is what a sound implementation may be off by where eager happens to be nearly exact:
+the root mean square of the same sum, see `bounds.floors`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rope_export.parity.bounds import ACCUMULATOR, TIMES, UNDERFLOW, UNIT_ROUNDOFF
+from rope_export.parity.layer.moved import moved_by
+from rope_export.parity.layer.reference import (
+    ReferenceLayer,
+    Trace,
+    averaged,
+    pairs,
+    places,
+    scored,
+)
+from rope_export.spec import AttentionSpec, NormSpec
+
+STEADY = 0.25
+"""Deviation of a score up to which a weight is off by a few parts in ten, at three times that."""
+
+INT8 = 127
+"""Largest number that an activation is rounded to, where a kernel multiplies in int8."""
+
+
+def ceiling(layer: ReferenceLayer, trace: Trace) -> dict[str, np.ndarray]:
+    """Bounds on eager's absolute errors for this call, for each output; 0 for entries that were
+    there before."""
+    squares = deviations(layer, trace)
+    found = {"attention_output": TIMES * np.sqrt(squares.output)}
+    for name, new in squares.cache.items():
+        found[trace.cache_output(name)] = TIMES * np.sqrt(trace.placed(new))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviations:
+    """(u ||a||)^2 of the attention output, and of the new part of the cache by name."""
+
+    output: np.ndarray
+    cache: dict[str, np.ndarray]
+
+
+def deviations(layer: ReferenceLayer, trace: Trace) -> Deviations:
+    """u ||a||, squared, carried through the layer from its input."""
+    u = UNIT_ROUNDOFF[layer.spec.dtype]
+    made = _latent if layer.spec.latent is not None else _plain
+    q, cache = made(layer, trace, u)
+    keys, values = _expanded(layer, trace, cache, u)
+    mixed = _attended(layer, trace, q, keys, values, u)
+    heads = _finished(layer, trace, mixed, u)
+    return Deviations(output=_projection(layer, "o", trace.heads, heads, u), cache=cache)
+
+
+Cached = dict[str, np.ndarray]
+
+
+def _plain(layer: ReferenceLayer, trace: Trace, u: float) -> tuple[np.ndarray, Cached]:
+    """Queries and the new cache of a layer without a latent."""
+    spec = layer.spec
+    q, k, v = (_made(layer, name, trace, u) for name in "qkv")
+    q, k = _turned(spec, trace, trace.q, q, u), _turned(spec, trace, trace.k, k, u)
+    if spec.norm_after_rope:
+        q = _by_head(layer, "q", trace.turned_q, q, u)
+        k = _by_head(layer, "k", trace.turned_k, k, u)
+    return _factored(trace.q_factor, trace.ready_q, q, u), {"key": k, "value": v}
+
+
+def _made(layer: ReferenceLayer, name: str, trace: Trace, u: float) -> np.ndarray:
+    """A projection and the norm that comes before the rotation; clamping moves nothing apart."""
+    spec = layer.spec
+    norm: NormSpec | None = getattr(spec, f"{name}_norm")
+    x, width = trace.projected[name], spec.value_head_dim if name == "v" else spec.head_dim
+    error = _projection(layer, name, trace.x, np.zeros_like(trace.x), u)
+    if name == "v":
+        error = _factored(np.array(spec.value_scale), x * spec.value_scale, error, u)
+    if norm is not None and norm.over == "all":
+        return layer.split(_normed(layer, f"{name}_norm", norm, x, error, u), width)
+    error = layer.split(error, width)
+    if norm is None or (spec.norm_after_rope and name != "v"):
+        return error
+    clip = np.inf if spec.clip is None else spec.clip
+    return _by_head(layer, name, layer.split(np.clip(x, -clip, clip), width), error, u)
+
+
+def _by_head(
+    layer: ReferenceLayer, name: str, x: np.ndarray, error: np.ndarray, u: float
+) -> np.ndarray:
+    """The norm of x (B, heads, S, D), whose weights may differ from head to head."""
+    norm: NormSpec | None = getattr(layer.spec, f"{name}_norm")
+    if norm is None:
+        return error
+    x, error = x.swapaxes(1, 2), error.swapaxes(1, 2)
+    return _normed(layer, f"{name}_norm", norm, x, error, u).swapaxes(1, 2)
+
+
+def _latent(layer: ReferenceLayer, trace: Trace, u: float) -> tuple[np.ndarray, Cached]:
+    """Queries and the new cache of a layer with a latent."""
+    spec, latent = layer.spec, layer.spec.latent
+    assert latent is not None
+    norm, none = NormSpec(eps=latent.norm_eps), np.zeros_like(trace.x)
+    if latent.q_rank is None:
+        q = _projection(layer, "q", trace.x, none, u)
+    else:
+        first = trace.projected["q_a"]
+        narrow = layer.norm("q_a_norm", norm, first) * latent.q_factor
+        error = _projection(layer, "q_a", trace.x, none, u)
+        error = _normed(layer, "q_a_norm", norm, first, error, u)
+        error = _factored(np.array(latent.q_factor), narrow, error, u)
+        q = _projection(layer, "q_b", narrow, error, u)
+    q = layer.split(q, spec.head_dim)
+    kv = _projection(layer, "kv_a", trace.x, none, u)
+    first = trace.projected["kv_a"][..., : latent.kv_rank]
+    made = _normed(layer, "kv_a_norm", norm, first, kv[..., : latent.kv_rank], u)
+    new = trace.new(trace.cache["latent"])
+    made = _factored(np.array(latent.kv_factor), new, made, u)
+    key = _turned(spec, trace, trace.k, kv[:, None, :, latent.kv_rank :], u)
+    turned = _turned(spec, trace, trace.q, q[..., latent.nope_dim :], u)
+    q = np.concatenate((q[..., : latent.nope_dim], turned), axis=-1)
+    q = _factored(trace.q_factor, trace.ready_q, q, u)
+    return q, {"latent": made, "key_rope": key[:, 0]}
+
+
+def _expanded(
+    layer: ReferenceLayer, trace: Trace, cache: Cached, u: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of every slot, for every key head."""
+    grown = {name: trace.placed(error) for name, error in cache.items()}
+    if layer.spec.latent is None:
+        return layer.expanded(grown)
+    nope = layer.spec.latent.nope_dim
+    both = _projection(layer, "kv_b", trace.cache["latent"], grown["latent"], u)
+    both = layer.split(both, nope + layer.spec.value_head_dim)
+    shared = np.repeat(grown["key_rope"][:, None], layer.spec.heads, axis=1)
+    return np.concatenate((both[..., :nope], shared), axis=-1), both[..., nope:]
+
+
+def _projection(
+    layer: ReferenceLayer, name: str, x: np.ndarray, error: np.ndarray, u: float
+) -> np.ndarray:
+    """x W^T + b: the error of x carried over, n partial sums, and the stored result."""
+    squares = layer.weights[f"{name}_proj.weight"].T ** 2
+    y = layer.project(name, x)
+    if name in layer.int8_blocks:
+        error = error + _rounded_to_int8(x, layer.int8_blocks[name])
+    return error @ squares + _sum(x**2 @ squares, x.shape[-1]) + 2 * (u * y) ** 2
+
+
+def _rounded_to_int8(x: np.ndarray, block: int) -> np.ndarray:
+    """Twice half a step, squared: each block of the last axis has the step that its largest needs.
+
+    An error that is even over a step of fixed size is half of it over sqrt(3) in the root mean
+    square, where `floors` divides by sqrt(6), which is right for numbers of any mantissa.
+    """
+    width = x.shape[-1]
+    padded = np.pad(np.abs(x), [(0, 0)] * (x.ndim - 1) + [(0, -width % block)])
+    largest = padded.reshape(*x.shape[:-1], -1, block).max(axis=-1)
+    return np.repeat(2 * (largest / INT8 / 2) ** 2, block, axis=-1)[..., :width]
+
+
+def _sum(squares: np.ndarray, terms: int) -> np.ndarray:
+    """n roundings of partial sums, none of them larger than the terms' own root sum of squares
+    in the mean."""
+    return ACCUMULATOR**2 * terms * squares
+
+
+def _factored(factor: np.ndarray, y: np.ndarray, error: np.ndarray, u: float) -> np.ndarray:
+    """y = factor * x in float32, cast last; a factor of 1 is no rounding."""
+    rounded = np.where(factor == 1, 0.0, u**2 + 4 * ACCUMULATOR**2)
+    return error * factor**2 + rounded * y**2
+
+
+def _normed(
+    layer: ReferenceLayer, name: str, norm: NormSpec, x: np.ndarray, error: np.ndarray, u: float
+) -> np.ndarray:
+    """y = w x / r with r the root mean square of n numbers: dy is w dx / r, and for the change of
+    r, w x (sum of x dx) / (n r^3). The two are of opposite sign, so their squares add up to more.
+    """
+    y, n = layer.norm(name, norm, x), x.shape[-1]
+    if norm.kind == "layer":
+        x = x - x.mean(axis=-1, keepdims=True)
+        error = error + error.mean(axis=-1, keepdims=True) / n
+    inverse = 1 / (np.mean(x**2, axis=-1, keepdims=True) + norm.eps)
+    weights = norm.offset + layer.weights[f"{name}.weight"] if norm.weight else 1.0
+    together = np.sum(x**2 * error, axis=-1, keepdims=True) / n**2
+    carried = weights**2 * (inverse * error + x**2 * inverse**3 * together)
+    wide = (n + 8) * (weights**2 * x**2 * inverse + y**2)
+    return carried + ACCUMULATOR**2 * wide + (u * y) ** 2
+
+
+def _turned(
+    spec: AttentionSpec, trace: Trace, x: np.ndarray, error: np.ndarray, u: float
+) -> np.ndarray:
+    """x1 cos - x2 sin and its twin: errors of x, of cos and sin, of two products and one sum."""
+    if spec.rope is None:
+        return error
+    turned = error.copy()
+    cos2, sin2 = trace.cos**2, trace.sin**2
+    table = (u * spec.rope.attention_factor) ** 2  # cos and sin are stored with error u at most
+    first, second = pairs(spec)
+    for here, there, to in zip((first, second), (second, first), places(spec), strict=True):
+        carried = error[..., here] * cos2 + error[..., there] * sin2
+        tables = table * (x[..., here] ** 2 + x[..., there] ** 2)
+        rounded = 2 * u**2 * (x[..., here] ** 2 * cos2 + x[..., there] ** 2 * sin2)
+        turned[..., to] = carried + tables + rounded
+    return turned
+
+
+def _attended(
+    layer: ReferenceLayer, trace: Trace, q: np.ndarray, k: np.ndarray, v: np.ndarray, u: float
+) -> np.ndarray:
+    """Softmax attention, (B, S, H, V).
+
+    An error e_j of the scores changes a head's output by the sum of w_j e_j (value_j - output).
+    The e_j share the error of q, so they are not taken as independent but as conspiring:
+    Cauchy and Schwarz bound the sum by sqrt(sum w_j e_j^2) sqrt(sum w_j (value_j - output)^2).
+    A sink is a slot of value 0 and no error.
+    """
+    values, spec, total = trace.values, layer.spec, trace.keys.shape[2]
+    scores = _scores(layer, trace, q, k, u)
+    largest, moved = moved_by(np.sqrt(scores), trace)
+    # Beyond first order: a score off by e multiplies its weight by exp(e).
+    scores = np.expm1(np.minimum(np.sqrt(scores), 50.0)) ** 2
+    mean = averaged(trace.weights, values)
+    variance = np.maximum(averaged(trace.weights, values**2) - mean**2, 0.0)
+    conspiring = np.sum(trace.weights * scores, axis=-1, keepdims=True) * variance
+    conspiring = np.where(largest > 0.5, np.maximum(conspiring, moved), conspiring)
+    squares = trace.weights**2
+    weighted = averaged(squares, values**2)
+    rounded = (u**2 + 8 * ACCUMULATOR**2) * weighted + _sum(weighted, total) + _sum(mean**2, total)
+    underflow = UNDERFLOW[spec.dtype] ** 2 * np.sum(values**2, axis=2, keepdims=True)
+    underflow = np.repeat(underflow, spec.heads // underflow.shape[1], axis=1)
+    heads = conspiring + averaged(squares, v) + rounded + underflow + (u * mean) ** 2
+    return heads.swapaxes(1, 2)
+
+
+def _scores(
+    layer: ReferenceLayer, trace: Trace, q: np.ndarray, k: np.ndarray, u: float
+) -> np.ndarray:
+    """What goes into the softmax, (B, H, S, T): products of q and k, scaled, capped and shifted."""
+    keys, spec = trace.keys, layer.spec
+    carried = scored(q, keys**2) + scored(trace.ready_q**2, k)
+    dots = _sum(scored(trace.ready_q**2, keys**2), spec.head_dim)
+    scores = spec.softmax_scale**2 * (carried + dots) + 2 * (u * trace.raw_scores) ** 2
+    if spec.softcap is not None:
+        scores = _capped(trace, spec.softcap, scores, u)
+    top = np.max(np.where(trace.weights > 0, trace.scores, -np.inf), axis=-1, keepdims=True)
+    shift = np.where(np.isfinite(top), trace.scores - top, 0.0)
+    return scores + (ACCUMULATOR * shift) ** 2
+
+
+def steady(layer: ReferenceLayer, trace: Trace) -> bool:
+    """Whether rounding leaves the softmax where it is: a score that is off by more than STEADY in
+    its deviation may make another slot the largest, and nothing that is carried to first order
+    bounds that."""
+    u = UNIT_ROUNDOFF[layer.spec.dtype]
+    q, cache = (_latent if layer.spec.latent is not None else _plain)(layer, trace, u)
+    keys, _ = _expanded(layer, trace, cache, u)
+    scores = _scores(layer, trace, q, keys, u)
+    return bool(np.sqrt(np.max(scores, where=trace.weights > ACCUMULATOR, initial=0.0)) <= STEADY)
+
+
+def _capped(trace: Trace, softcap: float, error: np.ndarray, u: float) -> np.ndarray:
+    """c tanh(s / c): what comes before it is carried by its slope, 1 - tanh(s / c)^2, as is the
+    quotient's rounding; those of tanh and of the product are of the capped score."""
+    slope = 1 - (trace.scores / softcap) ** 2
+    before = error + (u * trace.raw_scores) ** 2
+    return slope**2 * before + 2 * (u * trace.scores) ** 2
+
+
+def _finished(layer: ReferenceLayer, trace: Trace, error: np.ndarray, u: float) -> np.ndarray:
+    """The heads' norm and gate, (B, S, H * V)."""
+    norm, batch, sequence = layer.spec.o_norm, *trace.mixed.shape[:2]
+    heads = trace.mixed
+    if norm is not None:
+        shape = (batch, sequence, -1) if norm.over == "all" else heads.shape
+        flat = (trace.mixed.reshape(shape), error.reshape(shape))
+        error = _normed(layer, "o_norm", norm, *flat, u).reshape(heads.shape)
+        heads = layer.norm("o_norm", norm, flat[0]).reshape(heads.shape)
+    if trace.gate is not None:
+        logits = _projection(layer, "gate", trace.x, np.zeros_like(trace.x), u)
+        logits = logits.reshape(trace.gate.shape)
+        gate2 = trace.gate**2
+        # The derivative of either gate is at most 1; of a sigmoid it is gate (1 - gate).
+        steep = 1.0 if layer.spec.gate_kind == "softplus" else gate2 * (1 - trace.gate) ** 2
+        gates = steep * logits + (u**2 + 4 * ACCUMULATOR**2) * gate2
+        error = error * gate2 + heads**2 * gates + (u * heads) ** 2 * gate2
+    return error.reshape(batch, sequence, -1)
