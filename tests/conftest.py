@@ -1,12 +1,14 @@
-"""What the tests share: real weights, and tiny artifacts made once."""
+"""What the tests share: real weights, and artifacts made once."""
 
-import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from rope_export import Artifact, export
 
@@ -28,16 +30,6 @@ def taking_turns(combinations: Iterable[tuple[object, ...]]) -> list[object]:
         one if (at + at // 2) % 2 == 0 else pytest.param(*one, marks=pytest.mark.long)
         for at, one in enumerate(combinations)
     ]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def operators_read_once() -> None:
-    """torch's exporter reads its table of a thousand operators anew for every export, which is a
-    third of the time that a small one takes; here there are hundreds."""
-    from torch.onnx._internal.exporter import _registration
-
-    scripts = _registration.onnxscript_apis
-    scripts.get_torchlib_ops = functools.cache(scripts.get_torchlib_ops)
 
 
 @pytest.fixture(scope="session")
@@ -64,14 +56,40 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
-    """Artifacts of the tiny config, each made once; copy one before changing it.
-
-    Processes that run tests side by side share them: an artifact is there as a whole or not at all.
-    """
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run have in common."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny"
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(shared: Path) -> Callable[..., Artifact]:
+    """Artifacts of a source, each made once for all tests and processes; copy one before changing
+    it. A test that is about what happens while an artifact is made calls `export` itself.
+
+    source: a config, of which a file is made, or the path of something that stays as it is.
+    """
+
+    def make(source: dict[str, Any] | Path, **options: Any) -> Artifact:
+        content = source if isinstance(source, dict) else str(source)
+        words = json.dumps([content, options], sort_keys=True)
+        out = shared / hashlib.sha256(words.encode()).hexdigest()[:16]
+        with FileLock(f"{out}.lock"):
+            if out.exists():
+                return Artifact.open(out)
+            if isinstance(source, dict):
+                source = out.with_suffix(".json")
+                source.write_text(json.dumps(content))
+            return export(source, out=out, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(exported: Callable[..., Artifact]) -> Callable[..., Artifact]:
+    """Artifacts of the tiny config, by the options that most tests differ in."""
 
     def make(
         lowering: str = "standard",
@@ -79,11 +97,6 @@ def tiny(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         cache: str = "growing",
         padding: bool = False,
     ) -> Artifact:
-        out = folder / f"{lowering}-{dtype}-{cache}-{padding}"
-        if out.exists():
-            return Artifact.open(out)
-        return export(
-            tiny_config, out=out, lowering=lowering, dtype=dtype, cache=cache, padding=padding
-        )
+        return exported(TINY, lowering=lowering, dtype=dtype, cache=cache, padding=padding)
 
     return make
