@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rope_export.errors import RopeExportError
     from rope_export.exporter.pipeline import export
     from rope_export.parity import verify
-    from rope_export.runtimes import open_session
+    from rope_export.sessions import open_session
     from rope_export.spec import AttentionSpec
 
 __version__ = VERSION
@@ -29,7 +29,7 @@ _HOME = {
     "RotaryAttention": "rope_export.attention.layer",
     "build_engine": "rope_export.engines",
     "export": "rope_export.exporter.pipeline",
-    "open_session": "rope_export.runtimes",
+    "open_session": "rope_export.sessions",
     "verify": "rope_export.parity",
 }
 

@@ -212,3 +212,12 @@ def writable(other: "Array") -> AbstractContextManager[Any]:
     import torch
 
     return torch.inference_mode(False)
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """numpy's dtype of that name, or ml_dtypes' for bfloat16."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)

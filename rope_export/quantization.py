@@ -100,7 +100,7 @@ def pack(weight: "Tensor", how: Quantization) -> Packed:
 
     Raises: UnavailableError if onnxruntime is not installed.
     """
-    from rope_export.runtimes import to_numpy
+    from rope_export.arrays import to_numpy
 
     with extra("cpu", "storing weights in few bits"), _root_logger_kept():
         from onnxruntime.quantization.matmul_nbits_quantizer import (

@@ -12,7 +12,7 @@ from rope_export.checkpoints.config import select
 from rope_export.errors import SpecError
 from rope_export.lowerings import lowerings
 from rope_export.rope import every_variant
-from rope_export.runtimes import runtimes
+from rope_export.runtimes import all_runtimes
 from rope_export.spec import DType, Layout
 from tests.conformance.models import layers
 
@@ -40,7 +40,7 @@ def support_table() -> str:
         "rotary layouts": _listed(get_args(Layout)) + ", full or partial `rotary_dim`",
         "dtypes": _listed(get_args(DType)),
         "lowerings": "; ".join(ways),
-        "runtimes": _listed(runtimes()),
+        "runtimes": _listed(all_runtimes()),
         "configurations in `models/`": f"{len(ready)}, exported at reduced width and verified: "
         "`docs/models.md`" + (f"; refused: {_listed(refused)}" if refused else ""),
     }

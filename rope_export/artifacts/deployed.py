@@ -62,7 +62,7 @@ def file_weights(artifact: Artifact) -> "dict[str, Tensor]":
 
     Raises: ArtifactError if an initializer that the manifest names is missing or unreadable.
     """
-    from rope_export.runtimes import to_torch
+    from rope_export.arrays import to_torch
 
     graph = read_model(artifact).graph
     from onnx import numpy_helper

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rope_export.arrays import to_numpy
 from rope_export.artifacts.artifact import Artifact
 from rope_export.bench.proof import Truth, WrongError, apart, timed_on
 from rope_export.bench.shapes import Arrays, Shape
 from rope_export.bench.timing import Call
 from rope_export.errors import RopeExportError
 from rope_export.interface import LENGTHS, TensorType
-from rope_export.runtimes import open_session, to_numpy
+from rope_export.sessions import open_session
 from rope_export.sessions.stream import Stream
 from rope_export.spec import AttentionSpec
 

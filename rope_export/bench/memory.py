@@ -19,7 +19,7 @@ from rope_export.bench.proof import RUNTIME
 from rope_export.bench.rivals import RIVALS, blank_layer, torch
 from rope_export.bench.shapes import Shape, drawn
 from rope_export.errors import RopeExportError
-from rope_export.runtimes import runtime
+from rope_export.runtimes import find_runtime
 from rope_export.spec import AttentionSpec
 
 CALLS = 3
@@ -57,7 +57,9 @@ def _measured(task: Mapping[str, Any]) -> int:
     cache is, whoever holds it.
     """
     shape, artifact = Shape(**task["shape"]), Artifact.open(task["artifact"])
-    runtime(RUNTIME).unavailable()  # imports onnxruntime, so that its code is not counted either
+    find_runtime(
+        RUNTIME
+    ).unavailable()  # imports onnxruntime, so that its code is not counted either
     spec = AttentionSpec.from_json(artifact.manifest.spec)
     if task["threads"] is not None:
         torch.set_num_threads(task["threads"])

@@ -14,11 +14,12 @@ from typing import Literal
 
 import numpy as np
 
+from rope_export.arrays import dtype_name, to_numpy, to_torch
 from rope_export.artifacts.artifact import Artifact
 from rope_export.bench.shapes import Arrays, Shape
 from rope_export.engines.plan import Engine
 from rope_export.errors import RopeExportError, extra
-from rope_export.runtimes import dtype_name, runtime, to_numpy, to_torch
+from rope_export.runtimes import find_runtime
 from rope_export.spec import AttentionSpec
 
 with extra("export", "comparing with eager PyTorch"):
@@ -45,7 +46,7 @@ def timed_on(artifact: Artifact) -> str:
     if not isinstance(artifact, Engine):
         return RUNTIME
     own = artifact.facts.engine
-    return own if runtime(own).unavailable(artifact.manifest) is None else RUNTIME
+    return own if find_runtime(own).unavailable(artifact.manifest) is None else RUNTIME
 
 
 class WrongError(RopeExportError):

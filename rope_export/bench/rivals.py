@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import ClassVar
 
+from rope_export.arrays import to_numpy, to_torch
 from rope_export.bench.contenders import CannotError, Contender, Ready
 from rope_export.bench.proof import Truth
 from rope_export.bench.roofline import weight_bytes
 from rope_export.bench.shapes import Arrays, Shape
 from rope_export.errors import extra
-from rope_export.runtimes import to_numpy, to_torch
 from rope_export.spec import AttentionSpec
 
 with extra("export", "timing PyTorch"):

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from rope_export.arrays import numpy_dtype
 from rope_export.bench.shapes import Shape
 from rope_export.errors import extra
 from rope_export.interface import cached
-from rope_export.runtimes import numpy_dtype
 from rope_export.spec import AttentionSpec
 
 with extra("export", "measuring this machine's limits"):

@@ -7,9 +7,9 @@ from zlib import crc32
 
 import numpy as np
 
+from rope_export.arrays import numpy_dtype
 from rope_export.errors import InputError
 from rope_export.interface import TensorType, attention_tensors
-from rope_export.runtimes import numpy_dtype
 from rope_export.spec import AttentionSpec
 
 Arrays = dict[str, np.ndarray]

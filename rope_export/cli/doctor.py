@@ -10,7 +10,7 @@ from rich.table import Table
 from rope_export import gpu
 from rope_export.cli import output
 from rope_export.engines.module import builders
-from rope_export.runtimes import runtimes
+from rope_export.runtimes import all_runtimes
 from rope_export.version import VERSION
 
 PACKAGES = {
@@ -32,7 +32,7 @@ def show_machine(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Show which runtimes work on this machine, and what to install for the others."""
-    available = {name: runtime.unavailable() for name, runtime in runtimes().items()}
+    available = {name: runtime.unavailable() for name, runtime in all_runtimes().items()}
     packages = {name: _version(name) for name in PACKAGES}
     device = str(gpu.here() or f"none: {gpu.missing()}")
     if as_json:

@@ -218,12 +218,12 @@ def _check_tensors(trt: Any, loaded: Any, engine: Engine) -> None:
         raise RopeExportError(
             f"{engine.plan}: has tensors {sorted(names)}; its manifest says {sorted(said)}."
         )
-    if engine.manifest.cache == "fixed" and hasattr(loaded, "get_aliased_input_tensor"):
-        for name in sorted(said):
-            if not name.endswith("_out"):
-                continue
-            aliased = loaded.get_aliased_input_tensor(name)
-            if aliased != name.removesuffix("_out"):
+    interface = engine.manifest.interface
+    if interface.cache == "fixed" and hasattr(loaded, "get_aliased_input_tensor"):
+        for pair in interface.caches:
+            aliased = loaded.get_aliased_input_tensor(pair.output)
+            if aliased != pair.input:
                 raise RopeExportError(
-                    f"{engine.plan}: writes {name} beside {aliased or 'no input'}, not in place."
+                    f"{engine.plan}: writes {pair.output} beside {aliased or 'no input'}, not in "
+                    f"place."
                 )

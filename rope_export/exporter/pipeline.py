@@ -18,6 +18,7 @@ with extra("export", "exporting"):
     from onnxscript import optimizer
     from torch import Tensor
 
+from rope_export.arrays import to_torch
 from rope_export.artifacts import artifact as artifacts
 from rope_export.artifacts.artifact import Artifact, Manifest
 from rope_export.attention.layer import RotaryAttention
@@ -35,7 +36,6 @@ from rope_export.lowerings import (
     packed_name,
 )
 from rope_export.quantization import Bits, Packed, Quantization, unpack
-from rope_export.runtimes import to_torch
 from rope_export.spec import DType
 from rope_export.version import VERSION
 

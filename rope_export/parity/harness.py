@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from rope_export.arrays import to_numpy
 from rope_export.artifacts.artifact import Artifact, Manifest
 from rope_export.engines.plan import Engine
 from rope_export.errors import UnavailableError, extra
 from rope_export.quantization import Quantization
-from rope_export.runtimes import Session, open_session, runtime, to_numpy
+from rope_export.runtimes import find_runtime
+from rope_export.sessions import Session, open_session
 
 with extra("export", "comparing with eager PyTorch"):
     import torch
@@ -170,7 +172,7 @@ def _open(
     for name in names or artifact.manifest.runtimes:
         if names is None and name == "reference" and sessions:
             continue
-        reason = runtime(name).unavailable(artifact.manifest)
+        reason = find_runtime(name).unavailable(artifact.manifest)
         try:
             if reason is None:
                 sessions[name] = stack.enter_context(open_session(artifact, name))

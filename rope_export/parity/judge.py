@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rope_export.arrays import to_numpy, to_torch
 from rope_export.attention.layer import RotaryAttention
 from rope_export.errors import ProfileError, RopeExportError
 from rope_export.interface import cache_names, cached
@@ -20,7 +21,7 @@ from rope_export.parity.overflow import Overflows
 from rope_export.parity.problems import Problems
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import CALLS_FAILED, counted, judged
-from rope_export.runtimes import Session, to_numpy, to_torch
+from rope_export.sessions import Session
 
 Arrays = dict[str, np.ndarray]
 

@@ -4,24 +4,25 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from rope_export.arrays import check_on_cpu, is_torch, to_numpy, to_torch
-from rope_export.artifacts.artifact import Artifact
-from rope_export.artifacts.manifest import Manifest
 from rope_export.errors import failures
-from rope_export.runtimes import Missing, Session, written
+from rope_export.runtimes.base import NeedsPackages, Runner, written
 
 if TYPE_CHECKING:
+    from rope_export.arrays import Array
+    from rope_export.artifacts.artifact import Artifact
+    from rope_export.artifacts.manifest import Manifest
     from rope_export.attention.layer import RotaryAttention
-    from rope_export.runtimes import Array
+    from rope_export.interface import Interface
 
 
-class Eager(Missing):
+class EagerRuntime(NeedsPackages):
     name = "eager"
     needs: ClassVar[Mapping[str, str]] = {"torch": "export", "onnx": "export"}
 
-    def unavailable(self, manifest: Manifest | None = None) -> str | None:
+    def unavailable(self, manifest: "Manifest | None" = None) -> str | None:
         return self.missing()
 
-    def open(self, artifact: Artifact, threads: int | None = None) -> Session:
+    def open(self, artifact: "Artifact", threads: int | None = None) -> Runner:
         """threads: torch's own, which are the process's; not changed here."""
         from rope_export.artifacts.deployed import file_weights
         from rope_export.attention.layer import RotaryAttention
@@ -29,33 +30,32 @@ class Eager(Missing):
 
         spec = AttentionSpec.from_json(artifact.manifest.spec)
         layer = RotaryAttention.from_weights(spec, file_weights(artifact))
-        return EagerSession(artifact.manifest, layer)
+        return EagerRunner(artifact.manifest.interface, layer)
 
 
-class EagerSession(Session):
-    """A RotaryAttention behind the contract of an artifact."""
+class EagerRunner(Runner):
+    """A RotaryAttention behind the interface of an artifact."""
 
-    whole_capacity: ClassVar[bool] = True
+    whole_capacity = True
 
-    def __init__(self, manifest: Manifest, layer: "RotaryAttention") -> None:
-        super().__init__(manifest)
-        self._layer = layer
+    def __init__(self, interface: "Interface", layer: "RotaryAttention") -> None:
+        self._interface, self._layer = interface, layer
 
-    def _run(
-        self, inputs: Mapping[str, "Array"], axes: Mapping[str, int], into: Mapping[str, "Array"]
-    ) -> dict[str, "Array"]:
+    def run(
+        self, inputs: "Mapping[str, Array]", axes: Mapping[str, int], into: "Mapping[str, Array]"
+    ) -> "dict[str, Array]":
         import torch
 
         check_on_cpu("eager", inputs)
-        of_torch = is_torch(inputs["hidden_states"])
+        of_torch = is_torch(inputs[self._interface.main_input])
         feeds = inputs if of_torch else {n: to_torch(to_numpy(x)) for n, x in inputs.items()}
         with torch.no_grad(), failures("PyTorch"):
             values = self._layer(**feeds)
-        names = [tensor.name for tensor in self.outputs]
+        names = [tensor.name for tensor in self._interface.outputs]
         outputs = dict(zip(names, values, strict=False))  # without a cache, the first only
         if not of_torch:
             outputs = {n: to_numpy(x) for n, x in outputs.items()}
         return written(outputs, into)
 
 
-RUNTIMES = (Eager(),)
+RUNTIMES = (EagerRuntime(),)

@@ -3,7 +3,6 @@
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,14 +11,17 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from rope_export import gpu
-from rope_export.artifacts.artifact import Artifact
+from rope_export.arrays import is_torch
 from rope_export.artifacts.contents import DATA, MODEL, Contents
-from rope_export.artifacts.manifest import Manifest
 from rope_export.errors import ArtifactError, RopeExportError, TensorError, UnavailableError
-from rope_export.runtimes import Missing, Session, allocate, is_torch
+from rope_export.runtimes.base import NeedsPackages, Runner, allocate
 
 if TYPE_CHECKING:
-    from rope_export.runtimes import Array, Held
+    from rope_export.arrays import Array
+    from rope_export.artifacts.artifact import Artifact
+    from rope_export.artifacts.manifest import Manifest
+    from rope_export.interface import Interface
+    from rope_export.runtimes.base import Prepared
 
 BFLOAT16 = 16
 """TensorProto.BFLOAT16: numpy has no such type, so onnxruntime is told the number."""
@@ -27,27 +29,20 @@ BFLOAT16 = 16
 ERRORS_ONLY = 3
 """onnxruntime's log severity."""
 
-PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
-"""The package that brings onnxruntime's provider of TensorRT for RTX."""
-
-RIGHT_IN_TENSORRT = ("tensorrt", "portable")
-"""Lowerings without a form that TensorRT parses and computes otherwise."""
-
 HEAVY = {"Attention", "Gemm", "GroupQueryAttention", "MatMul", "RotaryEmbedding", "Softmax"}
 """Operators that must run where the user asked; shape arithmetic may stay on the CPU."""
-
 
 IN_MEMORY = "add_external_initializers_from_files_in_memory"
 """Of SessionOptions, where onnxruntime has it: files that the model names, given as buffers."""
 
-_OPENING = Lock()
+OPENING = Lock()
 _SHARED: "WeakValueDictionary[tuple[str, ...], Any]" = WeakValueDictionary()
 """onnxruntime's sessions that are open, by the hashes of their files and by options. Their run is
 thread-safe, so all of ours on the same files use one: weights, packed weights and threads are there
 once."""
 
 
-class OnnxRuntime(Missing):
+class OnnxRuntime(NeedsPackages):
     """One execution provider. device: where torch tensors may lie besides the CPU. extra: what
     brings the provider."""
 
@@ -57,7 +52,7 @@ class OnnxRuntime(Missing):
         self.name, self.provider, self.device = name, provider, device
         self.extra = extra
 
-    def unavailable(self, manifest: Manifest | None = None) -> str | None:
+    def unavailable(self, manifest: "Manifest | None" = None) -> str | None:
         reason = self.missing() or self.absent()
         if reason or manifest is None:
             return reason
@@ -88,13 +83,19 @@ class OnnxRuntime(Missing):
         """onnxruntime's session on this provider, of a model's bytes or its path."""
         import onnxruntime
 
-        return onnxruntime.InferenceSession(model, options, providers=[self.provider])
+        where = {} if self.device == "cpu" else {"device_id": str(self.gpu_index())}
+        return onnxruntime.InferenceSession(model, options, providers=[(self.provider, where)])
 
-    def open(self, artifact: Artifact, threads: int | None = None) -> Session:
+    def gpu_index(self) -> int:
+        """Which GPU it computes on: the current one; of a provider of the CPU, 0."""
+        current = None if self.device == "cpu" else gpu.here()
+        return 0 if current is None else current.index
+
+    def open(self, artifact: "Artifact", threads: int | None = None) -> Runner:
         """Raises: UnavailableError if the provider did not start or left operators to another."""
         files = [str(facts["sha256"]) for _, facts in sorted(artifact.manifest.files.items())]
-        key = (*files, self.provider, str(threads))
-        with _OPENING:
+        key = (*files, self.provider, str(self.gpu_index()), str(threads))
+        with OPENING:
             inner = _SHARED.get(key)
             if inner is not None:
                 artifact.read()  # a folder that was damaged is refused, whoever has it open
@@ -103,7 +104,7 @@ class OnnxRuntime(Missing):
                 if threads is not None:
                     options.intra_op_num_threads = threads
                 inner = _SHARED[key] = self.load(artifact, options)
-        return OnnxRuntimeSession(artifact.manifest, inner, self)
+        return OnnxRuntimeRunner(artifact.manifest.interface, inner, self)
 
     def options(self) -> Any:
         """onnxruntime's SessionOptions, as sessions are opened with."""
@@ -114,7 +115,7 @@ class OnnxRuntime(Missing):
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return options
 
-    def load(self, artifact: Artifact, options: Any) -> Any:
+    def load(self, artifact: "Artifact", options: Any) -> Any:
         """onnxruntime's InferenceSession of the artifact, which no other session shares.
 
         Raises: ArtifactError if onnxruntime refuses the model, or its files were changed.
@@ -123,9 +124,8 @@ class OnnxRuntime(Missing):
         try:
             session = self.start_from(files, options)
         except Exception as error:  # onnxruntime's own kinds derive from Exception alone
-            raise ArtifactError(f"{artifact.model}: onnxruntime refuses it: {_line(error)}") from (
-                error
-            )
+            reason = first_line(error)
+            raise ArtifactError(f"{artifact.model}: onnxruntime refuses it: {reason}") from error
         files.check()
         return session
 
@@ -149,78 +149,18 @@ class OnnxRuntime(Missing):
             return self.start(str(Path(folder) / MODEL), options)
 
 
-class TensorrtProvider(OnnxRuntime):
-    """onnxruntime's providers that hand the graph to TensorRT: what it computes otherwise than
-    ONNX says, it computes otherwise here as well."""
-
-    def unavailable(self, manifest: Manifest | None = None) -> str | None:
-        reason = super().unavailable(manifest)
-        if reason or manifest is None or manifest.lowering in RIGHT_IN_TENSORRT:
-            return reason
-        return (
-            f"TensorRT does not compute lowering {manifest.lowering!r} as ONNX says; export with "
-            f"lowering 'tensorrt'"
-        )
-
-    def absent(self) -> str | None:
-        return super().absent() or gpu.missing()
-
-    def open(self, artifact: Artifact, threads: int | None = None) -> Session:
-        """Raises: InputError for a form that TensorRT computes otherwise."""
-        from rope_export.engines.network import refuse
-
-        artifact = artifact.hold()
-        refuse(artifact.model, artifact.read().model)
-        return super().open(artifact, threads)
-
-    def start_from(self, files: Contents, options: Any) -> Any:
-        return self.start_from_copy(files, options)
-
-
-class RtxProvider(TensorrtProvider):
-    """TensorRT for RTX, a plugin in a package of its own."""
-
-    needs: ClassVar[Mapping[str, str]] = {**OnnxRuntime.needs, PLUGIN: "ort-rtx"}
-
-    def absent(self) -> str | None:
-        try:
-            return gpu.missing() or (None if self._devices() else f"{self.provider} finds no GPU")
-        except UnavailableError as error:
-            return str(error)
-
-    def start(self, model: bytes | str, options: Any) -> Any:
-        import onnxruntime
-
-        options.add_provider_for_devices(self._devices()[:1], {})
-        return onnxruntime.InferenceSession(model, options)
-
-    def _devices(self) -> list[Any]:
-        """The GPUs that the plugin can use, once onnxruntime has loaded it."""
-        import onnxruntime
-
-        with _OPENING:
-            known = [d for d in onnxruntime.get_ep_devices() if d.ep_name == self.provider]
-            if not known:
-                library = import_module(PLUGIN).get_library_path()
-                try:
-                    onnxruntime.register_execution_provider_library(self.provider, library)
-                except Exception as error:
-                    raise UnavailableError(f"{PLUGIN} does not load: {_line(error)}") from error
-            return [d for d in onnxruntime.get_ep_devices() if d.ep_name == self.provider]
-
-
-class OnnxRuntimeSession(Session):
+class OnnxRuntimeRunner(Runner):
     """Binds the caller's tensors and freshly allocated outputs by address: nothing is copied.
 
     assigned: how many nodes of each operator the graph left to each provider.
     """
 
-    def __init__(self, manifest: Manifest, inner: Any, runtime: OnnxRuntime) -> None:
-        super().__init__(manifest)
-        self._inner, self._runtime = inner, runtime
+    def __init__(self, interface: "Interface", inner: Any, runtime: OnnxRuntime) -> None:
+        """Raises: UnavailableError if the provider did not start, or left operators to another."""
+        self._interface, self._inner, self._runtime = interface, inner, runtime
         self._elements = {
             tensor.name: BFLOAT16 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype).type
-            for tensor in (*self.inputs, *self.outputs)
+            for tensor in (*interface.inputs, *interface.outputs)
         }
         self.assigned: dict[str, Counter[str]] = defaultdict(Counter)
         for subgraph in inner.get_provider_graph_assignment_info():
@@ -242,25 +182,25 @@ class OnnxRuntimeSession(Session):
                 f"left it to {provider}; use another lowering or dtype."
             )
 
-    def _run(
-        self, inputs: Mapping[str, "Array"], axes: Mapping[str, int], into: Mapping[str, "Array"]
-    ) -> dict[str, "Array"]:
-        return self._hold({}, into)(inputs, axes)
+    def run(
+        self, inputs: "Mapping[str, Array]", axes: Mapping[str, int], into: "Mapping[str, Array]"
+    ) -> "dict[str, Array]":
+        return self.prepare({}, into)(inputs, axes)
 
-    def _hold(self, kept: Mapping[str, "Array"], into: Mapping[str, "Array"]) -> "Held":
+    def prepare(self, kept: "Mapping[str, Array]", into: "Mapping[str, Array]") -> "Prepared":
         binding = self._open().io_binding()
         for name, value in kept.items():
             self._bind(binding.bind_input, name, value)
         for name, value in into.items():
             self._bind(binding.bind_output, name, value)
-        fresh = [tensor for tensor in self.outputs if tensor.name not in into]
+        fresh = [tensor for tensor in self._interface.outputs if tensor.name not in into]
 
-        def run(inputs: Mapping[str, "Array"], axes: Mapping[str, int]) -> dict[str, "Array"]:
+        def run(inputs: "Mapping[str, Array]", axes: Mapping[str, int]) -> "dict[str, Array]":
             # A contiguous copy must outlive the call.
             held: dict[str, Any] = {name: _contiguous(value) for name, value in inputs.items()}
             for name, value in held.items():
                 self._bind(binding.bind_input, name, value)
-            outputs = allocate(fresh, axes, inputs[self.inputs[0].name]) | dict(into)
+            outputs = allocate(fresh, axes, inputs[self._interface.main_input]) | dict(into)
             for tensor in fresh:
                 self._bind(binding.bind_output, tensor.name, outputs[tensor.name])
             if any(is_torch(v) and v.device.type == "cuda" for v in held.values()):
@@ -271,7 +211,7 @@ class OnnxRuntimeSession(Session):
             try:
                 inner.run_with_iobinding(binding)
             except Exception as error:
-                raise RopeExportError(f"onnxruntime failed: {_line(error)}") from error
+                raise RopeExportError(f"onnxruntime failed: {first_line(error)}") from error
             binding.synchronize_outputs()
             return outputs
 
@@ -310,13 +250,12 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first."""
     return str(error).strip().splitlines()[0]
 
 
 RUNTIMES = (
     OnnxRuntime("onnxruntime", "CPUExecutionProvider", "cpu", "cpu"),
     OnnxRuntime("onnxruntime:cuda", "CUDAExecutionProvider", "cuda", "gpu"),
-    TensorrtProvider("onnxruntime:tensorrt", "TensorrtExecutionProvider", "cuda", "gpu"),
-    RtxProvider("onnxruntime:tensorrt-rtx", "NvTensorRTRTXExecutionProvider", "cuda", "ort-rtx"),
 )

@@ -3,20 +3,22 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rope_export.artifacts.artifact import Artifact
-from rope_export.artifacts.manifest import Manifest
+from rope_export.arrays import is_torch, to_numpy, to_torch
 from rope_export.errors import failures
-from rope_export.runtimes import Missing, Session, is_torch, to_numpy, to_torch, written
+from rope_export.runtimes.base import NeedsPackages, Runner, written
 
 if TYPE_CHECKING:
-    from rope_export.runtimes import Array
+    from rope_export.arrays import Array
+    from rope_export.artifacts.artifact import Artifact
+    from rope_export.artifacts.manifest import Manifest
+    from rope_export.interface import Interface
 
 
-class Reference(Missing):
+class ReferenceRuntime(NeedsPackages):
     name = "reference"
     needs: ClassVar[Mapping[str, str]] = {"onnx": "export"}
 
-    def unavailable(self, manifest: Manifest | None = None) -> str | None:
+    def unavailable(self, manifest: "Manifest | None" = None) -> str | None:
         own = manifest is not None and (
             "onnxruntime" in manifest.needs or manifest.quantization is not None
         )
@@ -27,7 +29,7 @@ class Reference(Missing):
             )
         return self.missing()
 
-    def open(self, artifact: Artifact, threads: int | None = None) -> Session:
+    def open(self, artifact: "Artifact", threads: int | None = None) -> Runner:
         """threads: not used, it computes on one."""
         from onnx.reference import ReferenceEvaluator
 
@@ -36,26 +38,27 @@ class Reference(Missing):
         model = read_model(artifact)
         with failures("onnx's reference evaluator"):
             evaluator = ReferenceEvaluator(model, new_ops=[_wide_matmul(), _wide_attention()])
-        return ReferenceSession(artifact.manifest, evaluator)
+        return ReferenceRunner(artifact.manifest.interface, evaluator)
 
 
-class ReferenceSession(Session):
-    whole_capacity: ClassVar[bool] = True
+class ReferenceRunner(Runner):
+    """An evaluator of onnx, which computes with numpy on the CPU."""
 
-    def __init__(self, manifest: Manifest, evaluator: Any) -> None:
-        super().__init__(manifest)
-        self._evaluator = evaluator
+    whole_capacity = True
 
-    def _run(
-        self, inputs: Mapping[str, "Array"], axes: Mapping[str, int], into: Mapping[str, "Array"]
-    ) -> dict[str, "Array"]:
+    def __init__(self, interface: "Interface", evaluator: Any) -> None:
+        self._interface, self._evaluator = interface, evaluator
+
+    def run(
+        self, inputs: "Mapping[str, Array]", axes: Mapping[str, int], into: "Mapping[str, Array]"
+    ) -> "dict[str, Array]":
         feeds = {name: to_numpy(value) for name, value in inputs.items()}
-        names = [tensor.name for tensor in self.outputs]
+        names = [tensor.name for tensor in self._interface.outputs]
         with failures("onnx's reference evaluator"):
             outputs = dict(zip(names, self._evaluator.run(names, feeds), strict=True))
-        if any(is_torch(value) for value in inputs.values()):
-            device = inputs["hidden_states"].device
-            outputs = {name: to_torch(value).to(device) for name, value in outputs.items()}
+        like = inputs[self._interface.main_input]
+        if is_torch(like):
+            outputs = {name: to_torch(x).to(like.device) for name, x in outputs.items()}
         return written(outputs, into)
 
 
@@ -99,4 +102,4 @@ def _wide_attention() -> Any:
     return Attention
 
 
-RUNTIMES = (Reference(),)
+RUNTIMES = (ReferenceRuntime(),)

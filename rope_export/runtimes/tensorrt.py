@@ -4,21 +4,24 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from rope_export import gpu
-from rope_export.artifacts.artifact import Artifact
-from rope_export.artifacts.manifest import Manifest
+from rope_export.arrays import address, is_torch, to_numpy, to_torch
 from rope_export.engines import module
+from rope_export.engines.calls import Calls
 from rope_export.engines.plan import Engine, EngineManifest, check_gpu, check_version
 from rope_export.engines.profiles import selected
-from rope_export.engines.session import Calls
 from rope_export.errors import ProfileError, RopeExportError, TensorError, UnavailableError
-from rope_export.runtimes import Missing, Session, address, is_torch, to_numpy, to_torch, written
+from rope_export.runtimes.base import NeedsPackages, Runner, written
 
 if TYPE_CHECKING:
+    import torch
+
+    from rope_export.arrays import Array
+    from rope_export.artifacts.artifact import Artifact
+    from rope_export.artifacts.manifest import Manifest
     from rope_export.engines.execution import Context, Device
-    from rope_export.runtimes import Array
 
 
-class Tensorrt(Missing):
+class TensorrtRuntime(NeedsPackages):
     """The runtime of one module, which has its name."""
 
     needs: ClassVar[Mapping[str, str]] = {"torch": "export"}
@@ -26,7 +29,7 @@ class Tensorrt(Missing):
     def __init__(self, engine: str) -> None:
         self.name = engine
 
-    def unavailable(self, manifest: Manifest | None = None) -> str | None:
+    def unavailable(self, manifest: "Manifest | None" = None) -> str | None:
         """Raises: ArtifactError for a plan of another version or GPU: it has to be built again."""
         reason = self._unfit(manifest) or module.missing(self.name) or self.missing()
         if reason:
@@ -43,7 +46,7 @@ class Tensorrt(Missing):
 
         return None if torch.cuda.is_available() else "this torch was built without CUDA"
 
-    def _unfit(self, manifest: Manifest | None) -> str | None:
+    def _unfit(self, manifest: "Manifest | None") -> str | None:
         if manifest is None:
             return None
         if not isinstance(manifest, EngineManifest):
@@ -52,7 +55,7 @@ class Tensorrt(Missing):
             return f"the plan is one of {manifest.engine.engine}'s; use that runtime"
         return None
 
-    def open(self, artifact: Artifact, threads: int | None = None) -> Session:
+    def open(self, artifact: "Artifact", threads: int | None = None) -> Runner:
         """threads: not used, the GPU computes."""
         from rope_export.engines.execution import Cuda, Plan
 
@@ -60,14 +63,14 @@ class Tensorrt(Missing):
         if not isinstance(artifact, Engine) or here is None:
             raise UnavailableError(f"runtime {self.name!r}: {self.unavailable(artifact.manifest)}")
         plan = Plan(module.load(self.name), artifact, here)
-        return EngineSession(artifact.manifest, plan.context, Cuda(), plan.close)
+        return EngineRunner(artifact.manifest, plan.context, Cuda(), plan.close)
 
 
-class EngineSession(Session):
+class EngineRunner(Runner):
     """Tensors on the GPU are bound by address, others are copied there and back.
 
     Outputs are allocated here, for every call anew, but those of a fixed cache: they are written
-    where their inputs lie, by `run` in a copy, by a Stream in its own cache.
+    where their inputs lie, by a Session in a copy, by a Stream in its own cache.
     """
 
     def __init__(
@@ -77,20 +80,16 @@ class EngineSession(Session):
         device: "Device",
         close: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(manifest)
+        self._interface = manifest.interface
         self._profiles = manifest.engine.profiles
+        sizes = self._profiles[0].axes.get("capacity")
+        self.capacity = None if sizes is None else sizes.max  # a number in the plan
         self._device, self._close = device, close
         self._calls: Calls | None = Calls(manifest, context, device)
 
-    @property
-    def capacity(self) -> int | None:
-        """The slots of a fixed cache, which the plan has as a number."""
-        sizes = self._profiles[0].axes.get("capacity")
-        return None if sizes is None else sizes.max
-
-    def _run(
-        self, inputs: Mapping[str, "Array"], axes: Mapping[str, int], into: Mapping[str, "Array"]
-    ) -> dict[str, "Array"]:
+    def run(
+        self, inputs: "Mapping[str, Array]", axes: Mapping[str, int], into: "Mapping[str, Array]"
+    ) -> "dict[str, Array]":
         import torch
 
         if self._calls is None:
@@ -98,30 +97,31 @@ class EngineSession(Session):
         profile = selected(self._profiles, axes)
         if isinstance(profile, str):
             raise ProfileError(f"no profile of the engine takes this call: {profile}.")
-        like, there = inputs["hidden_states"], {}
-        for name, value in inputs.items():
-            tensor = value if is_torch(value) else to_torch(to_numpy(value))
-            assert isinstance(tensor, torch.Tensor)
-            if str(tensor.device) not in (self._device.place, "cpu"):
-                raise TensorError(
-                    f"tensor {name!r} lies on {tensor.device}; the engine is on "
-                    f"{self._device.place}, which takes tensors from there or from the CPU."
-                )
-            there[name] = tensor.to(self._device.place)
-        before = {name: name.removesuffix("_out") for name in into}
-        caches = {
-            name: there[before[name]]
-            for name, target in into.items()
-            if there[before[name]].data_ptr() == address(target)
+        tensors = {name: self._on_device(name, value) for name, value in inputs.items()}
+        in_place = {
+            pair.output: tensors[pair.input]
+            for pair in self._interface.caches
+            if pair.output in into
+            if tensors[pair.input].data_ptr() == address(into[pair.output])
         }
         with torch.no_grad():
-            outputs = self._calls.run(profile, there, axes, caches)
-        found = {
+            outputs = self._calls.run(profile, tensors, axes, in_place)
+        like = inputs[self._interface.main_input]
+        apart = {
             name: tensor.to(like.device) if is_torch(like) else to_numpy(tensor)
             for name, tensor in outputs.items()
-            if tensor is not caches.get(name)
+            if tensor is not in_place.get(name)
         }
-        return written(found, {n: x for n, x in into.items() if n in found}) | dict(into)
+        return written(apart, {n: x for n, x in into.items() if n in apart}) | dict(into)
+
+    def _on_device(self, name: str, value: "Array") -> "torch.Tensor":
+        tensor = value if is_torch(value) else to_torch(to_numpy(value))
+        if str(tensor.device) not in (self._device.place, "cpu"):
+            raise TensorError(
+                f"tensor {name!r} lies on {tensor.device}; the engine is on {self._device.place}, "
+                f"which takes tensors from there or from the CPU."
+            )
+        return tensor.to(self._device.place)
 
     def close(self) -> None:
         if self._calls is not None:
@@ -129,4 +129,4 @@ class EngineSession(Session):
             self._close()
 
 
-RUNTIMES = tuple(Tensorrt(engine) for engine in module.PACKAGES)
+RUNTIMES = tuple(TensorrtRuntime(engine) for engine in module.PACKAGES)

@@ -5,7 +5,7 @@ and 0 times a NaN or an infinity is NaN. So they are zero, or at least of modera
 """
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,21 +23,24 @@ a query, whose absolute values add up to less than this after scaling, is finite
 hidden."""
 
 
-def clear(caches: "Iterable[Array]", first: np.ndarray, last: np.ndarray) -> None:
+def clear(cache: "Array", axis: int, first: np.ndarray, last: np.ndarray) -> None:
     """Write zeros into the slots from `first` to before `last` of each row, int64 (B,) both.
 
-    caches: (B, ..., T, D).
+    cache: (B, ..., T, ...) with its slots on `axis`.
     """
     for row in np.flatnonzero(first < last):
-        for cache in caches:
-            cache[int(row)][..., int(first[row]) : int(last[row]), :] = 0
+        slots_of(cache, axis, int(row), int(first[row]), int(last[row]))[...] = 0
 
 
-def without(hidden_states: "Array", padded: np.ndarray) -> "Array":
-    """A copy of hidden_states (B, S, hidden) with zeros for tokens that are `padded`, (B, S)."""
-    copy: Any = (
-        hidden_states.copy() if isinstance(hidden_states, np.ndarray) else hidden_states.clone()
-    )
+def slots_of(cache: "Array", axis: int, row: int, first: int, last: int) -> "Array":
+    """A view of the slots from `first` to before `last` of one row, which lie on `axis`."""
+    where: Any = (row, *(slice(None),) * (axis - 1), slice(first, last))
+    return cache[where]
+
+
+def without(tokens: "Array", padded: np.ndarray) -> "Array":
+    """A copy of the main input (B, S, ...) with zeros for tokens that are `padded`, (B, S)."""
+    copy: Any = tokens.copy() if isinstance(tokens, np.ndarray) else tokens.clone()
     copy[like(copy, padded)] = 0
     return copy
 
@@ -96,27 +99,28 @@ class Once:
         self._seen[key] = weakref.ref(thing, lambda _: self._seen.pop(key, None))
 
 
-def check_hidden(name: str, cache: "Array", hidden: np.ndarray, limit: float) -> None:
-    """Refuse a cache (B, ..., T, D) that holds a NaN, or more than `limit`, in a slot that is
-    hidden, bool (B, T).
+def check_hidden(name: str, cache: "Array", hidden: np.ndarray, limit: float, *, axis: int) -> None:
+    """Refuse a cache (B, ..., T, ...), its slots on `axis`, that holds a NaN, or more than `limit`,
+    in a slot that is hidden, bool (B, T).
 
     Raises: TensorError naming row and slot.
     """
     for row in np.flatnonzero(hidden.any(axis=1)):
         slots = np.flatnonzero(hidden[row])
-        held = cache[int(row)][..., slots[0] : slots[-1] + 1, :]
-        if moderate(held, limit):
+        span = slots_of(cache, axis, int(row), int(slots[0]), int(slots[-1]) + 1)
+        if is_moderate(span, limit):
             continue
         for slot in slots:
-            if not moderate(cache[int(row)][..., int(slot), :], limit):
+            held = slots_of(cache, axis, int(row), int(slot), int(slot) + 1)
+            if not is_moderate(held, limit):
                 raise TensorError(
                     f"input {name!r}: row {row} has a NaN, an infinity or a number beyond "
-                    f"{limit:.4g} in slot {slot}, which is padding or not in use; this artifact "
+                    f"{limit:.4g} in slot {slot}, which is padding or not valid; this artifact "
                     f"computes over such slots, so they must be moderate. Fill them with zeros."
                 )
 
 
-def moderate(values: "Array", limit: float) -> bool:
+def is_moderate(values: "Array", limit: float) -> bool:
     """Whether every number is at most `limit` in size; a NaN is not."""
     if 0 in values.shape:
         return True

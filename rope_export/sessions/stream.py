@@ -4,25 +4,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rope_export.arrays import (
-    check_mask,
-    dtype_name,
-    is_torch,
-    like,
-    plain,
-    to_numpy,
-    whole_numbers,
-    writable,
-)
+from rope_export.arrays import check_mask, is_torch, like, plain, to_numpy, whole_numbers
 from rope_export.errors import InputError, TensorError
-from rope_export.interface import LENGTHS, bind_axes, cache_names, check_lengths
-from rope_export.runtimes import allocate
-from rope_export.sessions.slots import clear, without
+from rope_export.sessions.caches import Caches, FixedCaches, GrowingCaches
+from rope_export.sessions.slots import without
+from rope_export.sessions.values import check_positions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rope_export.runtimes import Array, Held, Session
+    from rope_export.arrays import Array
+    from rope_export.artifacts.manifest import Manifest
+    from rope_export.runtimes import Runner
 
 
 class Stream:
@@ -31,46 +24,36 @@ class Stream:
     A fixed cache is allocated once and written in place; its rows may have different lengths. A
     growing one is handed on from call to call; its rows have one length.
 
-    What padded tokens hold and what a slot held before it was given up never reaches a result, not
-    even a NaN: padded tokens are taken as zeros, and every slot beyond a row's length is zero.
+    What padded tokens hold, and what a slot held before it was given up, never reaches a result,
+    not even a NaN: padded tokens are taken as zeros, and every slot beyond a row's length is zero.
     """
 
-    def __init__(self, session: "Session", *, batch: int, capacity: int | None) -> None:
-        self.kind = session.manifest.cache
+    def __init__(
+        self, manifest: "Manifest", runner: "Runner", *, batch: int, capacity: int | None
+    ) -> None:
+        self.kind = manifest.interface.cache
         if self.kind == "none":
             raise InputError(
                 "the artifact has no cache, so its calls do not follow one another; export with "
                 "cache 'growing' or 'fixed'."
             )
-        for name, count in (("batch", batch), ("capacity", capacity)):
-            if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
-                raise InputError(f"{name}={count!r}: it must be a whole number.")
-        if batch < 1:
-            raise InputError(f"batch={batch}: a stream has at least one row.")
-        if self.kind == "fixed" and session.capacity is not None:
-            if capacity not in (None, session.capacity):
-                raise InputError(
-                    f"capacity={capacity}: the engine was built for a cache of "
-                    f"{session.capacity}; leave it out, or build for another --profile."
-                )
-            capacity = session.capacity
-        if self.kind == "fixed" and capacity is None:
-            raise InputError("capacity is missing: a fixed cache is allocated when it is started.")
-        if capacity is not None and capacity < 1:
-            raise InputError(f"capacity={capacity}: a cache has room for at least one entry.")
+        _check_size("batch", batch)
+        _check_size("capacity", capacity)
+        if self.kind == "fixed":
+            capacity = _capacity(capacity, runner.capacity)
         self.batch, self.capacity = batch, capacity
-        self._session = session
+        self._manifest, self._interface = manifest, manifest.interface
         self._lengths = np.zeros(batch, np.int64)
-        self._cache: dict[str, Array] = {}
-        self._held: Held | None = None
-        self._used: Array | None = None
-        self._checked: tuple[object, dict[str, int]] = (None, {})
-        self._mask: np.ndarray | None = None
+        self._caches: Caches = (
+            GrowingCaches(self._interface, runner, batch)
+            if self.kind == "growing" or capacity is None
+            else FixedCaches(self._interface, runner, batch, capacity)
+        )
 
     @property
     def lengths(self) -> np.ndarray:
-        """Entries in use of each row, int64 (batch); with a fixed cache it may be set to fewer, and
-        the entries after them are forgotten."""
+        """Valid slots of each row, int64 (batch); with a fixed cache it may be set to fewer, and
+        what the slots after them held is forgotten."""
         return self._lengths.copy()
 
     @lengths.setter
@@ -87,67 +70,59 @@ class Stream:
                     f"lengths: row {row} of the cache holds {held} entries, not {asked}; lengths "
                     f"may be lowered, to 0 at least. Call step to add entries."
                 )
-        clear(self._cache.values(), wanted, self._lengths)
+        self._caches.forget(wanted, self._lengths)
         self._lengths = wanted
 
     def assume_lengths(self, lengths: "Sequence[int] | np.ndarray") -> None:
-        """Take the rows of a fixed cache to hold so many entries, zeros where none were written: to
-        measure a step at a length, again and again, without the calls that lead there.
+        """Take so many slots of each row of a fixed cache as valid, zeros where none were written.
 
+        A step can so be measured at a length, again and again, without the calls that lead there.
         Raises: TensorError for lengths that the cache has no room for.
         """
         wanted = whole_numbers("lengths", lengths, self.batch)
-        check_lengths(wanted.tolist(), 0, self.capacity or 0)
+        self._interface.check_lengths(wanted.tolist(), 0, self.capacity or 0)
         self._lengths = wanted
 
     def step(
         self,
-        hidden_states: "Array",
+        tokens: "Array | None" = None,
+        /,
         position_ids: "Array | None" = None,
         attention_mask: "Array | None" = None,
         *,
         new: "Sequence[int] | np.ndarray | None" = None,
+        **main: "Array",
     ) -> "Array":
         """One call: the new tokens see the cache, and are in it afterwards.
 
-        hidden_states: (batch, sequence, hidden). position_ids: as the artifact takes them; without,
-        they count on from each row's entries. attention_mask: (batch, sequence) of the new tokens,
-        1 or 0, where the artifact was exported with padding; 1 unless given. new: whole numbers
-        (batch), how many of the tokens each row really has, those after them being padding on the
-        right that the next call overwrites; only with a fixed cache.
-        Returns: attention_output, of the kind of hidden_states and on the same device.
-        Raises: TensorError for what breaks the contract, or a row that is full; the cache is then
-            what it was.
+        tokens: the main input (batch, sequence, ...), by position or by its name, such as
+        hidden_states. position_ids: as the artifact takes them; without, they count on from each
+        row's entries. attention_mask: (batch, sequence) of the new tokens, 1 or 0, where the
+        artifact was exported with padding; 1 unless given. new: whole numbers (batch), how many of
+        the tokens each row really has, those after them being padding on the right that the next
+        call overwrites; only with a fixed cache.
+        Returns: the main output, of the kind of the tokens and on the same device.
+        Raises: TensorError for what does not fit the interface, or a row that is full; the cache is
+            then what it was.
         """
-        hidden_states = self._check(hidden_states)
-        sequence = int(hidden_states.shape[1])
+        interface = self._interface
+        tokens = self._tokens(tokens, main)
+        sequence = int(tokens.shape[1])
         counts = self._counts(new, sequence)
-        check_lengths(self._lengths.tolist(), sequence, self.capacity or 2**62)
-        given = self._new_mask(attention_mask, sequence)
-        padded = _padded(given, None if new is None else counts, sequence)
-        inputs = {
-            "hidden_states": hidden_states if padded is None else without(hidden_states, padded)
-        }
-        names = [tensor.name for tensor in self._session.inputs]
-        if "position_ids" in names:
-            inputs["position_ids"] = (
-                self._positions(hidden_states, sequence)
-                if position_ids is None
-                else self._given("position_ids", position_ids, hidden_states)
-            )
+        interface.check_lengths(self._lengths.tolist(), sequence, self.capacity or 2**62)
+        mask = self._mask(attention_mask, sequence)
+        padded = _padded(mask, None if new is None else counts, sequence)
+        inputs = {interface.main_input: tokens if padded is None else without(tokens, padded)}
+        if interface.positions is not None:
+            inputs[interface.positions] = self._positions(position_ids, tokens)
         elif position_ids is not None:
             raise TensorError("input 'position_ids' is given, but positions have no effect here.")
-        self._session.check_positions(inputs)
-        mask = self._masked(given, sequence)
-        if mask is not None:
-            inputs["attention_mask"] = like(hidden_states, mask)
-        if self.kind == "growing":
-            outputs = self._run_growing(inputs)
-        else:
-            outputs = self._run_fixed(inputs, sequence, None if new is None else counts)
+        check_positions(self._manifest, inputs)
+        if mask is None and interface.mask is not None:
+            mask = np.ones((self.batch, sequence), np.int64)
+        outputs = self._caches.run(inputs, self._lengths, None if new is None else counts, mask)
         self._lengths = self._lengths + counts
-        self._mask = mask
-        return outputs["attention_output"]
+        return outputs[interface.main_output]
 
     def reset(self, rows: "Sequence[int] | None" = None) -> None:
         """Forget what the rows hold, all of them unless given; their memory stays.
@@ -160,43 +135,37 @@ class Stream:
         for row in chosen:
             if row not in every:
                 raise InputError(f"row {row} does not exist; the stream has {self.batch}.")
-        if self.kind == "growing":
-            if chosen != every:
-                raise InputError(
-                    "rows of a growing cache have one length, so they are reset together; export "
-                    "with cache 'fixed' to reset single rows."
-                )
-            self._cache, self._mask = {}, None
-        kept = self._lengths.copy()
-        kept[chosen] = 0
-        clear(self._cache.values(), kept, self._lengths)
-        if self._mask is not None:
-            self._mask[chosen] = 1
-        self._lengths = kept
-
-    def _check(self, hidden_states: "Array") -> "Array":
-        """hidden_states as a plain tensor."""
-        hidden_states = plain("hidden_states", hidden_states)
-        if hidden_states.ndim != 3 or hidden_states.shape[0] != self.batch:
-            raise TensorError(
-                f"input 'hidden_states' has shape {tuple(hidden_states.shape)}; want (batch, "
-                f"sequence, hidden) with batch = {self.batch}."
+        if self.kind == "growing" and chosen != every:
+            raise InputError(
+                "rows of a growing cache have one length, so they are reset together; export "
+                "with cache 'fixed' to reset single rows."
             )
-        for value in self._cache.values():
-            if is_torch(value) != is_torch(hidden_states):
+        self._caches.reset(chosen, self._lengths)
+        self._lengths[chosen] = 0
+
+    def _tokens(self, tokens: "Array | None", main: "dict[str, Array]") -> "Array":
+        """The main input as a plain tensor."""
+        expected = self._interface.input(self._interface.main_input)
+        if main:
+            if tokens is not None or main.keys() != {expected.name}:
+                raise TypeError(f"step() takes {expected.name} once, and no {', '.join(main)}.")
+            tokens = main[expected.name]
+        tokens = plain(expected.name, tokens)
+        if tokens.ndim != len(expected.shape) or tokens.shape[0] != self.batch:
+            raise TensorError(
+                f"input {expected.name!r} has shape {tuple(tokens.shape)}; want {expected} with "
+                f"batch = {self.batch}."
+            )
+        for value in self._caches.tensors.values():
+            if is_torch(value) != is_torch(tokens):
                 raise TensorError(
                     "the stream was started with the other kind of tensor; give numpy arrays or "
                     "torch tensors throughout."
                 )
-        return hidden_states
-
-    def _given(self, name: str, value: "Array", hidden_states: "Array") -> "Array":
-        value = plain(name, value)
-        if is_torch(value) != is_torch(hidden_states):
-            raise TensorError("inputs mix numpy arrays and torch tensors; give one kind.")
-        return value
+        return tokens
 
     def _counts(self, new: "Sequence[int] | np.ndarray | None", sequence: int) -> np.ndarray:
+        """How many of the new tokens each row really has, int64 (batch)."""
         if new is None:
             return np.full(self.batch, sequence)
         counts = whole_numbers("new", new, self.batch)
@@ -211,108 +180,64 @@ class Stream:
             )
         return counts
 
-    def _caches(self, kind: "Array") -> "dict[str, Array]":
-        """The cache as inputs, allocated with zeros at the first call."""
-        if not self._cache:
-            axes = {"batch": self.batch, "past": 0, "capacity": self.capacity or 0}
-            types = [
-                tensor
-                for tensor in self._session.inputs
-                if "past" in tensor.shape or "capacity" in tensor.shape
-                if tensor.name != "attention_mask"
-            ]
-            with writable(kind):
-                self._cache = allocate(types, axes, kind)
-            for value in self._cache.values():
-                value[...] = 0
-        return self._cache
+    def _positions(self, position_ids: "Array | None", tokens: "Array") -> "Array":
+        """The positions of the new tokens: those given, or counted on from each row's entries."""
+        name = str(self._interface.positions)
+        if position_ids is None:
+            positions = self._lengths[:, None] + np.arange(tokens.shape[1])
+            axes = self._interface.input(name).shape[:-2]
+            sizes = [axis for axis in axes if isinstance(axis, int)]
+            return like(tokens, np.broadcast_to(positions, (*sizes, *positions.shape)).copy())
+        position_ids = plain(name, position_ids)
+        if is_torch(position_ids) != is_torch(tokens):
+            raise TensorError("inputs mix numpy arrays and torch tensors; give one kind.")
+        return position_ids
 
-    def _positions(self, kind: "Array", sequence: int) -> "Array":
-        (taken,) = (t for t in self._session.inputs if t.name == "position_ids")
-        positions = self._lengths[:, None] + np.arange(sequence)
-        axes = [axis for axis in taken.shape[:-2] if isinstance(axis, int)]
-        return like(kind, np.broadcast_to(positions, (*axes, *positions.shape)).copy())
-
-    def _new_mask(self, given: "Array | None", sequence: int) -> np.ndarray | None:
-        """The mask of the new tokens, int64 (batch, sequence)."""
-        if given is None:
+    def _mask(self, attention_mask: "Array | None", sequence: int) -> np.ndarray | None:
+        """The mask of the new tokens as the caller gives it, int64 (batch, sequence)."""
+        if attention_mask is None:
             return None
-        if not self._session.manifest.padding:
+        name = self._interface.mask
+        if name is None:
             raise TensorError(
                 "input 'attention_mask' is given, but the artifact takes none; export it with "
                 "padding."
             )
-        mask = to_numpy(plain("attention_mask", given))
+        mask = to_numpy(plain(name, attention_mask))
         if mask.shape != (self.batch, sequence):
             raise TensorError(
-                f"input 'attention_mask' has shape {mask.shape}; want {(self.batch, sequence)}, "
-                f"one for each new token."
+                f"input {name!r} has shape {mask.shape}; want {(self.batch, sequence)}, one for "
+                f"each new token."
             )
         if mask.dtype.kind not in "iub":
-            raise TensorError(f"input 'attention_mask' is {mask.dtype.name}; it must be int64.")
+            raise TensorError(f"input {name!r} is {mask.dtype.name}; it must be int64.")
         mask = mask.astype(np.int64)
         check_mask(mask)
         return mask
 
-    def _masked(self, given: np.ndarray | None, sequence: int) -> np.ndarray | None:
-        """The mask of every slot after the call, as the artifact takes it."""
-        if not self._session.manifest.padding:
-            return None
-        new = np.ones((self.batch, sequence), np.int64) if given is None else given
-        if self.kind == "growing":
-            return new if self._mask is None else np.concatenate((self._mask, new), axis=1)
-        assert self.capacity is not None
-        before = self._mask
-        mask = np.ones((self.batch, self.capacity), np.int64) if before is None else before.copy()
-        for row, values, at in zip(mask, new, self._lengths, strict=True):
-            row[at : at + sequence] = values
-        return mask
 
-    def _run_growing(self, inputs: "dict[str, Array]") -> "dict[str, Array]":
-        inputs = inputs | self._caches(inputs["hidden_states"])
-        outputs = self._session._run(inputs, self._axes(inputs), {})
-        self._cache = {
-            before: outputs[after]
-            for before, after in (_pair(name, self.kind) for name in self._cache)
-        }
-        return outputs
-
-    def _run_fixed(
-        self, inputs: "dict[str, Array]", sequence: int, counts: np.ndarray | None
-    ) -> "dict[str, Array]":
-        """A call in place, after which the slots of tokens beyond `counts` are zero."""
-        try:
-            outputs = self._call_fixed(inputs)
-        except BaseException:  # an interrupt too leaves half a call behind
-            clear(self._cache.values(), self._lengths, self._lengths + sequence)
-            raise
-        if counts is not None:
-            clear(self._cache.values(), self._lengths + counts, self._lengths + sequence)
-        return outputs
-
-    def _call_fixed(self, inputs: "dict[str, Array]") -> "dict[str, Array]":
-        """What stays from call to call is bound, and a call like the last one checked, only once:
-        both take as long as a small layer."""
-        caches = self._caches(inputs["hidden_states"])
-        if self._held is None or self._used is None:
-            with writable(inputs["hidden_states"]):
-                self._used = like(inputs["hidden_states"], self._lengths.copy())
-            into = {_pair(name, self.kind)[1]: value for name, value in caches.items()}
-            self._held = self._session._hold(caches | {LENGTHS: self._used}, into)
-        given = [(name, value.dtype, value.shape) for name, value in inputs.items()]
-        if given != self._checked[0]:
-            self._checked = (given, self._axes(inputs | caches | {LENGTHS: self._used}))
-        self._used[...] = like(self._used, self._lengths)  # type: ignore[assignment]
-        return self._held(inputs, self._checked[1])
-
-    def _axes(self, inputs: "dict[str, Array]") -> dict[str, int]:
-        given = {name: (dtype_name(value), value.shape) for name, value in inputs.items()}
-        return bind_axes(self._session.inputs, given)
+def _check_size(name: str, count: int | None) -> None:
+    """Raises: InputError for what is no whole number of rows or slots."""
+    if count is None:
+        return
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise InputError(f"{name}={count!r}: it must be a whole number.")
+    if count < 1:
+        least = "a stream has at least one row" if name == "batch" else "a cache has a slot or more"
+        raise InputError(f"{name}={count}: {least}.")
 
 
-def _pair(before: str, kind: str) -> tuple[str, str]:
-    """A cache's input and output, from the input's name."""
-    return cache_names(before.removeprefix("past_").removesuffix("_cache"), kind)
+def _capacity(capacity: int | None, only: int | None) -> int:
+    """The capacity of a fixed cache. only: the one that the runner can have, if there is one."""
+    if only is not None and capacity not in (None, only):
+        raise InputError(
+            f"capacity={capacity}: the engine was built for a cache of {only}; leave it out, or "
+            f"build for other `profiles`."
+        )
+    capacity = capacity if only is None else only
+    if capacity is None:
+        raise InputError("capacity is missing: a fixed cache is allocated when it is started.")
+    return capacity
 
 
 def _padded(mask: np.ndarray | None, counts: np.ndarray | None, sequence: int) -> np.ndarray | None:

@@ -24,7 +24,8 @@ from rope_export.bench.contenders import steps
 from rope_export.bench.machine import cpu_name
 from rope_export.bench.roofline import Limits, cores, measured, weight_bytes, work
 from rope_export.bench.shapes import Shape, drawn
-from rope_export.runtimes.onnxruntime import RUNTIMES, OnnxRuntimeSession
+from rope_export.runtimes.onnxruntime import RUNTIMES, OnnxRuntimeRunner
+from rope_export.sessions import Session
 from rope_export.spec import AttentionSpec
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,8 @@ def profiled(artifact: Artifact, shape: Shape, folder: Path, threads: int) -> li
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     inner = RUNTIMES[0].load(artifact, options)
-    session = OnnxRuntimeSession(artifact.manifest, inner, RUNTIMES[0])
+    runner = OnnxRuntimeRunner(artifact.manifest.interface, inner, RUNTIMES[0])
+    session = Session(artifact.manifest, runner)
     spec = AttentionSpec.from_json(artifact.manifest.spec)
     stream = session.start(batch=shape.batch, capacity=shape.total)
     step = steps(stream, shape, drawn(spec, shape, 0))

@@ -22,7 +22,8 @@ from rope_export.bench.machine import cpu_name
 from rope_export.bench.roofline import cores
 from rope_export.bench.shapes import Shape, drawn
 from rope_export.bench.timing import Call, Plan, Timing, measure
-from rope_export.runtimes.onnxruntime import RUNTIMES, OnnxRuntimeSession
+from rope_export.runtimes.onnxruntime import RUNTIMES, OnnxRuntimeRunner
+from rope_export.sessions import Session
 from rope_export.spec import AttentionSpec
 
 ROOT = Path(__file__).parents[2]
@@ -65,13 +66,15 @@ class Found:
     timings: dict[str, Timing]
 
 
-def _session(artifact: Artifact, change: Callable[[Options], None]) -> OnnxRuntimeSession:
+def _session(artifact: Artifact, change: Callable[[Options], None]) -> Session:
     options = RUNTIMES[0].options()
     change(options)
-    return OnnxRuntimeSession(artifact.manifest, RUNTIMES[0].load(artifact, options), RUNTIMES[0])
+    inner = RUNTIMES[0].load(artifact, options)
+    runner = OnnxRuntimeRunner(artifact.manifest.interface, inner, RUNTIMES[0])
+    return Session(artifact.manifest, runner)
 
 
-def _call(session: OnnxRuntimeSession, shape: Shape) -> Call:
+def _call(session: Session, shape: Shape) -> Call:
     spec = AttentionSpec.from_json(session.manifest.spec)
     stream = session.start(batch=shape.batch, capacity=shape.total)
     return steps(stream, shape, drawn(spec, shape, 0))

@@ -22,6 +22,7 @@ import onnxruntime
 import psutil
 
 from rope_export import AttentionSpec, export, open_session
+from rope_export.arrays import to_numpy
 from rope_export.artifacts.artifact import Artifact
 from rope_export.artifacts.deployed import file_weights
 from rope_export.bench.machine import cpu_name
@@ -32,7 +33,7 @@ from rope_export.parity.layer.chain import longest_reduction
 from rope_export.parity.layer.deviations import ceiling
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.metrics import errors
-from rope_export.runtimes import Session, to_numpy
+from rope_export.sessions import Session
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "benchmarks" / "soak.md"
@@ -102,7 +103,7 @@ def _compared(
     with open_session(growing) as session:
         stream = session.start()
         for at, token in enumerate(hidden):
-            cache = dict(stream._cache)
+            cache = dict(stream._caches.tensors)
             answer = to_numpy(stream.step(token))
             if at not in answers:
                 continue

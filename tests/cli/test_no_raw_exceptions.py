@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from rope_export import Artifact, RopeExportError, open_session, verify
-from rope_export.arrays import to_torch
+from rope_export.arrays import numpy_dtype, to_torch
 from rope_export.cli import run
 from rope_export.errors import UnavailableError
 from rope_export.parity import harness
 from rope_export.parity.layer.cases import Case
 from rope_export.parity.layer.visible import Visible
-from rope_export.runtimes import numpy_dtype, runtimes
+from rope_export.runtimes import all_runtimes
 
 HERE = ("eager", "onnxruntime", "reference")
 """Runtimes that every machine with the tests has."""
@@ -69,12 +69,12 @@ def inputs_of(artifact: Artifact) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(("lowering", "cache", "dtype", "padding"), KINDS)
-@pytest.mark.parametrize("runtime", sorted(runtimes()))
+@pytest.mark.parametrize("runtime", sorted(all_runtimes()))
 def test_sessions_and_streams_run_or_refuse(
     tiny: Callable[..., Artifact], runtime, lowering, cache, dtype, padding
 ) -> None:
     artifact = tiny(lowering, dtype, cache, padding)
-    reason = runtimes()[runtime].unavailable(artifact.manifest)
+    reason = all_runtimes()[runtime].unavailable(artifact.manifest)
     if reason is not None:
         with pytest.raises(UnavailableError) as error:
             open_session(artifact, runtime)
@@ -128,11 +128,11 @@ def test_a_library_that_fails_is_one_line(tiny, monkeypatch, runtime) -> None:
     artifact = tiny()
     with open_session(artifact, runtime) as session:
         if runtime == "eager":
-            monkeypatch.setattr(session._layer, "forward", fails)
+            monkeypatch.setattr(session.runner._layer, "forward", fails)
         elif runtime == "reference":
-            monkeypatch.setattr(session._evaluator, "run", fails)
+            monkeypatch.setattr(session.runner._evaluator, "run", fails)
         else:
-            monkeypatch.setattr(type(session._inner), "run_with_iobinding", fails)
+            monkeypatch.setattr(type(session.runner._inner), "run_with_iobinding", fails)
         with pytest.raises(RopeExportError, match=r"failed: no such thing$") as error:
             session.run(inputs_of(artifact))
     assert error.value.status == 4

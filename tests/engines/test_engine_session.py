@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from rope_export import build_engine, gpu, open_session, verify
+from rope_export.engines.calls import CONTEXTS, GRAPHS
 from rope_export.engines.plan import Engine
-from rope_export.engines.session import CONTEXTS, GRAPHS
 from rope_export.errors import InputError, ProfileError, RopeExportError, UnavailableError
 from rope_export.parity.layer.cases import Case
-from rope_export.runtimes.tensorrt import EngineSession, Tensorrt
+from rope_export.runtimes.tensorrt import EngineRunner, TensorrtRuntime
+from rope_export.sessions import Session
 from tests.conftest import TINY
 from tests.support.fake_context import FakeMachine
 
@@ -48,9 +49,10 @@ def engine(tiny, tmp_path_factory) -> Callable[[str], Engine]:
     return build
 
 
-def opened(engine: Engine) -> tuple[FakeMachine, EngineSession]:
+def opened(engine: Engine) -> tuple[FakeMachine, Session]:
     machine = FakeMachine(engine)
-    return machine, EngineSession(engine.manifest, machine.context, machine.device)
+    runner = EngineRunner(engine.manifest, machine.context, machine.device)
+    return machine, Session(engine.manifest, runner)
 
 
 def tokens(batch: int, count: int, seed: int = 0) -> torch.Tensor:
@@ -128,14 +130,14 @@ def test_a_stream_writes_its_fixed_cache_where_it_lies(engine) -> None:
     machine, session = opened(engine("fixed"))
     stream = session.start(batch=2)
     stream.step(tokens(2, 3))
-    lies = {name: value.data_ptr() for name, value in stream._cache.items()}
+    lies = {name: value.data_ptr() for name, value in stream._caches.tensors.items()}
     for at in range(4):
         stream.step(tokens(2, 1, at))
     for made in machine.calls:
         for name, address in lies.items():
             assert made["addresses"][name] == made["addresses"][f"{name}_out"] == address
-    assert np.all(stream._cache["key_cache"][:, :, :7].numpy() != 0)
-    assert np.all(stream._cache["key_cache"][:, :, 7:].numpy() == 0)
+    assert np.all(stream._caches.tensors["key_cache"][:, :, :7].numpy() != 0)
+    assert np.all(stream._caches.tensors["key_cache"][:, :, 7:].numpy() == 0)
 
 
 @pytest.mark.parametrize("kind", ["torch", "numpy"])
@@ -188,7 +190,7 @@ def test_graphs_of_streams_that_ended_are_dropped(engine) -> None:
     for stream in streams:
         stream.step(tokens(1, 1))
         stream.step(tokens(1, 1))
-    assert len(session._calls._graphs) == GRAPHS
+    assert len(session.runner._calls._graphs) == GRAPHS
 
 
 @pytest.mark.parametrize(
@@ -272,14 +274,14 @@ def here(engine, monkeypatch) -> FakeMachine:
     """As where the GPU is: the runtime opens the engine on the fake machine."""
     machine = FakeMachine(engine("growing"))
     monkeypatch.setattr(
-        Tensorrt,
+        TensorrtRuntime,
         "unavailable",
         lambda self, manifest=None: None if self.name == "tensorrt-rtx" else "not here",
     )
     monkeypatch.setattr(
-        Tensorrt,
+        TensorrtRuntime,
         "open",
-        lambda self, artifact, threads=None: EngineSession(
+        lambda self, artifact, threads=None: EngineRunner(
             artifact.manifest, machine.context, machine.device
         ),
     )

@@ -17,7 +17,7 @@ from rope_export.parity.layer.cases import Case
 from rope_export.parity.layer.visible import Visible
 from rope_export.parity.report.text import table, verdict
 from rope_export.parity.rows import CALLS_FAILED
-from rope_export.runtimes.onnxruntime import OnnxRuntimeSession
+from rope_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from tests.conftest import TINY
 
 BIASED = {**TINY, "model_type": "qwen2"}
@@ -90,7 +90,7 @@ def test_a_failure_that_is_the_same_in_every_case_is_one_line(tiny, few_cases, m
     def fails(*_: object) -> dict[str, np.ndarray]:
         raise RopeExportError("onnxruntime failed: the device is on fire")
 
-    monkeypatch.setattr(OnnxRuntimeSession, "_run", fails)
+    monkeypatch.setattr(OnnxRuntimeRunner, "run", fails)
     monkeypatch.setattr(Report, "keep", lambda *_: None)
     report = verify(tiny())
     (problem,) = report.problems

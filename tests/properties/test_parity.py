@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from rope_export import Artifact, AttentionSpec, RotaryAttention, export, open_session, verify
+from rope_export.arrays import to_numpy
 from rope_export.parity import Report, frequencies
 from rope_export.parity.judge import Judge
 from rope_export.parity.layer.cases import FAR, Case, cases
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.layer.weights import true_weights
 from rope_export.parity.rows import judged
-from rope_export.runtimes import to_numpy
 from tests.conftest import TINY, taking_turns
 
 FIXED = [("fixed", False), ("fixed", True)]

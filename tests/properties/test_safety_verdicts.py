@@ -175,8 +175,8 @@ def test_sessions_share_what_has_the_same_hashes_alone(pair, tmp_path) -> None:
     with open_session(out) as first:
         put(pair[1], out)
         with open_session(out) as second, open_session(pair[0]) as third:
-            assert second._inner is not first._inner
-            assert third._inner is first._inner
+            assert second.runner._inner is not first.runner._inner
+            assert third.runner._inner is first.runner._inner
             assert [answer(x) for x in (first, second, third)] == [right[0], right[1], right[0]]
 
 

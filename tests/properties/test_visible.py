@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from rope_export import AttentionSpec, export, open_session, verify
+from rope_export.arrays import to_numpy
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.errors import TensorError
 from rope_export.parity.layer.counterfactuals import COUNTERFACTUALS, counterfactuals
@@ -18,7 +19,6 @@ from rope_export.parity.layer.inv_freq import frequencies
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.report.text import verdict
 from rope_export.rope.default import DefaultRope
-from rope_export.runtimes import to_numpy
 from rope_export.spec import LatentSpec, NormSpec, PositionScale
 from rope_export.spec.features import SIZES
 from tests.conftest import TINY

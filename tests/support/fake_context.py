@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from rope_export.arrays import numpy_dtype
 from rope_export.engines.plan import Engine
 from rope_export.interface import TensorType
-from rope_export.runtimes import numpy_dtype
 
 STREAM, CAPTURE = 7, 8
 
@@ -119,10 +119,10 @@ class FakeContext:
                 for axis, size in zip(tensor.shape, shape, strict=True)
                 if isinstance(axis, str)
             }
-        for tensor in facts.outputs:  # a KV-cache update writes where it reads
-            if tensor.name.endswith("_out"):
-                before = tensor.name.removesuffix("_out")
-                assert self.addresses[tensor.name] == self.addresses[before]
+        interface = self.machine.engine.manifest.interface
+        if interface.cache == "fixed":  # a KV-cache update writes where it reads
+            for pair in interface.caches:
+                assert self.addresses[pair.output] == self.addresses[pair.input]
         return sizes
 
 

@@ -322,10 +322,10 @@ def test_a_buffer_is_looked_at_once_while_it_lives(tiny) -> None:
             session.run(again)
         again["key_cache"] = np.zeros_like(inputs["key_cache"])
         session.run(again)
-        kept = len(session._checked._seen)
+        kept = len(session._values._seen._seen)
         del again
         gc.collect()
-        assert len(session._checked._seen) == kept - 1
+        assert len(session._values._seen._seen) == kept - 1
 
 
 PADDED = [

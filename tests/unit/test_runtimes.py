@@ -30,9 +30,9 @@ def test_torch_in_torch_out_and_the_same_numbers(tiny, runtime) -> None:
 def test_inputs_and_outputs_are_bound_in_place(tiny, monkeypatch) -> None:
     bound = {}
     with open_session(tiny()) as session:
-        bind = type(session)._bind
+        bind = type(session.runner)._bind
         monkeypatch.setattr(
-            type(session),
+            type(session.runner),
             "_bind",
             lambda self, way, name, value: (
                 bound.update({name: value}),

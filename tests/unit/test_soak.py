@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rope_export.runtimes.onnxruntime import OnnxRuntimeSession
+from rope_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from scripts.benchmarks import soak
 
 
@@ -20,12 +20,12 @@ def test_nothing_goes_wrong(smollm2, steps: int, seconds: float) -> None:
 
 
 def test_a_wrong_answer_is_counted(smollm2, monkeypatch) -> None:
-    plain = OnnxRuntimeSession._hold
+    plain = OnnxRuntimeRunner.prepare
 
     def forgetful(self, kept, into):
         """A fixed cache that is read but never written."""
         return plain(self, kept, {n: np.empty_like(x) for n, x in into.items()})
 
-    monkeypatch.setattr(OnnxRuntimeSession, "_hold", forgetful)
+    monkeypatch.setattr(OnnxRuntimeRunner, "prepare", forgetful)
     decoding = next(iter(soak.soak(smollm2, 100, 0.0)))
     assert decoding.wrong > 90

@@ -71,11 +71,11 @@ def test_a_fixed_cache_is_written_in_place(tiny, lowering, cache) -> None:
     with open_session(tiny(lowering, "float32", cache)) as session:
         stream = session.start(batch=2, capacity=9)
         stream.step(tokens(2, 3))
-        before = {name: value.ctypes.data for name, value in stream._cache.items()}
-        kept = {name: value.copy() for name, value in stream._cache.items()}
+        before = {name: value.ctypes.data for name, value in stream._caches.tensors.items()}
+        kept = {name: value.copy() for name, value in stream._caches.tensors.items()}
         stream.step(tokens(2, 1, seed=1))
-        assert {name: value.ctypes.data for name, value in stream._cache.items()} == before
-        for name, value in stream._cache.items():
+        assert {name: value.ctypes.data for name, value in stream._caches.tensors.items()} == before
+        for name, value in stream._caches.tensors.items():
             np.testing.assert_array_equal(value[:, :, :3], kept[name][:, :, :3])
             assert np.all(value[:, :, 3] != 0)
             np.testing.assert_array_equal(value[:, :, 4:], 0)
@@ -299,7 +299,7 @@ def test_what_a_row_gave_up_never_reaches_a_result(tiny, lowering, padding, dtyp
             for stream in streams[:1]:
                 assert stream.lengths.tolist() == [4, 7]
             for stream in (wanted, *streams):
-                for value in stream._cache.values():
+                for value in stream._caches.tensors.values():
                     for row, length in zip(value, stream.lengths, strict=True):
                         assert np.all(row[..., length:, :] == 0)
             np.testing.assert_array_equal(
@@ -364,18 +364,18 @@ def test_a_call_that_fails_leaves_nothing_behind(tiny, monkeypatch) -> None:
     with open_session(tiny("standard", "float32", "fixed")) as session:
         stream, wanted = session.start(1, 8), session.start(1, 8)
         stream.step(x), wanted.step(x)
-        held = stream._held
+        held = stream._caches._prepared
 
         def fails(inputs, axes):
             held(inputs, axes)
-            for value in stream._cache.values():
+            for value in stream._caches.tensors.values():
                 value[:, :, 3] = np.nan
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(stream, "_held", fails)
+        monkeypatch.setattr(stream._caches, "_prepared", fails)
         with pytest.raises(KeyboardInterrupt):
             stream.step(x)
-        monkeypatch.setattr(stream, "_held", held)
+        monkeypatch.setattr(stream._caches, "_prepared", held)
         assert stream.lengths.tolist() == [2]
         np.testing.assert_array_equal(stream.step(x), wanted.step(x))
 
@@ -432,9 +432,9 @@ def test_what_a_growing_stream_refuses(tiny) -> None:
 
 def test_sessions_on_one_artifact_share_their_weights(tiny) -> None:
     with open_session(tiny()) as one, open_session(tiny()) as other:
-        assert one._inner is other._inner
+        assert one.runner._inner is other.runner._inner
         with open_session(tiny(), threads=1) as alone:
-            assert alone._inner is not one._inner
+            assert alone.runner._inner is not one.runner._inner
     with pytest.raises(InputError, match="threads=0"):
         open_session(tiny(), threads=0)
 

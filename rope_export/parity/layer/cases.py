@@ -7,10 +7,10 @@ from zlib import crc32
 
 import numpy as np
 
+from rope_export.arrays import numpy_dtype
 from rope_export.artifacts.artifact import Manifest
 from rope_export.interface import LENGTHS
 from rope_export.parity.layer.reference import ReferenceLayer
-from rope_export.runtimes import numpy_dtype
 from rope_export.spec import AttentionSpec
 
 Padding = Literal["left", "right", "holes", "unequal"]

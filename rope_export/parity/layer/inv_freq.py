@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from rope_export.runtimes import to_numpy
+from rope_export.arrays import to_numpy
 from rope_export.spec import AttentionSpec
 
 

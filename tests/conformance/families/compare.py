@@ -16,7 +16,7 @@ from rope_export.errors import CheckpointError, SpecError
 from rope_export.lowerings import lowerings, refusal
 from rope_export.parity.bounds import UNIT_ROUNDOFF
 from rope_export.parity.layer.chain import longest_reduction
-from rope_export.runtimes import Session
+from rope_export.sessions import Session
 from rope_export.spec import AttentionSpec
 from tests.conformance.families import kept
 from tests.conformance.families.calls import comparable, expected, inputs_of, steps, tables

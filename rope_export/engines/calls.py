@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from rope_export.engines.execution import Context, Device
 from rope_export.engines.plan import EngineManifest
-from rope_export.interface import cache_names
 
 if TYPE_CHECKING:
     import torch
@@ -74,19 +73,13 @@ class Calls:
         import torch
 
         self._manifest, self._make, self._device = manifest, context, device
-        self._fixed = manifest.cache == "fixed"
+        self._fixed = manifest.interface.cache == "fixed"
         self._free: list[_Held] = []
         self._lock, self._slots = Lock(), BoundedSemaphore(CONTEXTS)
         self._graphs: OrderedDict[Any, _Graph | None] = OrderedDict()
         self._some = torch.zeros(256, dtype=torch.uint8, device=device.place)
-        self.pairs = {
-            after: before
-            for before, after in (
-                cache_names(t.name.removesuffix("_cache"), "fixed")
-                for t in manifest.inputs
-                if self._fixed and t.name.endswith("_cache")
-            )
-        }
+        pairs = manifest.interface.caches if self._fixed else ()
+        self.pairs = {pair.output: pair.input for pair in pairs}
 
     def run(
         self, profile: int, inputs: Tensors, axes: Mapping[str, int], caches: Tensors

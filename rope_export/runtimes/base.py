@@ -1,0 +1,115 @@
+"""What a runtime is, and the thin Runner that it opens an artifact as."""
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import numpy as np
+
+from rope_export.arrays import is_torch, numpy_dtype
+from rope_export.errors import RopeExportError
+from rope_export.interface import TensorType
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from rope_export.arrays import Array
+    from rope_export.artifacts.artifact import Artifact
+    from rope_export.artifacts.manifest import Manifest
+
+    Prepared: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, int]], dict[str, Array]]
+
+
+class Runner(Protocol):
+    """Runs calls of an artifact that somebody else has checked, from several threads at once.
+
+    capacity: the one number of slots that a fixed cache must have here, if there is such a one.
+    whole_capacity: whether every slot of a fixed cache takes part in the computation, whatever the
+        operators of the file do.
+    """
+
+    capacity: int | None = None
+    whole_capacity: bool = False
+
+    def run(
+        self, inputs: "Mapping[str, Array]", axes: Mapping[str, int], into: "Mapping[str, Array]"
+    ) -> "dict[str, Array]":
+        """One call: every output by name, of the kind and on the device of the inputs.
+
+        axes: the size of every dynamic axis. into: tensors that some outputs are to be written to;
+        they may be the inputs of a fixed cache.
+        """
+        ...
+
+    def prepare(self, kept: "Mapping[str, Array]", into: "Mapping[str, Array]") -> "Prepared":
+        """Many calls over the same tensors: a function of the other inputs and of the axes, which
+        gives every output.
+
+        kept: inputs of every call. into: as for `run`.
+        """
+        return lambda inputs, axes: self.run({**kept, **inputs}, axes, into)
+
+    def close(self) -> None:
+        """Release what the runner holds; it cannot run afterwards."""
+        return
+
+
+class Runtime(Protocol):
+    """Something that can run an artifact."""
+
+    name: str
+
+    def unavailable(self, manifest: "Manifest | None" = None) -> str | None:
+        """Why it cannot run here, or cannot run an artifact like this; nothing if it can."""
+
+    def open(self, artifact: "Artifact", threads: int | None = None) -> Runner:
+        """The artifact, ready to run on this runtime and on no other. threads: for one call.
+
+        What is loaded comes from `artifact.read`, which checks it.
+        """
+        ...
+
+
+class NeedsPackages:
+    """Says which package a runtime needs and does not find."""
+
+    needs: ClassVar[Mapping[str, str]] = {}
+    """Import name to the extra that brings it."""
+
+    def missing(self) -> str | None:
+        for package, extra in self.needs.items():
+            if importlib.util.find_spec(package) is None:
+                return (
+                    f"the package {package!r} is not installed; "
+                    f"install it with: pip install 'rope_export[{extra}]'"
+                )
+        return None
+
+
+def written(outputs: "dict[str, Array]", into: "Mapping[str, Array]") -> "dict[str, Array]":
+    """`outputs`, with those of `into` copied there: for runtimes that cannot write in place."""
+    for name, target in into.items():
+        target[...] = outputs[name]  # type: ignore[assignment]
+    return outputs | dict(into)
+
+
+def allocate(
+    types: Sequence[TensorType], axes: Mapping[str, int], like: "Array"
+) -> "dict[str, Array]":
+    """Uninitialised tensors of the kind and on the device of `like`.
+
+    Raises: RopeExportError if there is no memory for them.
+    """
+    try:
+        return {t.name: _allocated(t.sized(axes), t.dtype, like) for t in types}
+    except (MemoryError, RuntimeError, ValueError, OverflowError) as error:
+        wanted = ", ".join(f"{t.name} {t.sized(axes)}" for t in types)
+        raise RopeExportError(f"there is no memory for {wanted}.") from error
+
+
+def _allocated(shape: tuple[int, ...], dtype: str, like: "Array") -> "Array":
+    if not is_torch(like):
+        return np.empty(shape, dtype=numpy_dtype(dtype))
+    import torch
+
+    return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)

@@ -1,0 +1,75 @@
+"""What the values of a call's inputs must be, beyond their names, dtypes and shapes."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rope_export.arrays import like
+from rope_export.errors import TensorError
+from rope_export.sessions.slots import (
+    Once,
+    check_hidden,
+    hidden_slots,
+    is_moderate,
+    limit_of,
+    without,
+)
+
+if TYPE_CHECKING:
+    from rope_export.arrays import Array
+    from rope_export.artifacts.manifest import Manifest
+
+
+def check_positions(manifest: "Manifest", inputs: "Mapping[str, Array]") -> None:
+    """Raises: TensorError for a position before the first that the manifest states."""
+    first, name = manifest.first_position, manifest.interface.positions
+    if first is None or name is None:
+        return
+    lowest = int(inputs[name].min())
+    if lowest < first:
+        raise TensorError(
+            f"input {name!r} holds {lowest}; queries of this layer grow with their position, which "
+            f"is defined from {first} on."
+        )
+
+
+class ValueChecks:
+    """Looks at the mask of a call, and at what its caches hold in slots that it hides.
+
+    whole_capacity: every slot of a fixed cache takes part in the computation, whatever the
+    manifest's stale_slots says.
+    """
+
+    def __init__(self, manifest: "Manifest", *, whole_capacity: bool) -> None:
+        self._interface = manifest.interface
+        self._stale = whole_capacity or manifest.stale_slots == "finite"
+        self._seen = Once()
+
+    def check(
+        self, given: Mapping[str, object], values: "dict[str, Array]", axes: Mapping[str, int]
+    ) -> None:
+        """Refuse wrong masks and hidden slots that would spoil a row; of padded tokens, put zeros
+        in the place of what is not finite.
+
+        given: the inputs as the caller has them; each is looked at once. values: the same as plain
+        tensors, of which the main input may be replaced. axes: the size of every axis.
+        Raises: TensorError naming the input, the row and the slot.
+        """
+        interface = self._interface
+        mask = None if interface.mask is None else values[interface.mask]
+        lengths = None if interface.lengths is None else values[interface.lengths]
+        unseen = [pair for pair in interface.caches if given[pair.input] not in self._seen]
+        if mask is None and not (self._stale and unseen):
+            return
+        hidden = hidden_slots(mask, lengths, axes, stale=self._stale)
+        if hidden is None:
+            return
+        for pair in unseen:
+            limit = limit_of(interface.input(pair.input).dtype)
+            check_hidden(pair.input, values[pair.input], hidden.cached, limit, axis=pair.axis)
+            self._seen.add(given[pair.input])
+        if hidden.new is None:
+            return
+        tokens = values[interface.main_input]
+        limit = limit_of(interface.input(interface.main_input).dtype)
+        if not is_moderate(tokens[like(tokens, hidden.new)], limit):
+            values[interface.main_input] = without(tokens, hidden.new)
