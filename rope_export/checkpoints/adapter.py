@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +96,18 @@ class Adapter:
             )
         return (b @ a) * delta.scale
 
+    @cached_property
+    def weights_hash(self) -> str:
+        """sha256 of the file of its tensors."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def facts(self, deltas: Mapping[str, Delta]) -> dict[str, Any]:
         """What a manifest says of it."""
         text = json.dumps(self.config, sort_keys=True, separators=(",", ":"))
-        with self.path.open("rb") as file:
-            weights = hashlib.file_digest(file, "sha256").hexdigest()
         return {
             "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "weights_sha256": weights,
+            "weights_sha256": self.weights_hash,
             "merged": {
                 name: {"rank": delta.rank, "scale": delta.scale}
                 for name, delta in sorted(deltas.items())

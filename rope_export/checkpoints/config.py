@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,12 @@ class Read:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be said once of the keys, after a spec was read from them."""
+        """What a user should know of the keys, after a spec was read from them."""
         return tuple(sorted(self.facts.notes))
+
+    def anew(self) -> "Read":
+        """The same config, of which nothing has been read or noted yet."""
+        return replace(self, facts=Config(self.facts.facts, self.facts.names))
 
     def layout(self, layer: int) -> TensorLayout:
         """Names of the layer's tensors in a checkpoint."""
@@ -149,12 +153,17 @@ def spec_of(read: Read, layer: int) -> AttentionSpec:
     try:
         spec = _spec(read.kind, read.facts, layer)
     except KeyError as error:
-        raise SpecError(
-            f"config key {error.args[0]} is missing: model_type={read.kind.model_type!r} needs it."
-        ) from error
+        raise _missing(read, error) from error
     keys.refuse_changing(_changing(read, layer, spec), read.kind.model_type)
     read.facts.notes.update(keys.notes(read.unread, read.facts, read.kind))
     return spec
+
+
+def _missing(read: Read, error: KeyError) -> SpecError:
+    """The error for a key that the config lacks."""
+    return SpecError(
+        f"config key {error.args[0]} is missing: model_type={read.kind.model_type!r} needs it."
+    )
 
 
 def _changing(read: Read, layer: int, spec: AttentionSpec) -> dict[str, Any]:
@@ -175,7 +184,7 @@ def _changing(read: Read, layer: int, spec: AttentionSpec) -> dict[str, Any]:
 
 def _spec(kind: Family, facts: Config, layer: int, strict: bool = True) -> AttentionSpec:
     """strict: refuse keys that nobody read."""
-    layers = kind.depth(facts) if kind.depth else facts.whole("num_hidden_layers")
+    layers = _depth(kind, facts)
     if not 0 <= layer < layers:
         raise SpecError(f"layer={layer}: the model has {layers} layers, 0 to {layers - 1}.")
     each = facts.get("per_layer_config") or {}
@@ -243,10 +252,30 @@ def _both_sides(facts: Config, kind: Family, layer_type: str, given: Facts) -> F
     return {"causal": False, "window": reach + 1, "window_after": reach}
 
 
-KINDS = ("full_attention", "sliding_attention", "chunked_attention")
+ATTENTION_KINDS = ("full_attention", "sliding_attention", "chunked_attention")
+"""Kinds of layers that attend, as transformers' layer_types name them."""
 
 
-def _layer_type(kind: Family, facts: Config, layer: int, layers: int) -> str:
+def layer_kinds(read: Read) -> tuple[str, ...]:
+    """The kind of every layer: one of `ATTENTION_KINDS`, or another word for one without attention.
+
+    Raises: SpecError for a config that does not tell.
+    """
+    read = read.anew()
+    try:
+        layers = _depth(read.kind, read.facts)
+        return tuple(_layer_types(read.kind, read.facts, layers)[:layers])
+    except KeyError as error:
+        raise _missing(read, error) from error
+
+
+def _depth(kind: Family, facts: Config) -> int:
+    """How many layers the model has."""
+    return kind.depth(facts) if kind.depth else facts.whole("num_hidden_layers")
+
+
+def _layer_types(kind: Family, facts: Config, layers: int) -> list[str]:
+    """The kind of every layer, as the family names them."""
     types = kind.kinds(facts)
     if types is None and class_defaults().get(kind.model_type, {}).get("mixed"):
         raise SpecError(
@@ -254,16 +283,25 @@ def _layer_type(kind: Family, facts: Config, layer: int, layers: int) -> str:
             f"must name every layer's kind."
         )
     if types is None:
-        return "full_attention"
+        return ["full_attention"] * layers
     facts.get("sliding_window"), facts.get("use_sliding_window"), facts.get("max_window_layers")
     if not isinstance(types, list) or len(types) < layers:
         raise SpecError(f"config key layer_types={types!r}: it must name every layer's kind.")
-    if types[layer] not in KINDS:
+    return types
+
+
+def _layer_type(kind: Family, facts: Config, layer: int, layers: int) -> str:
+    """The kind of one layer.
+
+    Raises: SpecError for one that does not attend, or attends in another way.
+    """
+    layer_type = _layer_types(kind, facts, layers)[layer]
+    if layer_type not in ATTENTION_KINDS:
         raise SpecError(
-            f"config key layer_types[{layer}]={types[layer]!r} is not implemented; "
-            f"supported: {', '.join(map(repr, KINDS))}."
+            f"config key layer_types[{layer}]={layer_type!r} is not implemented; "
+            f"supported: {', '.join(map(repr, ATTENTION_KINDS))}."
         )
-    return types[layer]
+    return layer_type
 
 
 def _window(facts: Config, layer: int, layer_type: str, given: Mapping[str, Any]) -> Facts:

@@ -21,16 +21,16 @@ class Tensors(Protocol):
         """A weight as the checkpoint keeps it, where it keeps integers."""
 
 
-def forms(tensors: Tensors, pieces: Mapping[str, Piece]) -> dict[str, str]:
-    """As `Source.forms`."""
+def forms_of(tensors: Tensors, pieces: Mapping[str, Piece]) -> dict[str, str]:
+    """As `Layer.forms`."""
     found = {name: tensors.form(piece.name) for name, piece in pieces.items()}
     return {name: form for name, form in found.items() if form is not None}
 
 
-def integers(
+def integers_of(
     tensors: Tensors, pieces: Mapping[str, Piece], spec: AttentionSpec
 ) -> dict[str, Integers]:
-    """As `Source.integers`: of weights whose rows are those of one tensor."""
+    """As `Layer.integers`: of weights whose rows are those of one tensor."""
     found = {}
     for name, piece in pieces.items():
         whole = tensors.integers(piece.name) if len(piece.names) == 1 else None

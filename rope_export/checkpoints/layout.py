@@ -1,7 +1,7 @@
 """Where a checkpoint keeps the tensors of a layer: their names, and which rows of fused ones."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -78,6 +78,16 @@ class TensorLayout:
     def path(self, layer: int) -> str:
         """Where the layer's attention is; blocks of two attentions have {block} and {side}."""
         return self.layers.format(layer=layer, block=layer // 2, side=layer % 2)
+
+    @property
+    def stack(self) -> str:
+        """What all layers' paths begin with, up to the layer's number."""
+        return self.layers.partition("{")[0]
+
+    def block(self, layer: int) -> str:
+        """Where the whole layer is, of which the attention is a part."""
+        number = self.layers.index("}")
+        return replace(self, layers=self.layers[: number + 1] + ".").path(layer)
 
     def pieces(self, spec: AttentionSpec) -> dict[str, Piece]:
         """Each tensor of the spec, by its name there, relative to the layer."""

@@ -84,6 +84,27 @@ def _refuse_wrapped(names: list[str], path: str) -> None:
             )
 
 
+def shared_names(names: Iterable[str], stack: str) -> tuple[str, ...]:
+    """Names of the tensors of a model that are no layer's, such as its embedding and head.
+
+    stack: what the names of its layers begin with, up to their number. Those of other towers, of
+    other layers and of stacks saved beside the model are left out.
+    """
+    own_tower = is_of_tower(stack)
+    before = stack[: stack.rstrip(".").rfind(".") + 1]
+
+    def belongs(name: str) -> bool:
+        words = name.split(".")
+        if name.startswith(stack) or BESIDE & set(words):
+            return False
+        if own_tower:
+            return name.startswith(before)
+        within = bool(before) and name.startswith(before)
+        return not is_of_tower(name) and (within or not any(word.isdigit() for word in words))
+
+    return tuple(sorted(filter(belongs, names)))
+
+
 def is_of_tower(name: str) -> bool:
     """Whether a tensor's name or prefix is that of a tower for images or sound."""
     return any(word in name for word in EVERY_TOWER)

@@ -115,7 +115,7 @@ class Unpacking:
         return self.format.stored(module, self._read, self._files)
 
 
-def unpacking(
+def unpacked_tensors(
     config: Mapping[str, Any], locator: Finds, files: Mapping[str, str], read: Read
 ) -> Unpacking:
     """The checkpoint's tensors as its config, the files beside it, or their names say.

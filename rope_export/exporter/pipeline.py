@@ -22,7 +22,7 @@ from rope_export.arrays import to_torch
 from rope_export.artifacts import artifact as artifacts
 from rope_export.artifacts.artifact import Artifact, Manifest
 from rope_export.attention.layer import RotaryAttention
-from rope_export.checkpoints import Source, open_source
+from rope_export.checkpoints import Layer, open_model
 from rope_export.checkpoints.stored import store
 from rope_export.exporter.simplify import drop_undone_reshapes
 from rope_export.interface import TensorType, attention_tensors
@@ -93,7 +93,8 @@ def export(
     out = Path(out)
     artifacts.check_target(out)
     progress("reading the source")
-    found = open_source(source, layer=layer, part=part, dtype=dtype, seed=seed, adapter=adapter)
+    opened = open_model(source, part=part, dtype=dtype, seed=seed, adapter=adapter)
+    found = opened.layer(layer)
     _refuse_unread(found)
     how = _quantization(weights, block_size, accuracy_level)
     chosen = lowering_for(lowering, found.spec, cache, how)
@@ -138,7 +139,7 @@ def export(
     return artifacts.save(out, manifest, write, origin)
 
 
-def _refuse_unread(source: Source) -> None:
+def _refuse_unread(source: Layer) -> None:
     """Raises: SpecError for a config key that transformers, where it is installed, reads for this
     attention and that is not implemented here."""
     from rope_export.parity.reading.unread import refuse_unread
@@ -167,7 +168,7 @@ def _quantization(weights: str | None, block_size: int, accuracy_level: int) -> 
     return Quantization(bits=known[weights], block_size=block_size, accuracy_level=accuracy_level)
 
 
-def _stored(source: Source, tensors: dict[str, Tensor], how: Quantization) -> dict[str, Packed]:
+def _stored(source: Layer, tensors: dict[str, Tensor], how: Quantization) -> dict[str, Packed]:
     """Projections in few bits; `tensors` has what they stand for afterwards."""
     stored = store(tensors, source.integers(), how)
     for name, packed in stored.items():
@@ -176,7 +177,7 @@ def _stored(source: Source, tensors: dict[str, Tensor], how: Quantization) -> di
 
 
 def _weight_facts(
-    source: Source,
+    source: Layer,
     tensors: dict[str, Tensor],
     stored: Mapping[str, Packed],
     how: Quantization | None,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rope_export import export, verify
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.errors import CheckpointError
 from tests.conftest import TINY
 
@@ -91,7 +91,7 @@ def test_of_a_sharded_repository_only_the_layers_shards_are_fetched(hub: Hub) ->
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     shards = {file for name, file in index.items() if ".layers.1.self_attn." in name}
     assert len(shards) < len(set(index.values()))
-    source = open_source("owner/sharded", layer=1)
+    source = open_model("owner/sharded").layer(1)
     source.weights()
     needed = {"config.json", "model.safetensors.index.json", *shards}
     assert sorted(hub.fetched) == sorted(needed)
@@ -102,7 +102,7 @@ def test_the_whole_file_counts_before_the_index_on_a_hub_as_well(hub: Hub) -> No
     both = hub.folder / "owner" / "both"
     shutil.copytree(hub.folder / "owner" / "sharded", both)
     shutil.copy(hub.folder / "owner" / "whole" / "model.safetensors", both)
-    open_source("owner/both").weights()
+    open_model("owner/both").layer().weights()
     assert sorted(hub.fetched) == ["config.json", "model.safetensors"]
 
 
@@ -112,7 +112,7 @@ def test_a_file_that_the_config_names_is_the_only_one_fetched(hub: Hub) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["transformers_weights"] = "model.fp16.safetensors"
     (folder / "config.json").write_text(json.dumps(config))
-    weights = open_source("owner/whole").weights()
+    weights = open_model("owner/whole").layer().weights()
     assert sorted(hub.fetched) == ["config.json", "model.fp16.safetensors"]
     name = "model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(weights["q_proj.weight"], load_file(folder / "model.fp16.safetensors")[name])
@@ -136,14 +136,14 @@ def test_an_adapter_of_a_hub_is_merged_and_one_beside_a_model_is_not_fetched(
         shutil.copy(path, owner / "sharded")
     hub.fetched.clear()
     with pytest.raises(CheckpointError, match="--adapter owner/sharded"):
-        open_source("owner/sharded")
+        open_model("owner/sharded").layer()
     assert "adapter_model.safetensors" not in hub.fetched
-    assert open_source("owner/sharded", adapter="none").weights()
-    assert open_source("owner/sharded", adapter="owner/sharded").weights()
+    assert open_model("owner/sharded", adapter="none").layer().weights()
+    assert open_model("owner/sharded", adapter="owner/sharded").layer().weights()
 
 
 def test_what_a_hub_has_not_is_said_in_one_line(hub: Hub) -> None:
     (hub.folder / "owner" / "whole" / "model.safetensors").unlink()
     for name, said in (("whole", "no model.safetensors"), ("gone", "cannot be fetched")):
         with pytest.raises(CheckpointError, match=rf"^[^\n]*owner/{name}[^\n]*{said}[^\n]*$"):
-            open_source(f"owner/{name}")
+            open_model(f"owner/{name}").layer()

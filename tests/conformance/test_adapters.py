@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from rope_export import export, verify
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.checkpoints.adapter import Adapter
 from rope_export.cli import run
 from rope_export.errors import ArtifactError, CheckpointError
@@ -35,10 +35,10 @@ def plain_adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def is_as_peft(base: Path, adapter: Path, dtype: str = "float32", layer: int = 0) -> bool:
-    ours = open_source(base, adapter=adapter, dtype=dtype, layer=layer).weights()
+    ours = open_model(base, adapter=adapter, dtype=dtype).layer(layer).weights()
     theirs = merged(base, adapter, dtype, layer)
     assert ours.keys() == theirs.keys()
-    plain = open_source(base, dtype=dtype, layer=layer).weights()
+    plain = open_model(base, dtype=dtype).layer(layer).weights()
     assert any(not torch.equal(ours[name], plain[name]) for name in ours)
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -90,7 +90,7 @@ def test_quantized_weights_are_dequantized_before_the_merge(base, tmp_path) -> N
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [64, 64]}
     (folder / "config.json").write_text(json.dumps(config))
-    ours = open_source(folder, adapter=adapter)
+    ours = open_model(folder, adapter=adapter).layer()
     name = "model.layers.0.self_attn.q_proj.weight"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -106,7 +106,7 @@ def test_quantized_weights_are_dequantized_before_the_merge(base, tmp_path) -> N
 def test_a_base_without_its_head_takes_the_adapter_of_the_whole_model(base, tmp_path) -> None:
     adapter = adapted(base, tmp_path / "adapter")
     AutoModelForCausalLM.from_pretrained(base).model.save_pretrained(tmp_path / "headless")
-    ours = open_source(tmp_path / "headless", adapter=adapter).weights()
+    ours = open_model(tmp_path / "headless", adapter=adapter).layer().weights()
     theirs = merged(base, adapter)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -138,7 +138,7 @@ def test_the_adapter_belongs_to_what_is_proven(base, tmp_path, capsys) -> None:
 def test_peft_in_transformers_module_is_the_second_reading(
     base, plain_adapter, monkeypatch, wrong
 ) -> None:
-    source = open_source(base, adapter=plain_adapter)
+    source = open_model(base, adapter=plain_adapter).layer()
     right = Adapter.product
     if wrong == "scale":
         monkeypatch.setattr(Adapter, "product", lambda *given: right(*given) / 2)
@@ -150,12 +150,12 @@ def test_peft_in_transformers_module_is_the_second_reading(
 
 def test_an_adapter_for_other_modules_changes_nothing_and_says_so(base, tmp_path) -> None:
     adapter = adapted(base, tmp_path / "adapter", target_modules=["up_proj", "lm_head"])
-    source = open_source(base, adapter=adapter)
-    plain = open_source(base).weights()
+    source = open_model(base, adapter=adapter).layer()
+    plain = open_model(base).layer().weights()
     assert all(torch.equal(tensor, plain[name]) for name, tensor in source.weights().items())
     assert any("changes nothing in this layer" in note for note in source.notes)
     others = adapted(base, tmp_path / "others", layers_to_transform=[1], layers_pattern="layers")
-    assert not open_source(base, adapter=others).facts["adapter"]["merged"]
+    assert not open_model(base, adapter=others).layer().facts["adapter"]["merged"]
 
 
 def test_an_adapter_beside_a_model_must_be_asked_for(base, tmp_path) -> None:
@@ -164,22 +164,22 @@ def test_an_adapter_beside_a_model_must_be_asked_for(base, tmp_path) -> None:
     for path in adapted(base, tmp_path / "adapter").iterdir():
         shutil.copy(path, folder)
     with pytest.raises(CheckpointError, match=r"^[^\n]*beside the model\. Give --adapter[^\n]*$"):
-        open_source(folder)
-    source = open_source(folder, adapter="none")
-    plain = open_source(base).weights()
+        open_model(folder).layer()
+    source = open_model(folder, adapter="none").layer()
+    plain = open_model(base).layer().weights()
     assert all(torch.equal(tensor, plain[name]) for name, tensor in source.weights().items())
     assert "the adapter beside the model is not merged." in source.notes
-    ours = open_source(folder, adapter=folder).weights()
+    ours = open_model(folder, adapter=folder).layer().weights()
     theirs = merged(base, tmp_path / "adapter")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     with pytest.raises(CheckpointError, match="there would be two"):
-        open_source(folder, adapter=tmp_path / "adapter")
+        open_model(folder, adapter=tmp_path / "adapter").layer()
 
 
 def test_an_adapter_in_a_folder_below_is_told_of(base, tmp_path) -> None:
     folder = Path(shutil.copytree(base, tmp_path / "both"))
     adapted(base, folder / "lora_adapter")
-    assert "the adapter in lora_adapter/ is not merged." in open_source(folder).notes
+    assert "the adapter in lora_adapter/ is not merged." in open_model(folder).layer().notes
 
 
 def test_an_adapter_that_came_later_does_not_touch_what_was_exported(base, tmp_path) -> None:
@@ -220,10 +220,10 @@ def test_an_adapter_of_a_model_of_two_towers_goes_to_its_tower(qwen, tmp_path) -
         adapter = peft.get_peft_model(model, lora)
         adapter.save_pretrained(tmp_path / "adapter")
         whole = adapter.merge_and_unload()
-    text = open_source(qwen, adapter=tmp_path / "adapter")
+    text = open_model(qwen, adapter=tmp_path / "adapter").layer()
     theirs = whole.model.language_model.layers[0].self_attn.q_proj.weight
     assert torch.equal(text.weights()["q_proj.weight"], theirs)
-    tower = open_source(qwen, adapter=tmp_path / "adapter", part="vision_config").weights()
+    tower = open_model(qwen, adapter=tmp_path / "adapter", part="vision_config").layer().weights()
     queries = whole.model.visual.blocks[0].attn.qkv.weight[:32]
     assert torch.equal(tower["q_proj.weight"], queries)
 

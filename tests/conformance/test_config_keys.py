@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel
 from transformers import logging as transformers_logging
 
 from rope_export import AttentionSpec, export
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.checkpoints.families import keys_read
 from rope_export.errors import InputError, SpecError
 from rope_export.parity.reading import config_reads
@@ -220,7 +220,7 @@ def test_notes_stand_in_the_manifest(tmp_path: Path) -> None:
     config = LEFT_OVER["attn_factor"][0]
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config), encoding="utf-8")
-    source = open_source(file)
+    source = open_model(file).layer()
     assert "attn_factor" in source.notes[0]
     assert source.facts["notes"] == list(source.notes)
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import logging as transformers_logging
 
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.errors import CheckpointError, SpecError
 from tests.conformance.families import cache
 from tests.conformance.families.building import TinyModel
@@ -78,14 +78,14 @@ def test_a_stored_rotation_that_is_not_the_config_s_is_refused(
     save(tiny, tmp_path)
     tensors = load_file(tmp_path / FILE)
     (name,) = [x for x in tensors if x.endswith(ends)]
-    open_source(tmp_path)
+    open_model(tmp_path).layer()
     tensors[name] = tensors[name].to(torch.bfloat16).float()
     save_file(tensors, tmp_path / FILE, metadata={"format": "pt"})
     theirs = load(tiny.model_class, tmp_path).state_dict()
     (stored,) = [x for key, x in theirs.items() if key.endswith(name.rpartition(".*.")[2][-20:])]
     assert torch.equal(stored.float(), tensors[name])
     with pytest.raises(CheckpointError, match=r"differs by .* from what the config says"):
-        open_source(tmp_path)
+        open_model(tmp_path).layer()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -94,20 +94,20 @@ def test_stacks_of_one_config_are_told_by_part(tmp_path: Path) -> None:
     save(first("mimi"), tmp_path)
     tensors = load_file(tmp_path / FILE)
     with pytest.raises(SpecError, match="--part encoder"):
-        open_source(tmp_path)
+        open_model(tmp_path).layer()
     for part in ("encoder", "decoder"):
-        ours = open_source(tmp_path, layer=1, part=part).weights()["q_proj.weight"]
+        ours = open_model(tmp_path, part=part).layer(1).weights()["q_proj.weight"]
         name = f"{part}_transformer.layers.1.self_attn.q_proj.weight"
         assert torch.equal(ours, tensors[name])
     with pytest.raises(SpecError, match=r"no such part.*encoder.*decoder"):
-        open_source(tmp_path, part="middle")
+        open_model(tmp_path, part="middle").layer()
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_decoder_saved_by_itself_and_within_its_model(tmp_path: Path) -> None:
     """Molmo2's file has the decoder under another path than the decoder's own file."""
     save(first("molmo2"), tmp_path)
-    alone = open_source(tmp_path, layer=1).weights()
+    alone = open_model(tmp_path).layer(1).weights()
     tensors = load_file(tmp_path / FILE)
     whole = {
         f"model.transformer.blocks.{name.removeprefix('layers.')}": x
@@ -118,6 +118,6 @@ def test_a_decoder_saved_by_itself_and_within_its_model(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     outer = {"model_type": "molmo2", "text_config": config}
     (tmp_path / "config.json").write_text(json.dumps(outer), encoding="utf-8")
-    within = open_source(tmp_path, layer=1).weights()
+    within = open_model(tmp_path).layer(1).weights()
     assert alone.keys() == within.keys()
     assert all(torch.equal(alone[name], within[name]) for name in alone)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rope_export import AttentionSpec, verify
-from rope_export.checkpoints import families, keys, open_source
+from rope_export.checkpoints import families, keys, open_model
 from rope_export.checkpoints.gguf import GgufFile
 from rope_export.cli import run
 from rope_export.errors import SpecError
@@ -179,14 +179,13 @@ def two_files(smollm2: Path, folder: Path) -> Path:
 def test_a_wrong_file_fails(smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = two_files(smollm2, tmp_path)
     assert read_twice(source).status == "proven"
-    from rope_export import checkpoints
-    from rope_export.checkpoints import files
+    from rope_export.checkpoints import checkpoint, files
 
     def sharded(locator: Any, config: Any) -> files.WeightFiles:
         index = json.loads((source / files.INDEX).read_text())["weight_map"]
         return files.WeightFiles(chosen=files.INDEX, tensors=index, index=index)
 
-    monkeypatch.setattr(checkpoints, "weight_files", sharded)
+    monkeypatch.setattr(checkpoint, "weight_files", sharded)
     found = read_twice(source)
     assert found.status == "failed", found.lines()
     assert found.differences[0].case == "short"
@@ -298,7 +297,7 @@ def test_a_key_that_only_transformers_reads_is_refused(
 
 
 def read_source_twice(path: Path, layer: int = 0) -> Reading:
-    source = open_source(path, layer=layer)
+    source = open_model(path).layer(layer)
     return reading(source.spec, source.facts, str(path))
 
 

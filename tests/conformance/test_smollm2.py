@@ -9,7 +9,7 @@ from transformers import DynamicCache, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
 from rope_export import AttentionSpec, RotaryAttention, export, verify
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.parity.layer.cases import cases
 from tests.conformance.families.cache import cache_name
 from tests.conftest import taking_turns
@@ -24,7 +24,7 @@ class Pair:
     def __init__(self, checkpoint: Path, layer: int) -> None:
         self.config = LlamaConfig.from_pretrained(checkpoint)
         self.config._attn_implementation = "eager"
-        weights = open_source(checkpoint, layer=layer).weights()
+        weights = open_model(checkpoint).layer(layer).weights()
         spec = AttentionSpec.from_hf(self.config, layer=layer)
         self.ours = RotaryAttention.from_weights(spec, weights).double()
         self.theirs = LlamaAttention(self.config, layer_idx=0).eval()

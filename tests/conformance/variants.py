@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, DynamicCache
 
 from rope_export import open_session
-from rope_export.checkpoints import Source, open_source
+from rope_export.checkpoints import Layer, open_model
 from rope_export.lowerings import lowering_for, lowerings, refusal
 from rope_export.spec import AttentionSpec
 from tests.conformance import runner
@@ -221,7 +221,7 @@ def _cells(variant: str, every_lowering: bool) -> Iterator[Cell]:
         cases = {name: captures(model, Path(folder) / name, Calls(*CASES[name])) for name in CASES}
         seen: set[AttentionSpec] = set()
         for at, capture in enumerate(cases["short"]):
-            source = open_source(capture.folder, layer=capture.layer_idx or 0)
+            source = open_model(capture.folder).layer(capture.layer_idx or 0)
             if source.spec in seen:
                 continue
             seen.add(source.spec)
@@ -236,7 +236,7 @@ def _lowerings(spec: AttentionSpec, every_lowering: bool) -> list[str]:
     return [x.name for x in lowerings().values() if refusal(x, spec, "growing") is None]
 
 
-def _in(variant: str, lowering: str, layers: dict[str, Capture], source: Source) -> Iterator[Cell]:
+def _in(variant: str, lowering: str, layers: dict[str, Capture], source: Layer) -> Iterator[Cell]:
     """Every case of one layer in one lowering."""
     first, spec = layers["short"], source.spec
     weights = {name: tensor.double() for name, tensor in source.weights().items()}

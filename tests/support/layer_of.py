@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from rope_export import AttentionSpec, RotaryAttention
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.checkpoints.config import Read, select, spec_of
 from tests.conformance.families.building import randomise, set_eager
 from tests.conformance.families.rotary_classes import attention_modules
@@ -88,7 +88,7 @@ def layer_of(
         file.write_text(json.dumps(dict(config)), encoding="utf-8")
         read = select(file, part)
         spec = spec_of(read, layer)
-        weights = open_source(folder, layer=layer, part=part).weights()
+        weights = open_model(folder, part=part).layer(layer).weights()
     return Layer(
         read=read,
         spec=spec,

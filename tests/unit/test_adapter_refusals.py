@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.errors import CheckpointError
 from tests.conftest import TINY
 from tests.support.peft_adapters import adapted, model_in, peft
@@ -36,18 +36,18 @@ def test_an_adapters_folder_alone_says_what_it_is(base, tmp_path, config) -> Non
         shutil.copy(base / "config.json", folder)
     for asked in (None, folder) if config else (None,):
         with pytest.raises(CheckpointError, match=r"^[^\n]*as SOURCE[^\n]*--adapter\.$") as error:
-            open_source(folder, adapter=asked)
+            open_model(folder, adapter=asked).layer()
     assert config or str(base) in str(error.value)
 
 
 def test_a_folder_that_is_no_adapter_is_refused(base, tmp_path) -> None:
     for wrong in (base, tmp_path / "gone"):
         with pytest.raises(CheckpointError, match=r"no adapter|no such folder"):
-            open_source(base, adapter=wrong)
+            open_model(base, adapter=wrong).layer()
     config = tmp_path / "config.json"
     config.write_text(json.dumps(TINY))
     with pytest.raises(CheckpointError, match="as SOURCE"):
-        open_source(config, adapter=base)
+        open_model(config, adapter=base).layer()
 
 
 REFUSED: dict[str, dict[str, Any]] = {
@@ -69,7 +69,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 def test_what_is_more_than_a_and_b_is_refused_by_name(base, tmp_path, name) -> None:
     adapter = adapted(base, tmp_path / "adapter", **REFUSED[name])
     with pytest.raises(CheckpointError, match=rf"^[^\n]*{name}[^\n]*merge_and_unload[^\n]*$"):
-        open_source(base, adapter=adapter)
+        open_model(base, adapter=adapter).layer()
 
 
 def edited(adapter: Path, **changes: Any) -> Path:
@@ -80,9 +80,9 @@ def edited(adapter: Path, **changes: Any) -> Path:
 
 def test_a_key_that_nobody_knows_of_is_refused_where_it_is_set(base, tmp_path) -> None:
     adapter = edited(adapted(base, tmp_path / "adapter"), use_newlora=None)
-    open_source(base, adapter=adapter)
+    open_model(base, adapter=adapter).layer()
     with pytest.raises(CheckpointError, match="use_newlora=True"):
-        open_source(base, adapter=edited(adapter, use_newlora=True))
+        open_model(base, adapter=edited(adapter, use_newlora=True)).layer()
 
 
 @pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern", "r", "lora_alpha"])
@@ -92,10 +92,10 @@ def test_a_scale_that_is_none_is_refused_in_one_line(base, plain_adapter, key, v
     try:
         edited(plain_adapter, **{key: value})
         if (key, value) == ("lora_alpha", 2.5):
-            assert open_source(base, adapter=plain_adapter).weights()
+            assert open_model(base, adapter=plain_adapter).layer().weights()
             return
         with pytest.raises(CheckpointError, match=r"^[^\n]+$"):
-            open_source(base, adapter=plain_adapter)
+            open_model(base, adapter=plain_adapter).layer()
     finally:
         (plain_adapter / "adapter_config.json").write_text(before)
 
@@ -117,7 +117,7 @@ def test_an_adapter_that_lacks_tensors_or_has_others_shapes_is_refused(base, tmp
     ):
         save_file(tensors, path)
         with pytest.raises(CheckpointError, match=said):
-            open_source(base, adapter=adapter).weights()
+            open_model(base, adapter=adapter).layer().weights()
 
 
 def test_another_models_adapter_is_refused(base, tmp_path) -> None:
@@ -133,11 +133,11 @@ def test_another_models_adapter_is_refused(base, tmp_path) -> None:
     ):
         save_file({name.replace(old, new): t for name, t in whole.items()}, path)
         with pytest.raises(CheckpointError, match="Was the adapter made for this model"):
-            open_source(base, adapter=adapter)
+            open_model(base, adapter=adapter).layer()
     mlp = {f"base_model.model.other.fc.lora_{x}.weight": torch.ones(4, 4) for x in "AB"}
     save_file(mlp, path)
     with pytest.raises(CheckpointError, match="another model's"):
-        open_source(base, adapter=adapter)
+        open_model(base, adapter=adapter).layer()
 
 
 def test_a_model_saved_with_its_adapter_unmerged_says_so(base, tmp_path) -> None:
@@ -152,11 +152,11 @@ def test_a_model_saved_with_its_adapter_unmerged_says_so(base, tmp_path) -> None
         named = {name.replace("base_model.model.", prefix): t for name, t in state.items()}
         save_file(named, folder / "model.safetensors")
         with pytest.raises(CheckpointError, match=r"^[^\n]*not merged[^\n]*merge_and_unload"):
-            open_source(folder)
+            open_model(folder).layer()
 
 
 def test_pickled_adapters_are_refused(base, tmp_path) -> None:
     adapter = adapted(base, tmp_path / "adapter")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(CheckpointError, match=r"adapter_model\.bin run code"):
-        open_source(base, adapter=adapter)
+        open_model(base, adapter=adapter).layer()

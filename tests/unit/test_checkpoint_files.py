@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rope_export import export, verify
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.cli import run
 from rope_export.errors import CheckpointError
 from tests.conftest import TINY
@@ -46,7 +46,7 @@ def queries(loaded: Any) -> torch.Tensor:
 
 
 def is_as_transformers(folder: Path) -> bool:
-    ours = open_source(folder).weights()["q_proj.weight"]
+    ours = open_model(folder).layer().weights()["q_proj.weight"]
     return torch.equal(ours, queries(AutoModelForCausalLM.from_pretrained(folder)))
 
 
@@ -58,7 +58,7 @@ def test_a_whole_file_counts_before_the_index_beside_it(tmp_path: Path, capsys) 
     """Fine-tuned weights saved whole into the folder that held the old model's shards."""
     folder = both(tmp_path / "both", whole=1, shards=0)
     assert is_as_transformers(folder)
-    ours = open_source(folder)
+    ours = open_model(folder).layer()
     assert torch.equal(ours.weights()["q_proj.weight"], queries(model(1)))
     out = tmp_path / "layer"
     assert run(["export", str(folder), "--out", str(out)]) == 0
@@ -88,7 +88,7 @@ def test_quantized_weights_beside_the_shards_that_the_config_is_about(tmp_path: 
         packed |= {module + kind: torch.ones(64, 1) for kind in ("scales", "biases")}
     save_file(packed, folder / "model.safetensors", {"format": "mlx"})
     with pytest.raises(CheckpointError, match=r"^[^\n]*self_attn\.[^\n]*$"):
-        open_source(folder).weights()
+        open_model(folder).layer().weights()
 
 
 def test_pickled_weights_beside_safetensors_are_told_of(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_pickled_weights_beside_safetensors_are_told_of(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", 0)
     torch.save(model(1).state_dict(), folder / "pytorch_model.bin")
     assert is_as_transformers(folder)
-    assert any("pytorch_model.bin" in note for note in open_source(folder).notes)
+    assert any("pytorch_model.bin" in note for note in open_model(folder).layer().notes)
 
 
 @pytest.mark.parametrize("named", ["new/model.safetensors", "new/model.safetensors.index.json"])
@@ -109,7 +109,7 @@ def test_the_config_may_name_the_file_that_counts(tmp_path: Path, named: str) ->
             shard.rename(folder / shard.name)
     edit(folder / "config.json", transformers_weights=named)
     assert is_as_transformers(folder)
-    source = open_source(folder)
+    source = open_model(folder).layer()
     assert torch.equal(source.weights()["q_proj.weight"], queries(model(1)))
     assert source.facts["files"][0] == named
 
@@ -131,7 +131,7 @@ def test_a_config_that_names_another_kind_of_file_is_refused(
     with pytest.raises((OSError, ValueError, AttributeError)):
         AutoModelForCausalLM.from_pretrained(folder)
     with pytest.raises(CheckpointError, match=f"^config key transformers_weights=.*{said}.*$"):
-        open_source(folder)
+        open_model(folder).layer()
 
 
 def sharded(folder: Path) -> tuple[Path, dict[str, Any], Path]:
@@ -148,7 +148,7 @@ def test_of_a_tensor_in_two_shards_the_last_counts(tmp_path: Path) -> None:
     assert index["weight_map"][Q] != last.name
     save_file(load_file(last) | {Q: torch.full((64, 64), 0.5)}, last, {"format": "pt"})
     assert is_as_transformers(folder)
-    source = open_source(folder)
+    source = open_model(folder).layer()
     assert bool((source.weights()["q_proj.weight"] == 0.5).all())
     assert any(last.name in note and Q in note for note in source.notes)
 
@@ -159,7 +159,7 @@ def test_a_tensor_that_the_index_forgot_is_read_from_its_shard(tmp_path: Path) -
     assert shard in index["weight_map"].values()
     path.write_text(json.dumps(index))
     assert is_as_transformers(folder)
-    assert any("does not name it" in note for note in open_source(folder).notes)
+    assert any("does not name it" in note for note in open_model(folder).layer().notes)
 
 
 def test_a_tensor_in_another_shard_than_the_index_says(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_what_the_index_promises_and_is_not_there_is_named(tmp_path: Path, missi
     else:
         save_file({k: v for k, v in load_file(shard).items() if k != Q}, shard, {"format": "pt"})
     with pytest.raises(CheckpointError, match=rf"^[^\n]*{shard.name}[^\n]*$"):
-        open_source(folder).weights()
+        open_model(folder).layer().weights()
 
 
 def test_an_index_of_other_shards_than_there_are_names_the_first(tmp_path: Path) -> None:
@@ -189,16 +189,16 @@ def test_an_index_of_other_shards_than_there_are_names_the_first(tmp_path: Path)
     with pytest.raises(OSError, match="No such file"):
         AutoModelForCausalLM.from_pretrained(folder)
     with pytest.raises(CheckpointError, match=rf"^[^\n]*-of-{2 * count:05}[^\n]*missing[^\n]*$"):
-        open_source(folder).weights()
+        open_model(folder).layer().weights()
 
 
 def test_a_folder_without_a_config_says_what_may_be_meant(tmp_path: Path) -> None:
     saved(tmp_path / "checkpoint-500", 0)
     with pytest.raises(CheckpointError, match=r"but in checkpoint-500\. Give that folder"):
-        open_source(tmp_path)
+        open_model(tmp_path).layer()
     (tmp_path / "model.gguf").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"Give model\.gguf itself as SOURCE"):
-        open_source(tmp_path)
+        open_model(tmp_path).layer()
 
 
 LYING = {
@@ -219,7 +219,7 @@ def test_weights_under_another_name_say_what_they_are(tmp_path: Path, name: str)
     folder = saved(tmp_path / "model", 0)
     (folder / "model.safetensors").rename(folder / name)
     with pytest.raises(CheckpointError, match=rf"^[^\n]*{name}[^\n]*{LYING[name]}[^\n]*$"):
-        open_source(folder)
+        open_model(folder).layer()
 
 
 def test_a_variant_file_is_read_once_the_config_names_it(tmp_path: Path) -> None:
@@ -244,9 +244,9 @@ def test_the_hubs_cache_of_links_is_a_source(tmp_path: Path) -> None:
     artifact = export(snapshot, out=tmp_path / "layer", cache="none")
     assert verify(artifact).weights == "proven"
     with pytest.raises(CheckpointError, match=rf"but in snapshots/{'0' * 40}\. Give that folder"):
-        open_source(home)
+        open_model(home).layer()
     (tmp_path / "link").symlink_to(snapshot)
-    assert open_source(tmp_path / "link").weights()
+    assert open_model(tmp_path / "link").layer().weights()
 
 
 def test_a_base_model_saved_without_its_head_has_no_prefix(tmp_path: Path) -> None:

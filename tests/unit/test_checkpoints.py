@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from rope_export import AttentionSpec, RopeExportError
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.checkpoints.config import select, spec_of
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.errors import CheckpointError, SpecError
@@ -35,24 +35,24 @@ def sharded(tmp_path: Path) -> Path:
 
 def test_a_layer_is_read_without_the_shards_of_others(sharded) -> None:
     (sharded / "model-0.safetensors").unlink()
-    weights = open_source(sharded, layer=1).weights()
+    weights = open_model(sharded).layer(1).weights()
     assert all(torch.all(w == 1.5) for w in weights.values())
     with pytest.raises(CheckpointError, match=r"model-0\.safetensors"):
-        open_source(sharded, layer=0).weights()
+        open_model(sharded).layer(0).weights()
 
 
 def test_an_index_may_not_point_elsewhere(sharded) -> None:
     path = sharded / "model.safetensors.index.json"
     path.write_text(path.read_text().replace("model-1.", "../model-1."))
     with pytest.raises(CheckpointError, match=r"\.\./model-1"):
-        open_source(sharded)
+        open_model(sharded).layer()
 
 
 def test_pickles_are_refused_with_the_reason(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin.*run code"):
-        open_source(tmp_path)
+        open_model(tmp_path).layer()
 
 
 def one_file(folder: Path, **extra: torch.Tensor) -> Path:
@@ -66,21 +66,21 @@ def one_file(folder: Path, **extra: torch.Tensor) -> Path:
 def test_a_bias_that_the_config_does_not_name_is_refused(tmp_path) -> None:
     bias = {"model.layers.0.self_attn.q_proj.bias": torch.ones(64)}
     with pytest.raises(CheckpointError, match=r"q_proj\.bias"):
-        open_source(one_file(tmp_path, **bias))
+        open_model(one_file(tmp_path, **bias)).layer()
 
 
 def test_values_beyond_float16_are_refused(tmp_path) -> None:
     large = {"model.layers.0.self_attn.o_proj.weight": torch.full((64, 64), 1e5)}
     folder = one_file(tmp_path, **large)
     with pytest.raises(CheckpointError, match=r"o_proj\.weight.*float16"):
-        open_source(folder, dtype="float16").weights()
-    assert open_source(folder, dtype="bfloat16").weights()
+        open_model(folder, dtype="float16").layer().weights()
+    assert open_model(folder, dtype="bfloat16").layer().weights()
 
 
 def test_quantized_tensors_are_refused(tmp_path) -> None:
     whole = {"model.layers.0.self_attn.o_proj.weight": torch.ones(64, 64, dtype=torch.int8)}
     with pytest.raises(CheckpointError, match="int8"):
-        open_source(one_file(tmp_path, **whole)).weights()
+        open_model(one_file(tmp_path, **whole)).layer().weights()
 
 
 REFUSED = {
@@ -165,7 +165,7 @@ def test_a_hub_id_reads_the_hub_cache(sharded, tmp_path, monkeypatch) -> None:
     constants = pytest.importorskip("huggingface_hub.constants", reason="needs the extra [hf]")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    weights = open_source("owner/name", layer=1).weights()
+    weights = open_model("owner/name").layer(1).weights()
     assert all(torch.all(w == 1.5) for w in weights.values())
     with pytest.raises(RopeExportError, match="owner/other"):
-        open_source("owner/other")
+        open_model("owner/other").layer()

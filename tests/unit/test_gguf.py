@@ -10,7 +10,7 @@ import torch
 from gguf.quants import dequantize, quantize
 
 from rope_export import AttentionSpec
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.checkpoints.gguf.blocks import KINDS, integers_of
 from rope_export.errors import CheckpointError, RopeExportError
 from scripts.fetch_smollm2 import split_halves
@@ -78,7 +78,7 @@ def test_weights_are_what_gguf_dequantizes(kind, tmp_path) -> None:
     """Rounded once, and rows of q and k in transformers' order."""
     values = written(tmp_path / "tiny.gguf", kind=kind)
     for dtype in ("float32", "float16"):
-        source = open_source(tmp_path / "tiny.gguf", layer=1, dtype=dtype)
+        source = open_model(tmp_path / "tiny.gguf", dtype=dtype).layer(1)
         weights = source.weights()
         for name, there in THEIRS.items():
             if name not in PLAIN:
@@ -150,7 +150,7 @@ def test_tensors_are_those_of_transformers_own_loader(arch, tmp_path) -> None:
         dtype=torch.float32,
     )
     theirs = dict(model.model.layers[1].self_attn.named_parameters())
-    source = open_source(tmp_path / "tiny.gguf", layer=1)
+    source = open_model(tmp_path / "tiny.gguf").layer(1)
     ours = source.weights()
     if "qkv_proj.weight" in theirs:
         parts = theirs.pop("qkv_proj.weight").split((256, 128, 128))
@@ -184,7 +184,7 @@ def test_the_rotation_is_that_of_the_checkpoint(arch, fields, rope, tmp_path) ->
     config |= {"num_key_value_heads": 2, "head_dim": 128 if arch == "qwen3" else 64}
     config |= {"num_hidden_layers": 2}
     config |= {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_parameters": rope}
-    assert open_source(tmp_path / "tiny.gguf").spec == AttentionSpec.from_hf(config)
+    assert open_model(tmp_path / "tiny.gguf").layer().spec == AttentionSpec.from_hf(config)
 
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -216,10 +216,12 @@ def test_llama_3_scaling_is_read_from_its_divisors(tmp_path) -> None:
     config = {"model_type": "llama", "hidden_size": 256, "num_attention_heads": 4}
     config |= {"num_key_value_heads": 2, "num_hidden_layers": 2, "rms_norm_eps": 1e-5}
     rope = {"rope_type": "llama3", "rope_theta": 50_000.0, **LLAMA3}
-    assert open_source(path).spec == AttentionSpec.from_hf(config | {"rope_parameters": rope})
+    assert open_model(path).layer().spec == AttentionSpec.from_hf(
+        config | {"rope_parameters": rope}
+    )
     written(path, extra={"rope_freqs.weight": divisors() * np.float32(1.5)})
     with pytest.raises(RopeExportError, match="rope_freqs"):
-        open_source(path)
+        open_model(path).layer()
 
 
 def test_gemma_has_what_llama_cpp_knows_of_it(tmp_path) -> None:
@@ -239,7 +241,7 @@ def test_gemma_has_what_llama_cpp_knows_of_it(tmp_path) -> None:
     three["rope_scaling"] |= {"factor": 8.0}
     for layer in (0, 5, 6, 11):
         for name, config in (("two", two), ("three", three)):
-            found = open_source(tmp_path / f"{name}.gguf", layer=layer).spec
+            found = open_model(tmp_path / f"{name}.gguf").layer(layer).spec
             assert found == AttentionSpec.from_hf(config, layer=layer), (name, layer)
 
 
@@ -262,7 +264,7 @@ def test_what_is_not_read_is_refused_by_name(name, tmp_path) -> None:
     given, named = REFUSED[name]
     written(tmp_path / "tiny.gguf", **given)
     with pytest.raises(RopeExportError, match=named) as error:
-        open_source(tmp_path / "tiny.gguf").weights()
+        open_model(tmp_path / "tiny.gguf").layer().weights()
     assert "\n" not in str(error.value)
 
 
@@ -273,15 +275,15 @@ def test_damaged_files_are_refused(tmp_path) -> None:
     for damaged in (b"", b"GGUF", b"none" + whole[4:], whole[:200], whole[:-5000]):
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"tiny\.gguf.*GGUF"):
-            open_source(path).weights()
+            open_model(path).layer().weights()
     with pytest.raises(CheckpointError, match="part='vision_config'"):
-        open_source(path, part="vision_config")
+        open_model(path, part="vision_config").layer()
 
 
 def test_smollm2_is_read_as_its_folder_is(smollm2, smollm2_gguf) -> None:
     for layer in (0, 29):
-        file = open_source(smollm2_gguf, layer=layer)
-        folder = open_source(smollm2, layer=layer)
+        file = open_model(smollm2_gguf).layer(layer)
+        folder = open_model(smollm2).layer(layer)
         assert file.spec == folder.spec
         ours, theirs = file.weights(), folder.weights()
         assert ours.keys() == theirs.keys()

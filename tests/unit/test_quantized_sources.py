@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.errors import CheckpointError, RopeExportError
 from tests.conftest import TINY
 from tests.support.quantized_files import PREFIX, SHAPES, awq, compressed, fp8, gptq
@@ -65,7 +65,7 @@ def test_weights_are_the_definitions_own(name, tmp_path) -> None:
     made = SOURCES[name]()
     folder = made.save(tmp_path / "checkpoint")
     for dtype in ("float32", "float16", "bfloat16"):
-        weights = open_source(folder, dtype=dtype).weights()
+        weights = open_model(folder, dtype=dtype).layer().weights()
         for module, expected in made.expected.items():
             wanted = expected.to(getattr(torch, dtype))
             assert torch.equal(weights[f"{module}.weight"], wanted), module
@@ -73,7 +73,7 @@ def test_weights_are_the_definitions_own(name, tmp_path) -> None:
 
 @pytest.mark.parametrize("name", [x for x in SOURCES if "fp8" not in x and "float8" not in x])
 def test_the_integers_stand_for_the_weights(name, tmp_path) -> None:
-    source = open_source(SOURCES[name]().save(tmp_path / "checkpoint"))
+    source = open_model(SOURCES[name]().save(tmp_path / "checkpoint")).layer()
     weights, integers = source.weights(), source.integers()
     assert integers.keys() == source.forms.keys() != set()
     for module, own in integers.items():
@@ -84,7 +84,7 @@ def test_fp8_is_what_transformers_dequantizes(tmp_path) -> None:
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
     made = fp8((16, 32))
-    weights = open_source(made.save(tmp_path / "checkpoint")).weights()
+    weights = open_model(made.save(tmp_path / "checkpoint")).layer().weights()
     for name in SHAPES:
         parts = ("weight", "weight_scale_inv")
         stored = {part: made.tensors[f"{PREFIX}{name}.{part}"] for part in parts}
@@ -101,14 +101,14 @@ def test_old_gptq_folders_are_known_by_the_file_beside_or_by_their_tensors(tmp_p
     old = {"bits": 4, "group_size": 32, "desc_act": False, "sym": False, "damp_percent": 0.01}
     (beside / "quantize_config.json").write_text(json.dumps(old))
     for folder in (bare, beside):
-        source = open_source(folder)
+        source = open_model(folder).layer()
         assert set(source.forms.values()) == {"gptq"}
         for name, wanted in made.expected.items():
             assert torch.equal(source.weights()[f"{name}.weight"], wanted)
     contrary = made.save(tmp_path / "contrary")
     (contrary / "quantize_config.json").write_text(json.dumps({**old, "bits": 8}))
     with pytest.raises(CheckpointError, match=r"bits=8, stored in 4 bits"):
-        open_source(contrary).weights()
+        open_model(contrary).layer().weights()
 
 
 def test_old_awq_folders_are_known_by_the_file_beside(tmp_path) -> None:
@@ -118,7 +118,7 @@ def test_old_awq_folders_are_known_by_the_file_beside(tmp_path) -> None:
     (folder / "quant_config.json").write_text(
         json.dumps({"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"})
     )
-    weights = open_source(folder).weights()
+    weights = open_model(folder).layer().weights()
     for name, wanted in made.expected.items():
         assert torch.equal(weights[f"{name}.weight"], wanted)
 
@@ -126,16 +126,16 @@ def test_old_awq_folders_are_known_by_the_file_beside(tmp_path) -> None:
 def test_biases_of_zeros_that_old_writers_add_change_nothing(tmp_path) -> None:
     made = gptq()
     made.tensors[f"{PREFIX}q_proj.bias"] = torch.zeros(64)
-    assert open_source(made.save(tmp_path / "zeros")).weights()
+    assert open_model(made.save(tmp_path / "zeros")).layer().weights()
     made.tensors[f"{PREFIX}q_proj.bias"][3] = 1
     with pytest.raises(CheckpointError, match=r"q_proj\.bias.*says nothing of it"):
-        open_source(made.save(tmp_path / "ones"))
+        open_model(made.save(tmp_path / "ones")).layer()
 
 
 def test_symmetric_zero_points_count_by_what_the_file_holds(tmp_path) -> None:
     """Files that say "gptq" are met with zero points as they are: vllm-project/vllm #38966."""
     made = gptq(version=2, symmetric=True, checkpoint_format="gptq")
-    weights = open_source(made.save(tmp_path / "checkpoint")).weights()
+    weights = open_model(made.save(tmp_path / "checkpoint")).layer().weights()
     for name, wanted in made.expected.items():
         assert torch.equal(weights[f"{name}.weight"], wanted)
 
@@ -151,7 +151,7 @@ def test_rows_of_fused_projections_keep_their_integers(tmp_path) -> None:
     for name in names:
         g_idx = made.tensors.pop(f"{PREFIX}{name}.g_idx")
     made.tensors[f"{PREFIX}qkv_proj.g_idx"] = g_idx
-    source = open_source(made.save(tmp_path / "checkpoint"))
+    source = open_model(made.save(tmp_path / "checkpoint")).layer()
     integers = source.integers()
     for name, wanted in made.expected.items():
         assert torch.equal(source.weights()[f"{name}.weight"], wanted)
@@ -178,11 +178,11 @@ def test_attention_that_is_left_alone_is_read_as_it_is(quantization, tmp_path) -
     made = awq(plain=tuple(SHAPES))
     made.quantization = quantization
     folder = made.save(tmp_path / "checkpoint")
-    source = open_source(folder)
+    source = open_model(folder).layer()
     assert source.forms == {}
     for name, wanted in made.expected.items():
         assert torch.equal(source.weights()[f"{name}.weight"], wanted)
-    assert open_source(folder / "config.json").weights()
+    assert open_model(folder / "config.json").layer().weights()
 
 
 def _without(made: Any, *keys: str) -> Any:
@@ -253,7 +253,7 @@ def test_what_is_not_read_is_refused_by_name(name, tmp_path) -> None:
     make, named = REFUSED[name]
     folder = make().save(tmp_path / "checkpoint")
     with pytest.raises(RopeExportError, match=named) as error:
-        open_source(folder).weights()
+        open_model(folder).layer().weights()
     assert "\n" not in str(error.value)
 
 
@@ -262,11 +262,11 @@ def test_a_method_that_is_not_read_is_named_before_its_tensors(tmp_path) -> None
     made.quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     made.tensors[f"{PREFIX}q_proj.weight.absmax"] = torch.ones(4)
     with pytest.raises(CheckpointError, match=r"'bitsandbytes' is not read.*absmax"):
-        open_source(made.save(tmp_path / "checkpoint"))
+        open_model(made.save(tmp_path / "checkpoint")).layer()
 
 
 def test_a_config_file_whose_method_is_not_read_is_refused(tmp_path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(TINY | {"quantization_config": {"quant_method": "mxfp4"}}))
     with pytest.raises(CheckpointError, match="'mxfp4', which is not read"):
-        open_source(path)
+        open_model(path).layer()

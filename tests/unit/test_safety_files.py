@@ -110,7 +110,7 @@ def test_out_that_holds_something_of_the_users_is_kept(
     USERS[thing](artifact)
     before = contents(tmp_path)
     monkeypatch.setattr(
-        "rope_export.exporter.pipeline.open_source", lambda *_, **__: pytest.fail("read")
+        "rope_export.exporter.pipeline.open_model", lambda *_, **__: pytest.fail("read")
     )
     refused(capsys, "export", str(tiny_config), "--out", str(artifact))
     assert contents(tmp_path) == before

@@ -94,7 +94,7 @@ def test_out_that_cannot_be_a_folder_is_refused_first(
     given = REFUSED[way](inside)
     before = contents(inside.parent)
     monkeypatch.setattr(
-        "rope_export.exporter.pipeline.open_source", lambda *_, **__: pytest.fail("read")
+        "rope_export.exporter.pipeline.open_model", lambda *_, **__: pytest.fail("read")
     )
     refused(capsys, "export", str(tiny_config), "--out", given)
     assert contents(inside.parent) == before

@@ -15,7 +15,7 @@ from transformers import (
     T5GemmaForConditionalGeneration,
 )
 
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.errors import CheckpointError, SpecError
 from tests.conftest import TINY
 from tests.unit.test_towers import ARIA, towers
@@ -32,7 +32,7 @@ def llama(tmp_path: Path) -> Path:
 
 
 def queries(folder: Path, **options: Any) -> torch.Tensor:
-    return open_source(folder, **options).weights()["q_proj.weight"]
+    return open_model(folder, **options).layer().weights()["q_proj.weight"]
 
 
 def renamed(folder: Path, old: str, new: str, keep: bool = False) -> None:
@@ -53,14 +53,14 @@ def test_a_stack_beside_the_model_is_not_the_model(llama: Path, beside: str) -> 
 def test_a_stack_beside_a_model_whose_own_layers_are_gone_is_not_taken_for_it(llama: Path) -> None:
     renamed(llama, "model.", "mtp.")
     with pytest.raises(CheckpointError, match=r"^[^\n]*only those of \['mtp\.'\][^\n]*$"):
-        open_source(llama)
+        open_model(llama).layer()
 
 
 def test_a_tower_is_not_taken_for_the_text_decoder(tmp_path: Path) -> None:
     """A shard without the decoder's tensors, and a tower of the same layout."""
     folder = towers(tmp_path, ["model.vision_tower.encoder."], ARIA)
     with pytest.raises(CheckpointError, match=r"vision_tower.*another stack"):
-        open_source(folder)
+        open_model(folder).layer()
 
 
 WRAPPED = {
@@ -76,13 +76,13 @@ def test_names_that_a_wrapper_gave_are_refused_with_the_way_out(llama: Path, pre
     """transformers finds none of them and starts from random weights."""
     renamed(llama, "model.", prefix)
     with pytest.raises(CheckpointError, match=rf"^[^\n]*{WRAPPED[prefix]}[^\n]*Save the model"):
-        open_source(llama)
+        open_model(llama).layer()
 
 
 def test_names_of_a_peft_model_without_its_adapter_are_refused(llama: Path) -> None:
     renamed(llama, "model.", "base_model.model.model.")
     with pytest.raises(CheckpointError, match=r"^[^\n]*PEFT model[^\n]*--adapter[^\n]*$"):
-        open_source(llama)
+        open_model(llama).layer()
 
 
 SIDE = {
@@ -102,7 +102,7 @@ def test_a_model_of_an_encoder_and_a_decoder_names_its_parts(tmp_path: Path) -> 
     model = T5GemmaForConditionalGeneration(config)
     model.save_pretrained(tmp_path)
     with pytest.raises(SpecError, match=r"^[^\n]*--part decoder, --part encoder\.$"):
-        open_source(tmp_path)
+        open_model(tmp_path).layer()
     for part in ("encoder", "decoder"):
         theirs = getattr(model.model, part).layers[0].self_attn.q_proj.weight
         assert torch.equal(queries(tmp_path, part=part), theirs)
@@ -114,4 +114,4 @@ def test_stacks_that_cannot_be_told_apart_name_the_other_parts(tmp_path: Path) -
     config["talker_config"] = {**ARIA, "model_type": "llama"}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"2 stacks.*--part talker_config"):
-        open_source(folder)
+        open_model(folder).layer()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from rope_export import AttentionSpec, export, verify
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.checkpoints.layout import taken
 from rope_export.errors import CheckpointError, SpecError
 
@@ -47,7 +47,7 @@ def qwen(tmp_path: Path) -> Path:
 
 
 def test_the_text_decoder_is_meant_unless_a_tower_is_named(qwen: Path) -> None:
-    text, vision = open_source(qwen), open_source(qwen, part="vision_config")
+    text, vision = open_model(qwen).layer(), open_model(qwen, part="vision_config").layer()
     assert (text.spec.causal, text.spec.rope.axes) == (True, 3)
     assert (vision.spec.causal, vision.spec.rope.axes) == (False, 2)
     assert text.names["q_proj.weight"].startswith("model.language_model.")
@@ -64,7 +64,7 @@ def test_a_tower_is_exported_and_proven_against_its_checkpoint(qwen: Path, tmp_p
 
 def test_a_part_that_is_not_there_is_refused(qwen: Path) -> None:
     with pytest.raises(SpecError, match=r"part='audio_config'.*text_config.*vision_config"):
-        open_source(qwen, part="audio_config")
+        open_model(qwen, part="audio_config").layer()
 
 
 def towers(folder: Path, prefixes: list[str], text: dict[str, Any]) -> Path:
@@ -90,13 +90,13 @@ ARIA = {
 
 def test_stacks_of_one_layout_are_told_apart_by_their_tower(tmp_path: Path) -> None:
     stacks = ["model.vision_tower.vision_model.encoder.", "model.language_model."]
-    weights = open_source(towers(tmp_path, stacks, ARIA)).weights()
+    weights = open_model(towers(tmp_path, stacks, ARIA)).layer().weights()
     assert all(bool((w == 1).all()) for w in weights.values())
 
 
 def test_stacks_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="2 stacks"):
-        open_source(towers(tmp_path, ["one.", "two."], ARIA))
+        open_model(towers(tmp_path, ["one.", "two."], ARIA)).layer()
 
 
 def test_fused_rows_that_do_not_divide_are_refused(qwen: Path) -> None:
@@ -117,4 +117,4 @@ def test_fused_rows_that_do_not_divide_are_refused(qwen: Path) -> None:
         qwen / "model.safetensors",
     )
     with pytest.raises(CheckpointError, match=r"qkv\.weight"):
-        open_source(qwen, part="vision_config").weights()
+        open_model(qwen, part="vision_config").layer().weights()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rope_export.artifacts.artifact import Artifact
 from rope_export.artifacts.deployed import file_weights
-from rope_export.checkpoints import NO_ADAPTER, open_source
+from rope_export.checkpoints import NO_ADAPTER, open_model
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.checkpoints.integers import Integers
 from rope_export.checkpoints.stored import deployed
@@ -87,14 +87,14 @@ def _from_source(
         adapter = artifact.evidence.get("adapter")
         if adapter is None or (source is None and not Path(adapter).is_dir()):
             return None
-    found = open_source(
+    model = open_model(
         given,
-        layer=facts["layer"],
         part=facts.get("part"),
         dtype=spec.dtype,
         seed=facts.get("seed", 0),
         adapter=adapter,
     )
+    found = model.layer(facts["layer"])
     if found.spec != spec or found.facts["kind"] != facts["kind"]:
         raise ArtifactError(
             f"{given}: its layer {facts['layer']} is not what {artifact.path} was made from; "

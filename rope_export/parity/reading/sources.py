@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rope_export.checkpoints import NO_ADAPTER, Source, open_source
+from rope_export.checkpoints import NO_ADAPTER, Layer, open_model
 from rope_export.checkpoints.config import Read, read_config, select, spec_of
 from rope_export.checkpoints.files import Folder, tensor_names
 from rope_export.checkpoints.gguf import GgufFile
@@ -91,7 +91,7 @@ def _asked(asked: _Asked) -> Reading:
     if path.is_file():
         return _of_config(asked, read_config(path), DRAWN)
     adapter = asked.adapter if "adapter" in asked.facts else NO_ADAPTER
-    source = open_source(asked.path, layer=asked.layer, part=asked.part, adapter=adapter)
+    source = open_model(asked.path, part=asked.part, adapter=adapter).layer(asked.layer)
     if source.forms:
         assert source.locator is not None
         facts = read_config(source.locator.find("config.json"))
@@ -100,7 +100,7 @@ def _asked(asked: _Asked) -> Reading:
     return _of_checkpoint(asked, source)
 
 
-def _of_checkpoint(asked: _Asked, source: Source) -> Reading:
+def _of_checkpoint(asked: _Asked, source: Layer) -> Reading:
     assert source.locator is not None
     file = source.locator.find("config.json")
     assert file is not None
@@ -122,7 +122,7 @@ def _of_checkpoint(asked: _Asked, source: Source) -> Reading:
 def _of_gguf(asked: _Asked, file: Path) -> Reading:
     """The file's facts as we read them, which are llama.cpp's (transformers has defaults of its own
     for some), and its weights as transformers' dequantizing loader reads them, where it can."""
-    source = open_source(file, layer=asked.layer)
+    source = open_model(file).layer(asked.layer)
     tensors = GgufFile(file)
     config = tensors.config
     read = select(config)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rope_export.checkpoints import Source
+from rope_export.checkpoints import Layer
 from rope_export.checkpoints.config import Read, read_config, select, spec_of
 from rope_export.checkpoints.keys import ELSEWHERE, HARMLESS_KEYS, is_off, short
 from rope_export.errors import SpecError
@@ -59,7 +59,7 @@ def sentence(model_type: str, key: str, value: Any) -> str:
     )
 
 
-def refuse_unread(source: Source) -> None:
+def refuse_unread(source: Layer) -> None:
     """Where transformers is installed, its code is built for the config, on meta, and watched; once
     in a process for each config and layer.
 

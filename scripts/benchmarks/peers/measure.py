@@ -12,7 +12,7 @@ from typing import ParamSpec
 
 import numpy as np
 
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.parity import frequencies
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.metrics import SCALED_MAX, errors
@@ -80,7 +80,7 @@ class Reference:
     """The layer of a checkpoint in float64, and drawn inputs for it."""
 
     def __init__(self, checkpoint: Path) -> None:
-        source = open_source(checkpoint)
+        source = open_model(checkpoint).layer()
         self.spec: AttentionSpec = source.spec
         weights = {name: x.numpy() for name, x in source.weights().items()}
         self.layer = ReferenceLayer(self.spec, weights, frequencies(self.spec))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rope_export import Artifact, RotaryAttention, export, open_session
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.errors import CheckpointError, SpecError
 from rope_export.lowerings import lowerings, refusal
 from rope_export.parity.bounds import UNIT_ROUNDOFF
@@ -82,7 +82,7 @@ def compared(
         if capture.model_class == model_class and capture.module_path.startswith(path):
             return Outcome(**named, status="refused", reason=f"not read from a config: {why}.")
     try:
-        source = open_source(capture.folder, layer=capture.layer_idx or 0, part=capture.part)
+        source = open_model(capture.folder, part=capture.part).layer(capture.layer_idx or 0)
         weights = {name: tensor.double() for name, tensor in source.weights().items()}
     except SpecError as error:
         return Outcome(**named, status="refused", reason=str(error))

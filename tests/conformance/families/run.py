@@ -21,7 +21,7 @@ import torch
 import transformers
 from rich.console import Console
 
-from rope_export.checkpoints import open_source
+from rope_export.checkpoints import open_model
 from rope_export.errors import CheckpointError, SpecError
 from tests.conformance import runner
 from tests.conformance.families.building import TinyModel
@@ -132,7 +132,7 @@ def _outcomes(tiny: Any, problems: list[str], every_way: bool, artifacts: bool) 
 def _refused_unseen(tiny: TinyModel, folder: Path) -> list[Outcome]:
     """The refusal of a model that the proof cannot run, where our reading refuses it by name."""
     try:
-        open_source(folder)
+        open_model(folder).layer()
     except SpecError as error:
         module = ", ".join(sorted(rotary_attention_classes(tiny.family)))
         return [

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rope_export import Artifact, AttentionSpec, RotaryAttention
-from rope_export.checkpoints import Source
+from rope_export.checkpoints import Layer
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.exporter import pipeline
 
@@ -50,15 +51,16 @@ def artifact(
     seed: int = 0,
 ) -> Artifact:
     """The layer with drawn weights, exported by the pipeline; with the fault, if one is given."""
-    source = Source(
+    source = Layer(
         spec=spec,
         facts={"kind": "drawn", "layer": 0, "seed": seed, "config_sha256": "0" * 64},
         path=str(out),
         names={name: name for name in spec.weight_shapes},
         weights=lambda: drawn_weights(spec, seed),
     )
+    model = SimpleNamespace(layer=lambda index: source)
     with ExitStack() as stack:
-        stack.enter_context(patch.object(pipeline, "open_source", lambda *a, **k: source))
+        stack.enter_context(patch.object(pipeline, "open_model", lambda *a, **k: model))
         if fault is not None:
             stack.enter_context(_planted(fault, source.weights()))
         return pipeline.export(
