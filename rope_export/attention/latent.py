@@ -1,17 +1,26 @@
-"""LatentAttention: keys and values made of one narrow cached vector per token.
+"""LatentAttention (MLA): keys and values made of one narrow cached vector per token.
 
-Shapes as in `attention`; L kv_rank, N nope_dim, R rope_dim.
+Shapes as in `attention.layer`; L kv_rank, N nope_dim, R rope_dim.
 """
 
 import torch
 from torch import Tensor
 
-from rope_export.attention.layer import Norm, RotaryAttention
+from rope_export.attention.layer import RotaryAttention
+from rope_export.attention.norm import Norm
+from rope_export.attention.request import (
+    AttentionRequest,
+    FixedCache,
+    NoCache,
+    Visibility,
+    cache_of,
+)
+from rope_export.attention.rotation import Rotation
 from rope_export.spec import AttentionSpec, NormSpec
 
 
 class LatentAttention(RotaryAttention):
-    """Multi-head latent attention. The cache holds the normalised latent and the turned features
+    """Multi-head latent attention. The cache holds the normalised latent and the rotated features
     that all heads share, not keys and values.
 
     Source: DeepSeek-V2, arXiv:2405.04434, section 2.1.
@@ -37,32 +46,47 @@ class LatentAttention(RotaryAttention):
         latent_cache: Tensor | None = None,
         key_rope_cache: Tensor | None = None,
         cache_lengths: Tensor | None = None,
+        rotation: Rotation | None = None,
+        visibility: Visibility | None = None,
     ) -> tuple[Tensor, ...]:
         """One pass over S new tokens after P cached ones.
 
-        hidden_states, position_ids, attention_mask, cache_lengths: as for RotaryAttention.
-        past_latent: (B, P, L), normalised. past_key_rope: (B, P, R), turned. latent_cache,
-        key_rope_cache: in their place, with cache_lengths, a cache of fixed size, P being T.
+        hidden_states, position_ids, attention_mask, cache_lengths, rotation, visibility: as for
+        RotaryAttention. past_latent: (B, P, L), normalised. past_key_rope: (B, P, R), rotated.
+        latent_cache, key_rope_cache: in their place, with cache_lengths, a cache of fixed size, P
+        being T.
         Returns: attention_output (B, S, hidden_size), and the cache after the call, (B, T, L) and
             (B, T, R).
         """
         spec, latent = self.spec, self.latent
-        q = self.expression.split(self._queries(hidden_states), spec.head_dim).transpose(1, 2)
+        cache = cache_of(past_latent, past_key_rope, latent_cache, key_rope_cache, cache_lengths)
+        visibility = self._visibility(visibility, hidden_states, cache, attention_mask)
+        q = self.operators.split(self._queries(hidden_states), spec.head_dim).transpose(1, 2)
         q_nope, q_rope = q.split((latent.nope_dim, latent.rope_dim), dim=-1)
         compressed = self.get_submodule("kv_a_proj")(hidden_states)
         new_latent, key_rope = compressed.split((latent.kv_rank, latent.rope_dim), dim=-1)
-        q_rope, key_rope = self.turn(q_rope, key_rope[:, None], position_ids)
-        q = torch.cat((self.scaled(q_nope, position_ids), q_rope), dim=-1)
+        rotation = self._rotation(rotation, position_ids, q.dtype)
+        q_rope, key_rope = self.rotated(q_rope, key_rope[:, None], rotation)
+        q = torch.cat((self.scaled(q_nope, rotation), q_rope), dim=-1)
         new_latent = self.kv_a_norm(new_latent)
         if latent.kv_factor != 1.0:
             new_latent = new_latent * latent.kv_factor
-        if cache_lengths is not None:
-            past_latent, past_key_rope = latent_cache, key_rope_cache
-        present_latent = self.expression.keep(past_latent, new_latent, cache_lengths)
-        present_key_rope = self.expression.keep(past_key_rope, key_rope[:, 0], cache_lengths)
+        present_latent, present_key_rope = new_latent, key_rope[:, 0]
+        if not isinstance(cache, NoCache):
+            lengths = cache.lengths if isinstance(cache, FixedCache) else None
+            present_latent = self.operators.keep(cache.key, present_latent, lengths)
+            present_key_rope = self.operators.keep(cache.value, present_key_rope, lengths)
         k, v = self._expand(present_latent, present_key_rope)
-        heads, _, _ = self.expression.attend(
-            q, k, v, None, None, cache_lengths, attention_mask, spec, self.sinks
+        heads, _, _ = self.operators.attend(
+            AttentionRequest(
+                q=q,
+                k=k,
+                v=v,
+                cache=NoCache(),
+                visibility=visibility,
+                spec=spec,
+                sinks=self.sinks,
+            )
         )
         output = self.output(heads, hidden_states)
         return (output, present_latent, present_key_rope) if self.keeps_cache else (output,)
@@ -78,9 +102,12 @@ class LatentAttention(RotaryAttention):
     def _expand(self, latent: Tensor, key_rope: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (B, H, T, N + R) and values (B, H, T, V) of the whole cache."""
         width = self.latent.nope_dim + self.spec.value_head_dim
-        heads = self.expression.split(self.get_submodule("kv_b_proj")(latent), width)
+        heads = self.operators.split(self.get_submodule("kv_b_proj")(latent), width)
         k_nope, v = heads.transpose(1, 2).split(
             (self.latent.nope_dim, self.spec.value_head_dim), dim=-1
         )
         shared = key_rope[:, None].expand(-1, self.spec.heads, -1, -1)
         return torch.cat((k_nope, shared), dim=-1), v
+
+
+RotaryAttention.of_latent = LatentAttention

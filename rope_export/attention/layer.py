@@ -5,70 +5,51 @@ D head_dim, V value_dim, R rotary_dim, A axes of a position.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Self
+from typing import ClassVar, Self
 
-from rope_export.errors import CheckpointError, extra
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-with extra("export", "RotaryAttention"):
-    import torch
-    import torch.nn.functional as F
-    from torch import Tensor, nn
-
-from rope_export.attention.operators import Eager, Expression
+from rope_export.attention.norm import Norm
+from rope_export.attention.operators import EagerOperators, Operators
+from rope_export.attention.request import (
+    AttentionRequest,
+    Cache,
+    Slots,
+    Visibility,
+    cache_of,
+    visibility_facts,
+)
+from rope_export.attention.rotation import Rotation, cos_sin_of, query_factor_of, rotation_facts
+from rope_export.errors import CheckpointError
 from rope_export.spec import AttentionSpec, NormSpec
 
 
-class Norm(nn.Module):
-    """An RMS or layer normalisation over the last axis, in float32 and cast last.
-
-    Source: RMSNorm, arXiv:1910.07467; Layer Normalization, arXiv:1607.06450.
-    """
-
-    def __init__(self, spec: NormSpec, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        super().__init__()
-        self.spec = spec
-        self.weight: nn.Parameter | None
-        self.bias: nn.Parameter | None
-        for name in ("weight", "bias"):
-            values = torch.full(shape, float(name == "weight") - spec.offset, dtype=dtype)
-            self.register_parameter(name, nn.Parameter(values) if getattr(spec, name) else None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        if self.spec.kind == "layer":
-            wide = wide - wide.mean(-1, keepdim=True)
-        # Not pow(2): from that, torch's exporter makes an RMSNormalization of mixed types, which is
-        # not valid.
-        mean_square = (wide * wide).mean(-1, keepdim=True)
-        wide = wide * torch.rsqrt(mean_square + self.spec.eps)
-        if self.weight is not None:
-            wide = wide * (self.spec.offset + self.weight.float())
-        if self.bias is not None:
-            wide = wide + self.bias.float()
-        return wide.to(x.dtype)
-
-
 class RotaryAttention(nn.Module):
-    """Attention whose queries and keys are turned by position, as transformers computes it.
+    """Attention whose queries and keys are rotated by position, as transformers computes it.
 
     Angles, cos, sin, norms and the softmax are computed in float32 whatever the module's dtype is,
     and cast last: a float16 or bfloat16 angle is wrong by whole turns beyond a few thousand
     positions. Positions only rotate; causality, windows and chunks count cache slots.
 
-    A spec with a latent makes a LatentAttention.
+    Layers of a model can share what does not depend on their weights: `rotation` and `visibility`
+    compute it, and `forward` takes it in place of position_ids and attention_mask.
+
+    A spec with a latent makes a LatentAttention (MLA, multi-head latent attention).
     Works under torch.export, torch.compile(fullgraph=True) and torch.jit.trace.
     """
 
     inv_freq: Tensor | None
-    expression: Expression = Eager()
+    operators: Operators = EagerOperators()
     keeps_cache = True
     """Whether forward returns the cache beside the output."""
+    of_latent: ClassVar[type["RotaryAttention"]]
+    """The class of layers whose spec has a latent; the package's own `latent` sets it."""
 
     def __new__(cls, spec: AttentionSpec) -> Self:
         if cls is RotaryAttention and spec.latent is not None:
-            from rope_export.attention.latent import LatentAttention
-
-            return super().__new__(LatentAttention)  # type: ignore[return-value]
+            return super().__new__(cls.of_latent)  # type: ignore[return-value]
         return super().__new__(cls)
 
     def __init__(self, spec: AttentionSpec) -> None:
@@ -109,7 +90,7 @@ class RotaryAttention(nn.Module):
         return layer.eval().requires_grad_(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves with the module, but is never cast: inv_freq in float16 is off by whole turns."""
+        """Moves with the module, but is never cast: inv_freq in float16 is off by whole circles."""
         super()._apply(fn, recurse)
         if self.inv_freq is not None:
             fresh = _inv_freq(self.spec)
@@ -127,40 +108,110 @@ class RotaryAttention(nn.Module):
         key_cache: Tensor | None = None,
         value_cache: Tensor | None = None,
         cache_lengths: Tensor | None = None,
+        rotation: Rotation | None = None,
+        visibility: Visibility | None = None,
     ) -> tuple[Tensor, ...]:
         """One pass over S new tokens after P cached ones.
 
         hidden_states: (B, S, hidden_size). position_ids: int64 (B, S), or (A, B, S) where
         positions have several axes; any order and values; needed unless nothing depends on it.
-        past_key, past_value: (B, G, P, D or V), keys already turned; P may be 0; both or neither.
+        past_key, past_value: (B, G, P, D or V), keys already rotated; P may be 0; both or neither.
         attention_mask: int64 (B, T), 1 = attend, 0 = padding; none means attend to all.
         key_cache, value_cache, cache_lengths: in place of past_key and past_value, a cache of
-        fixed size: (B, G, T, D or V), of which the first cache_lengths, int64 (B,), are in use;
-        the new entries follow them, row by row.
+        fixed size: (B, G, T, D or V), of which each row has filled its first cache_lengths slots,
+        int64 (B,); the new entries follow them, row by row.
+        rotation: what `rotation` gives, in place of position_ids. visibility: what `visibility`
+        gives, in place of attention_mask.
         Returns: attention_output (B, S, hidden_size), zero before the output projection where a
             token may attend to nothing; the cache after the call, twice (B, G, T, D or V).
         """
+        cache = cache_of(past_key, past_value, key_cache, value_cache, cache_lengths)
+        visibility = self._visibility(visibility, hidden_states, cache, attention_mask)
         q, k, v = self.project(hidden_states)
-        q, k = self.turn(q, k, position_ids)
-        if cache_lengths is not None:
-            past_key, past_value = key_cache, value_cache
-        heads, present_key, present_value = self.expression.attend(
-            q,
-            k,
-            v,
-            past_key,
-            past_value,
-            cache_lengths,
-            attention_mask,
-            self.spec,
-            self.sinks,
+        q, k = self.rotated(q, k, self._rotation(rotation, position_ids, q.dtype))
+        heads, present_key, present_value = self.operators.attend(
+            AttentionRequest(
+                q=q,
+                k=k,
+                v=v,
+                cache=cache,
+                visibility=visibility,
+                spec=self.spec,
+                sinks=self.sinks,
+            )
         )
         output = self.output(heads, hidden_states)
         return (output, present_key, present_value) if self.keeps_cache else (output,)
 
+    def rotation(self, position_ids: Tensor | None, dtype: torch.dtype) -> Rotation:
+        """What the positions of a call do to the queries and keys of this layer, and of every layer
+        with the same `rotation_facts`.
+
+        position_ids: as for `forward`. dtype: of queries and keys.
+        Raises: TypeError without position_ids where the layer depends on them.
+        """
+        spec, facts = self.spec, rotation_facts(self.spec)
+        if not spec.uses_positions:
+            return Rotation(facts=facts)
+        if position_ids is None:
+            raise TypeError("position_ids is missing: the layer depends on it")
+        scale = spec.position_scale
+        factor = None if scale is None else query_factor_of(scale, position_ids)
+        if spec.rope is None:
+            return Rotation(facts=facts, query_factor=factor)
+        cos, sin = self.cos_sin(position_ids, dtype=dtype)
+        return Rotation(facts=facts, cos=cos, sin=sin, query_factor=factor)
+
+    def _rotation(
+        self, rotation: Rotation | None, position_ids: Tensor | None, dtype: torch.dtype
+    ) -> Rotation:
+        """The rotation that was handed in, or that of the positions."""
+        if rotation is None:
+            return self.rotation(position_ids, dtype)
+        if position_ids is not None:
+            raise TypeError("rotation and position_ids are both given; the layer takes one")
+        if rotation.facts != rotation_facts(self.spec):
+            raise ValueError("rotation is that of another spec: rope, position_scale or dtype")
+        return rotation
+
+    def visibility(
+        self, hidden_states: Tensor, cache: Cache, attention_mask: Tensor | None
+    ) -> Visibility:
+        """Which slots each new token of a call sees in this layer, and in every layer with the same
+        `visibility_facts` and operators.
+
+        hidden_states, attention_mask: as for `forward`. cache: as `cache_of` makes it of the
+        tensors that `forward` takes, any layer's.
+        """
+        batch, sequence = hidden_states.shape[:2]
+        slots = Slots(
+            batch=batch,
+            sequence=sequence,
+            cache=cache,
+            attention_mask=attention_mask,
+            device=hidden_states.device,
+        )
+        return self.operators.visibility(slots, self.spec)
+
+    def _visibility(
+        self,
+        visibility: Visibility | None,
+        hidden_states: Tensor,
+        cache: Cache,
+        attention_mask: Tensor | None,
+    ) -> Visibility:
+        """The visibility that was handed in, or that of the mask."""
+        if visibility is None:
+            return self.visibility(hidden_states, cache, attention_mask)
+        if attention_mask is not None:
+            raise TypeError("visibility and attention_mask are both given; the layer takes one")
+        if visibility.facts != visibility_facts(self.spec):
+            raise ValueError("visibility is that of another spec: causal, window, chunk or dtype")
+        return visibility
+
     def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, H, S, D), k (B, G, S, D) and v (B, G, S, V) of hidden_states (B, S, hidden_size),
-        normalised where that comes before the rotation; heads where the expression has them."""
+        normalised where that comes before the rotation; heads where the operators have them."""
         return tuple(self._project(name, hidden_states) for name in "qkv")  # type: ignore[return-value]
 
     def _project(self, name: str, hidden_states: Tensor) -> Tensor:
@@ -174,77 +225,52 @@ class RotaryAttention(nn.Module):
             x = x.clamp(-spec.clip, spec.clip)
         if name == "v" and spec.value_scale != 1.0:
             x = x * spec.value_scale
-        x = self.expression.split(x, width)
+        x = self.operators.split(x, width)
         if norm is not None and norm.over != "all" and not (spec.norm_after_rope and name != "v"):
             x = self.get_submodule(f"{name}_norm")(x)
-        return x.transpose(1, 2) if self.expression.heads_axis == 1 else x
+        return x.transpose(1, 2) if self.operators.heads_axis == 1 else x
 
-    def turn(self, q: Tensor, k: Tensor, position_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """q and k turned by position, then normalised where that comes after, then q scaled."""
-        if self.spec.uses_positions and position_ids is None:
-            raise TypeError("position_ids is missing: the layer depends on it")
-        if self.spec.rope is not None and position_ids is not None:
-            cos, sin = self.cos_sin(position_ids, dtype=q.dtype)
-            q, k = (self.expression.rotate(x, cos, sin, self.spec.rope) for x in (q, k))
+    def rotated(self, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """q and k rotated, then normalised where that comes after, then q scaled."""
+        cos, sin, rope = rotation.cos, rotation.sin, self.spec.rope
+        if rope is not None and cos is not None and sin is not None:
+            q, k = (self.operators.rotate(x, cos, sin, rope) for x in (q, k))
         if self.spec.norm_after_rope:
             q, k = self._normed_after("q", q), self._normed_after("k", k)
-        return self.scaled(q, position_ids), k
+        return self.scaled(q, rotation), k
 
     def _normed_after(self, name: str, x: Tensor) -> Tensor:
         norm: NormSpec | None = getattr(self.spec, f"{name}_norm")
         if norm is None:
             return x
         module = self.get_submodule(f"{name}_norm")
-        if norm.over == "head" or self.expression.heads_axis == 2:
+        if norm.over == "head" or self.operators.heads_axis == 2:
             return module(x)
         return module(x.transpose(1, 2)).transpose(1, 2)
 
     def cos_sin(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin of every pair's angle: two (B, S, R / 2) of `dtype`.
-
-        position_ids: (B, S) or (A, B, S).
-        Error: the float32 angle is off by at most |position| * 2**-24 rad, as in trained models.
-        """
-        rope = self.spec.rope
-        assert rope is not None
+        """As `cos_sin_of`, of this layer's rope."""
+        assert self.spec.rope is not None
         assert self.inv_freq is not None
-        inv_freq = self.inv_freq
-        if rope.depends_on_length:
-            inv_freq = rope.chosen(inv_freq, position_ids.max() + 1)
-        at = rope.coordinates(position_ids)
-        if rope.axes > 1:
-            axis = torch.tensor(rope.pair_axes, device=position_ids.device)
-            angles = at.index_select(0, axis).permute(1, 2, 0) * inv_freq
-        else:
-            angles = at[..., None] * inv_freq
-        cos, sin = angles.cos(), angles.sin()
-        if rope.attention_factor != 1.0:
-            cos, sin = cos * rope.attention_factor, sin * rope.attention_factor
-        return cos.to(dtype), (-sin if rope.clockwise else sin).to(dtype)
+        return cos_sin_of(self.spec.rope, self.inv_freq, position_ids, dtype)
 
-    def scaled(self, q: Tensor, position_ids: Tensor | None) -> Tensor:
+    def scaled(self, q: Tensor, rotation: Rotation) -> Tensor:
         """q times the factor that its position gives it."""
-        scale = self.spec.position_scale
-        if scale is None or position_ids is None:
+        if rotation.query_factor is None:
             return q
-        lengths = (position_ids.float() + scale.offset) / scale.length
-        if scale.form == "log":
-            factor = 1 + scale.beta * torch.log1p(lengths.floor())
-        else:
-            factor = torch.exp(scale.beta * torch.log1p(lengths))
-        factor = factor.unsqueeze(self.expression.heads_axis)[..., None]
+        factor = rotation.query_factor.unsqueeze(self.operators.heads_axis)[..., None]
         return (q.float() * factor).to(q.dtype)
 
     def output(self, heads: Tensor, hidden_states: Tensor) -> Tensor:
         """Heads as `attend` gives them normalised, gated and projected: (B, S, hidden_size)."""
-        if self.expression.heads_axis == 1:
+        if self.operators.heads_axis == 1:
             heads = heads.transpose(1, 2)
         norm = self.spec.o_norm
         if norm is not None and norm.over != "all":
             heads = self.get_submodule("o_norm")(heads)
         if self.spec.gate == "head":
             heads = heads * self.gate(hidden_states)[..., None]
-        heads = self.expression.join(heads)
+        heads = self.operators.join(heads)
         if norm is not None and norm.over == "all":
             heads = self.get_submodule("o_norm")(heads)
         if self.spec.gate == "feature":

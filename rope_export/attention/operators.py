@@ -1,63 +1,74 @@
-"""How the layer's rotation, cache and attention are said, and eager's way: what transformers'
-eager attention computes, in plain torch.
+"""The operators that an attention layer is computed with: their protocol, and eager PyTorch's.
 
-Shapes as in `attention`.
+Shapes as in `attention.layer`.
 """
 
+from abc import abstractmethod
 from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rope_export.attention.request import (
+    AttentionRequest,
+    FixedCache,
+    NoCache,
+    Slots,
+    Visibility,
+    visibility_facts,
+)
 from rope_export.spec import AttentionSpec, RopeSpec
 
 
-class Expression(Protocol):
-    """How rotation, cache and attention are said; eager's way is `Eager`, a lowering is another.
+class Operators(Protocol):
+    """The protocol of rotation, cache and attention, which `EagerOperators` and every lowering
+    implement.
 
     heads_axis: where the heads of q, k and v are: 1 in (B, heads, S, D), 2 in (B, S, heads, D).
     """
 
     heads_axis: ClassVar[int]
 
+    @abstractmethod
     def split(self, x: Tensor, width: int) -> Tensor:
         """x (B, S, heads * width) as (B, S, heads, width)."""
 
+    @abstractmethod
     def join(self, x: Tensor) -> Tensor:
         """x (B, S, heads, width) as (B, S, heads * width)."""
 
+    @abstractmethod
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
-        """x turned by cos and sin (B, S, R / 2)."""
+        """x rotated by the angles whose cos and sin are (B, S, R / 2)."""
 
+    @abstractmethod
     def keep(self, past: Tensor | None, new: Tensor, lengths: Tensor | None) -> Tensor:
         """The cache after this call, from (..., P, D) and (..., S, D).
 
-        lengths: int64 (B,), entries in use of a fixed cache, after which the new ones are written;
+        lengths: int64 (B,), filled slots of a fixed cache, after which the new entries are written;
             none for a growing one.
         """
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        past_key: Tensor | None,
-        past_value: Tensor | None,
-        lengths: Tensor | None,
-        attention_mask: Tensor | None,
-        spec: AttentionSpec,
-        sinks: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Heads, and present_key and present_value (B, G, T, D or V).
+    @abstractmethod
+    def visibility(self, slots: Slots, spec: AttentionSpec) -> Visibility:
+        """Which slots each new token sees, in the form that `attend` takes."""
 
-        past_key, past_value, lengths: as for `keep`. k and v may be longer than q: they then hold
-        the past already.
-        """
+    @abstractmethod
+    def attend(self, request: AttentionRequest) -> tuple[Tensor, Tensor, Tensor]:
+        """Heads (B, H, S, V), and the keys and values after the call (B, G, T, D or V)."""
+
+    def extended(self, request: AttentionRequest) -> tuple[Tensor, Tensor]:
+        """Keys and values after the call, by `keep`."""
+        k, v, cache = request.k, request.v, request.cache
+        if isinstance(cache, NoCache):
+            return k, v
+        lengths = cache.lengths if isinstance(cache, FixedCache) else None
+        return self.keep(cache.key, k, lengths), self.keep(cache.value, v, lengths)
 
 
-class Eager:
-    """In plain torch, as transformers' eager attention computes it."""
+class EagerOperators(Operators):
+    """Plain torch, as transformers' eager attention computes it."""
 
     heads_axis: ClassVar[int] = 1
 
@@ -73,46 +84,45 @@ class Eager:
     def keep(self, past: Tensor | None, new: Tensor, lengths: Tensor | None) -> Tensor:
         return append(past, new) if past is None or lengths is None else write(past, new, lengths)
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        past_key: Tensor | None,
-        past_value: Tensor | None,
-        lengths: Tensor | None,
-        attention_mask: Tensor | None,
-        spec: AttentionSpec,
-        sinks: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if past_key is not None:
-            k, v = self.keep(past_key, k, lengths), self.keep(past_value, v, lengths)
-        allowed = allowed_slots(q.shape[2], k.shape[2], attention_mask, spec, q.device, lengths)
-        return attend(q, k, v, allowed, spec, sinks), k, v
+    def visibility(self, slots: Slots, spec: AttentionSpec) -> Visibility:
+        return Visibility(facts=visibility_facts(spec), allowed=allowed_in(slots, spec))
+
+    def attend(self, request: AttentionRequest) -> tuple[Tensor, Tensor, Tensor]:
+        k, v = self.extended(request)
+        allowed = request.visibility.allowed
+        assert allowed is not None
+        return attend(request.q, k, v, allowed, request.spec, request.sinks), k, v
+
+
+def allowed_in(slots: Slots, spec: AttentionSpec) -> Tensor:
+    """`allowed_slots` of a call."""
+    return allowed_slots(
+        slots.sequence, slots.total, slots.attention_mask, spec, slots.device, slots.lengths
+    )
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
-    """Turn the first rotary_dim features of every head, pair by pair; the rest stay.
+    """The first rotary_dim features of every head rotated, pair by pair; the rest stay.
 
     x: (B, heads, S, D). cos, sin: (B, S, R / 2); the head axis is added here, so that B = heads
     cannot broadcast wrongly. Each pair becomes (x1 cos - x2 sin, x2 cos + x1 sin).
     Source: RoFormer, arXiv:2104.09864, equation 34; both layouts as in ONNX RotaryEmbedding-23.
     """
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    turning, still = x[..., : rope.rotary_dim], x[..., rope.rotary_dim :]
+    rotating, still = x[..., : rope.rotary_dim], x[..., rope.rotary_dim :]
     if rope.layout == "half_split":
-        x1, x2 = turning.chunk(2, dim=-1)
+        x1, x2 = rotating.chunk(2, dim=-1)
     else:
-        x1, x2 = turning[..., 0::2], turning[..., 1::2]
+        x1, x2 = rotating[..., 0::2], rotating[..., 1::2]
     y1, y2 = x1 * cos - x2 * sin, x2 * cos + x1 * sin
     if rope.layout == "interleaved":
-        turned = torch.stack((y1, y2), dim=-1).flatten(-2)
+        rotated = torch.stack((y1, y2), dim=-1).flatten(-2)
     else:
-        turned = torch.cat((y1, y2), dim=-1)
+        rotated = torch.cat((y1, y2), dim=-1)
     # jit.trace cannot compare sizes; adding nothing is the same.
     if not torch.jit.is_tracing() and rope.rotary_dim == x.shape[-1]:
-        return turned
-    return torch.cat((turned, still), dim=-1)
+        return rotated
+    return torch.cat((rotated, still), dim=-1)
 
 
 def append(past: Tensor | None, new: Tensor) -> Tensor:
@@ -121,7 +131,7 @@ def append(past: Tensor | None, new: Tensor) -> Tensor:
 
 
 def write(cache: Tensor, new: Tensor, lengths: Tensor) -> Tensor:
-    """A copy of the cache with the new entries after those in use, row by row.
+    """A copy of the cache with the new entries after the filled slots, row by row.
 
     cache: (B, ..., T, D). new: (B, ..., S, D). lengths: int64 (B,).
     """
@@ -141,8 +151,8 @@ def allowed_slots(
     """Which cache slots each new token may see, whose own slot is past + i. Chunks are counted from
     the first slot that is not padding, row by row, as the model was trained.
 
-    attention_mask: int64 (B, T) or none. lengths: int64 (B,), entries in use of a fixed cache,
-    whose slots are T; without, T is past + S.
+    attention_mask: int64 (B, T) or none. lengths: int64 (B,), filled slots of a fixed cache of T
+    slots; without, T is past + S.
     Returns: bool (1, 1, S, T), or (B, 1, S, T) with a mask or lengths.
     """
     slots = torch.arange(total, device=device)

@@ -10,6 +10,7 @@ from rope_export.bench.roofline import weight_bytes
 from rope_export.bench.shapes import Arrays, Shape
 from rope_export.errors import extra
 from rope_export.spec import AttentionSpec
+from rope_export.spec.features import beyond
 
 with extra("export", "timing PyTorch"):
     import torch
@@ -17,6 +18,7 @@ with extra("export", "timing PyTorch"):
     from torch import Tensor
 
     from rope_export.attention.layer import RotaryAttention
+    from rope_export.lowerings.base import LAYOUTS, PLAIN_TORCH
 
 COMPILED_SHAPES = 1_000
 """PyTorch gives up compiling for one more shape after 8 unless told otherwise."""
@@ -66,13 +68,20 @@ class Sdpa(Rival):
     that is allocated once and written in place."""
 
     kind = "torch-sdpa"
+    features: ClassVar[frozenset[str]] = (
+        PLAIN_TORCH
+        | LAYOUTS
+        | {
+            *("partial", "value width", "group", "scale", "causal", "bidirectional"),
+        }
+    )
 
     @classmethod
     def refusal(cls, spec: AttentionSpec) -> str | None:
-        names = ("softcap", "sinks", "window", "window_after", "chunk", "latent")
-        found = [name for name in names if getattr(spec, name)]
-        if found:
-            return f"scaled_dot_product_attention cannot express {', '.join(found)}"
+        refused = beyond(spec, cls.features)
+        if refused:
+            names = ", ".join(map(str, refused))
+            return f"scaled_dot_product_attention cannot express {names}"
         return None
 
     def ready(self, inputs: dict[str, Tensor], shape: Shape) -> Callable[[], Tensor]:
@@ -137,7 +146,7 @@ def sdpa_step(
     """
     spec = layer.spec
     q, k, v = layer.project(hidden_states)
-    q, k = layer.turn(q, k, position_ids)
+    q, k = layer.rotated(q, k, layer.rotation(position_ids, q.dtype))
     total = past + hidden_states.shape[1]
     key[:, :, past:total] = k
     value[:, :, past:total] = v

@@ -7,13 +7,21 @@ import torch
 from torch import Tensor
 
 from rope_export.attention import operators
-from rope_export.lowerings import Lowering, halves
+from rope_export.attention.request import (
+    AttentionRequest,
+    FixedCache,
+    NoCache,
+    Slots,
+    Visibility,
+    visibility_facts,
+)
+from rope_export.lowerings.base import LAYOUTS, PLAIN_TORCH, Lowering, halves
 from rope_export.spec import AttentionSpec, RopeSpec
 
 DOMAIN = "com.microsoft"
 
 HEAD_SIZES = 8
-"""GroupQueryAttention takes multiples of this alone, and says so only when it runs."""
+"""GroupQueryAttention takes multiples of this alone, and reports it only when it runs."""
 
 LARGEST_WINDOW = 2**31 - 1
 """The operator keeps its window in 32 bits; a longer one sees every slot that there can be."""
@@ -22,9 +30,10 @@ LARGEST_WINDOW = 2**31 - 1
 class Ort(Lowering):
     """com.microsoft GroupQueryAttention between matrix products, RotaryEmbedding-23 before it.
 
-    The rotation lies outside the operator. Inside, it would count positions from the cache, or turn
-    every row by the first one's position_ids, and it takes tables of cos and sin that end somewhere
-    and do not know dynamic or longrope; outside costs two small nodes and honours any position.
+    The rotation lies outside the operator. Inside, it would count positions from the cache, or
+    rotate every row by the first one's position_ids, and it takes tables of cos and sin that end
+    somewhere and do not know dynamic or longrope; outside costs two small nodes and honours any
+    position.
     """
 
     name = "ort"
@@ -36,26 +45,29 @@ class Ort(Lowering):
     stale_slots: ClassVar[str] = "any"
     heads_axis: ClassVar[int] = 2
 
-    def refusal(self, spec: AttentionSpec, cache: str) -> str | None:
-        if spec.latent is not None:
-            return "lowering 'ort' cannot express a latent: GroupQueryAttention caches keys"
-        if spec.value_head_dim != spec.head_dim:
-            return (
-                f"lowering 'ort' cannot express value_dim={spec.value_dim} beside "
-                f"head_dim={spec.head_dim}: GroupQueryAttention has one head size"
-            )
+    features: ClassVar[frozenset[str]] = (
+        PLAIN_TORCH
+        | LAYOUTS
+        | {
+            *("partial", "group", "scale", "softcap", "sinks"),
+            *("causal", "bidirectional", "window", "window_after", "chunk"),
+        }
+    )
+    reasons: ClassVar[Mapping[str, str]] = {
+        "latent": "GroupQueryAttention caches keys",
+        "value width": "GroupQueryAttention has one head size",
+    }
+
+    def limit(self, spec: AttentionSpec, cache: str) -> str | None:
         if spec.head_dim % HEAD_SIZES:
-            return (
-                f"lowering 'ort' cannot express head_dim={spec.head_dim}: GroupQueryAttention "
-                f"takes multiples of {HEAD_SIZES}; use lowering 'standard' or 'portable'"
-            )
+            return f"head_dim={spec.head_dim}: GroupQueryAttention takes multiples of {HEAD_SIZES}"
         return None
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
         heads, width = x.shape[2], x.shape[3]
         if rope.layout == "permuted":
             x = halves(x, rope)
-        turned = torch.onnx.ops.symbolic(
+        rotated = torch.onnx.ops.symbolic(
             "::RotaryEmbedding",
             (self.join(x), cos, sin),
             {
@@ -67,42 +79,44 @@ class Ort(Lowering):
             shape=(*x.shape[:2], heads * width),
             version=23,
         )
-        return self.split(turned, width)
+        return self.split(rotated, width)
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        past_key: Tensor | None,
-        past_value: Tensor | None,
-        lengths: Tensor | None,
-        attention_mask: Tensor | None,
-        spec: AttentionSpec,
-        sinks: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def visibility(self, slots: Slots, spec: AttentionSpec) -> Visibility:
         """Causality, its windows, softcap and sinks are the operator's own; padding, chunks and
         windows of a layer that sees later tokens make a bias. Tokens that may see nothing are
         zeroed afterwards."""
-        batch, sequence = q.shape[:2]
-        past = 0 if past_key is None else past_key.shape[2]
-        total = past if lengths is not None else past + sequence
-        bias = visible = None
+        bias = sees_any = None
+        padded = slots.attention_mask is not None
         own = spec.causal or (spec.window is None and spec.window_after is None)
-        if attention_mask is not None or spec.chunk is not None or not own:
-            allowed = operators.allowed_slots(
-                sequence, total, attention_mask, spec, q.device, lengths
-            )
+        if padded or spec.chunk is not None or not own:
+            allowed = operators.allowed_in(slots, spec)
+            dtype: torch.dtype = getattr(torch, spec.dtype)
             # Half the lowest number: a score added to it must not be infinite.
-            bias = torch.where(allowed, 0.0, torch.finfo(q.dtype).min / 2).to(q.dtype)
-            if attention_mask is not None:
-                visible = allowed.any(dim=-1)[:, 0, :, None, None]
-        used, bound, new = _counts(batch, sequence, past, total, lengths, past_key is not None)
-        before = (*(self.join(x) for x in (q, k, v)), past_key, past_value, used, bound)
-        after = (None, None, None, bias, sinks, None, None, None, None, new)
+            bias = torch.where(allowed, 0.0, torch.finfo(dtype).min / 2).to(dtype)
+            if padded:
+                sees_any = allowed.any(dim=-1)[:, 0, :, None, None]
+        used, bound, new = _counts(slots)
+        return Visibility(
+            facts=visibility_facts(spec),
+            padded=padded,
+            bias=bias,
+            sees_any=sees_any,
+            used=used,
+            bound=bound,
+            new=new,
+        )
+
+    def attend(self, request: AttentionRequest) -> tuple[Tensor, Tensor, Tensor]:
+        q, cache, spec, visibility = request.q, request.cache, request.spec, request.visibility
+        batch, sequence = q.shape[:2]
+        total = cache.slots if isinstance(cache, FixedCache) else cache.slots + sequence
+        past = (None, None) if isinstance(cache, NoCache) else (cache.key, cache.value)
+        before = (*(self.join(x) for x in (q, request.k, request.v)), *past)
+        counts = (visibility.used, visibility.bound)
+        after = (None, None, None, visibility.bias, request.sinks, None, None, None, None)
         heads, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
             f"{DOMAIN}::GroupQueryAttention",
-            (*before, *after),
+            (*before, *counts, *after, visibility.new),
             {
                 "num_heads": spec.heads,
                 "kv_num_heads": spec.kv_heads,
@@ -119,8 +133,8 @@ class Ort(Lowering):
             version=1,
         )
         heads = self.split(heads, spec.head_dim)
-        if visible is not None:
-            heads = torch.where(visible, heads, 0.0)
+        if visibility.sees_any is not None:
+            heads = torch.where(visibility.sees_any, heads, 0.0)
         return heads, present_key, present_value
 
 
@@ -131,14 +145,14 @@ def _window(spec: AttentionSpec) -> int:
     return min(spec.window, LARGEST_WINDOW)
 
 
-def _counts(
-    batch: int, sequence: int, past: int, total: int, lengths: Tensor | None, cached: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """seqlens_k, entries of each row after the call less one; total_sequence_length, a bound on
-    them; and query_seqlens, new entries of each row, which only a call with a cache may have."""
-    if lengths is None:
-        used = torch.full((batch,), past + sequence - 1, dtype=torch.int32)
+def _counts(slots: Slots) -> tuple[Tensor, Tensor, Tensor | None]:
+    """seqlens_k, filled slots of each row after the call less one; total_sequence_length, a bound
+    on them; and query_seqlens, new tokens of each row, which only a call with a cache may have."""
+    if slots.lengths is None:
+        used = torch.full((slots.batch,), slots.total - 1, dtype=torch.int32)
     else:
-        used = (lengths + (sequence - 1)).to(torch.int32)
-    bound = torch.full((), total, dtype=torch.int32)
-    return used, bound, torch.full((batch,), sequence, dtype=torch.int32) if cached else None
+        used = (slots.lengths + (slots.sequence - 1)).to(torch.int32)
+    bound = torch.full((), slots.total, dtype=torch.int32)
+    if isinstance(slots.cache, NoCache):
+        return used, bound, None
+    return used, bound, torch.full((slots.batch,), slots.sequence, dtype=torch.int32)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rope_export.attention import operators
-from rope_export.lowerings import Lowering
+from rope_export.attention.request import AttentionRequest, Slots, Visibility, visibility_facts
+from rope_export.lowerings.base import LAYOUTS, PLAIN_TORCH, Lowering
 from rope_export.spec import AttentionSpec, RopeSpec
 
 
@@ -17,41 +18,39 @@ class Portable(Lowering):
 
     name = "portable"
     caches: ClassVar[Mapping[str, int]] = {"none": 18, "growing": 18}
+    features: ClassVar[frozenset[str]] = (
+        PLAIN_TORCH
+        | LAYOUTS
+        | {
+            *("partial", "latent", "value width", "group", "scale", "softcap", "sinks"),
+            *("causal", "bidirectional", "window", "window_after", "chunk"),
+        }
+    )
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rope: RopeSpec) -> Tensor:
         return operators.rotate(x, cos, sin, rope)
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        past_key: Tensor | None,
-        past_value: Tensor | None,
-        lengths: Tensor | None,
-        attention_mask: Tensor | None,
-        spec: AttentionSpec,
-        sinks: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        k, v = operators.append(past_key, k), operators.append(past_value, v)
-        allowed = operators.allowed_slots(q.shape[2], k.shape[2], attention_mask, spec, q.device)
-        return products(q, k, v, allowed, spec, sinks, attention_mask is not None), k, v
+    def visibility(self, slots: Slots, spec: AttentionSpec) -> Visibility:
+        return Visibility(
+            facts=visibility_facts(spec),
+            padded=slots.attention_mask is not None,
+            allowed=operators.allowed_in(slots, spec),
+        )
+
+    def attend(self, request: AttentionRequest) -> tuple[Tensor, Tensor, Tensor]:
+        k, v = self.extended(request)
+        return products(request, k, v), k, v
 
 
-def products(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    allowed: Tensor,
-    spec: AttentionSpec,
-    sinks: Tensor | None,
-    empty_rows: bool,
-) -> Tensor:
-    """As `expression.attend`, but the heads of a group share one product with their key and value,
-    so that the cache is never repeated in memory, and the scale goes to q, the smaller side.
+def products(request: AttentionRequest, k: Tensor, v: Tensor) -> Tensor:
+    """Attention over all slots, k and v, in matrix products and a softmax: (B, H, S, V).
 
-    empty_rows: whether there may be rows that see nothing.
+    The heads of a group share one product with their key and value, so that the cache is never
+    repeated in memory, and the scale goes to q, the smaller side.
     """
+    q, spec, sinks = request.q, request.spec, request.sinks
+    allowed = request.visibility.allowed
+    assert allowed is not None
     kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
     q = (q * spec.softmax_scale).unflatten(1, (kv_heads, group)).flatten(2, 3)
     scores = torch.matmul(q, k.transpose(2, 3)).unflatten(2, (group, -1))
@@ -65,7 +64,7 @@ def products(
     weights = F.softmax(scores.float(), dim=-1).to(v.dtype)
     if sinks is not None:
         weights = weights[..., :-1]
-    if empty_rows:
+    if request.visibility.padded:
         weights = torch.where(allowed[:, :, None], weights, 0.0)
     heads = torch.matmul(weights.flatten(2, 3), v)
     return heads.unflatten(2, (group, -1)).flatten(1, 2)

@@ -1,8 +1,10 @@
 """What a layer does, feature by feature, with the names that the proofs and verdicts use."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import Field, dataclass, fields
 from typing import TYPE_CHECKING, Any
+
+from rope_export.spec.rope import RopeSpec
 
 if TYPE_CHECKING:
     from rope_export.rope.base import RopeSpec
@@ -19,8 +21,9 @@ END = 2**40
 class Feature:
     """One thing that a layer does.
 
-    kind: what makes its counterfactuals. name: in words. value: its parameter, where it has one.
-    part: which of several it is, such as the "q" of a bias. plain: every layer of its sort has it.
+    kind: what lowerings list that can express it, and what makes its counterfactuals. name: in
+    words. value: its parameter, where it has one. part: which of several it is, such as the "q" of
+    a bias. plain: every layer of its sort has it.
     """
 
     kind: str
@@ -38,9 +41,24 @@ class Feature:
 SIZES = ("hidden_size", "heads", "kv_heads", "head_dim", "value_dim", "dtype")
 """Fields that are shapes or types of tensors: compared before any number is."""
 
+NAMED = {
+    *SIZES,
+    *("rope", "latent", "q_bias", "k_bias", "v_bias", "o_bias", "scale", "softcap", "sinks"),
+    *("position_scale", "causal", "window", "window_after", "chunk", "q_norm", "k_norm", "v_norm"),
+    *("o_norm", "norm_after_rope", "clip", "value_scale", "gate", "gate_kind", "gate_bias"),
+}
+"""Fields of a spec that `features_of` names; any other is a feature of its own name."""
+
+NAMED_OF_ROPE = {"rotary_dim", "theta", "layout", "pair_axes", "clockwise"}
+"""Fields of every `RopeSpec` that `features_of` names; what a variant adds is its own."""
+
 
 def features_of(spec: "AttentionSpec") -> Iterator[Feature]:
-    """Everything that `spec` asks for, rotation first."""
+    """Everything that `spec` asks for, rotation first.
+
+    A field that has no lines here yet is a feature too, where it is not at its default: nothing
+    that is added to a spec can be missing from this.
+    """
     yield from _rotation(spec)
     yield from _latent(spec)
     yield Feature(
@@ -70,6 +88,27 @@ def features_of(spec: "AttentionSpec") -> Iterator[Feature]:
         yield Feature(kind="value scale", name="value scale", value=spec.value_scale)
     if spec.value_head_dim != spec.head_dim and not spec.latent:
         yield Feature(kind="value width", name="value width")
+    yield from _unnamed(spec, fields(spec), NAMED)
+
+
+def beyond(spec: "AttentionSpec", kinds: Collection[str]) -> tuple[Feature, ...]:
+    """The features of `spec` that are of none of these kinds; "layout interleaved" is one feature
+    of the kind "layout"."""
+    return tuple(
+        feature
+        for feature in features_of(spec)
+        if feature.kind not in kinds and f"{feature.kind} {feature.name}" not in kinds
+    )
+
+
+def _unnamed(part: Any, own: tuple[Field[Any], ...], named: Collection[str]) -> Iterator[Feature]:
+    """Features of the fields that are not named, where they are not at their defaults."""
+    for field in own:
+        value = getattr(part, field.name)
+        if field.name not in named and value != field.default:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            name = field.name.replace("_", " ")
+            yield Feature(kind=field.name, name=name, value=value if number else None)
 
 
 def _rotation(spec: "AttentionSpec") -> Iterator[Feature]:
@@ -97,9 +136,10 @@ def _rotation(spec: "AttentionSpec") -> Iterator[Feature]:
         )
     if changes_with_length(rope):
         yield Feature(kind="length", name="frequencies by length", plain=True)
+    yield from _unnamed(rope, fields(RopeSpec), NAMED_OF_ROPE)
 
 
-def changes_with_length(rope: "RopeSpec") -> bool:
+def changes_with_length(rope: RopeSpec) -> bool:
     """Whether some length of a call has other frequencies than another."""
     if not rope.depends_on_length:
         return False

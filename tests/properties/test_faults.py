@@ -48,11 +48,9 @@ def eager_unscaled(q, k, v, allowed, spec, sinks):
     return ATTEND(q, k, v, allowed, dataclasses.replace(spec, scale=1.0), sinks)
 
 
-def portable_unscaled(self, q, k, v, past_key, past_value, lengths, attention_mask, spec, sinks):
-    spec = dataclasses.replace(spec, scale=1.0)
-    return PORTABLE_ATTEND(
-        self, q, k, v, past_key, past_value, lengths, attention_mask, spec, sinks
-    )
+def portable_unscaled(self, request):
+    spec = dataclasses.replace(request.spec, scale=1.0)
+    return PORTABLE_ATTEND(self, dataclasses.replace(request, spec=spec))
 
 
 FAULTS = {

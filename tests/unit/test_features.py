@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rope_export import Artifact, AttentionSpec, RotaryAttention, export, verify
-from rope_export.attention import layer as attention
 from rope_export.attention import operators
+from rope_export.attention.norm import Norm
 from rope_export.errors import InputError, SpecError
 from rope_export.lowerings import lowering_for
 from rope_export.lowerings.portable import Portable
@@ -141,7 +141,7 @@ def test_own_operators_run_without_a_cache_and_see_later_tokens(make: Make) -> N
 
 
 def test_what_the_operators_cannot_say_is_refused_by_name(make: Make) -> None:
-    with pytest.raises(InputError, match=r"'ort' cannot express a latent"):
+    with pytest.raises(InputError, match=r"'ort' cannot express latent.*use lowering 'standard'"):
         make(LATENT, lowering="ort", cache="fixed")
     with pytest.raises(InputError, match=r"'portable' has no cache 'fixed'; it has none, growing"):
         make(NORMED, lowering="portable", cache="fixed")
@@ -175,9 +175,9 @@ def without(**changed: Any) -> Callable[..., Any]:
     def eager(q, k, v, allowed, spec, sinks):
         return ATTEND(q, k, v, allowed, dataclasses.replace(spec, **changed), sinks)
 
-    def portable(self, q, k, v, past_key, past_value, lengths, attention_mask, spec, sinks):
-        spec = dataclasses.replace(spec, **changed)
-        return PORTABLE(self, q, k, v, past_key, past_value, lengths, attention_mask, spec, sinks)
+    def portable(self, request):
+        spec = dataclasses.replace(request.spec, **changed)
+        return PORTABLE(self, dataclasses.replace(request, spec=spec))
 
     return lambda: [(operators, "attend", eager), (Portable, "attend", portable)]
 
@@ -186,8 +186,8 @@ def sinks_of_another_sign() -> list[tuple[Any, str, Any]]:
     def eager(q, k, v, allowed, spec, sinks):
         return ATTEND(q, k, v, allowed, spec, -sinks)
 
-    def portable(self, q, k, v, past_key, past_value, lengths, attention_mask, spec, sinks):
-        return PORTABLE(self, q, k, v, past_key, past_value, lengths, attention_mask, spec, -sinks)
+    def portable(self, request):
+        return PORTABLE(self, dataclasses.replace(request, sinks=-request.sinks))
 
     return [(operators, "attend", eager), (Portable, "attend", portable)]
 
@@ -197,7 +197,7 @@ ALLOWED, ATTEND, PORTABLE = operators.allowed_slots, operators.attend, Portable.
 FAULTS: dict[str, tuple[dict[str, Any], Callable[[], list[tuple[Any, str, Any]]]]] = {
     "only the norm's weight": (
         NORMED,
-        lambda: [(attention.Norm, "forward", lambda self, x: x * self.weight)],
+        lambda: [(Norm, "forward", lambda self, x: x * self.weight)],
     ),
     "softcap forgotten": (CAPPED, without(softcap=None)),
     "window forgotten": (CAPPED, lambda: [(operators, "allowed_slots", no_window)]),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rope_export import RotaryAttention
 from rope_export.attention import operators
-from rope_export.attention.layer import Norm
+from rope_export.attention.norm import Norm
 from rope_export.rope.default import DefaultRope
 from rope_export.rope.dynamic import DynamicRope
 from rope_export.rope.longrope import LongRope
