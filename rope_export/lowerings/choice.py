@@ -1,8 +1,6 @@
 """Which lowerings there are, what each refuses, and which one suits a layer."""
 
-from importlib import import_module
-from pkgutil import iter_modules
-
+from rope_export.discovery import modules_of
 from rope_export.errors import InputError
 from rope_export.lowerings.base import Lowering
 from rope_export.quantization import Quantization
@@ -14,8 +12,8 @@ def lowerings() -> dict[str, Lowering]:
     """Every lowering by its name: those that the files of this folder define."""
     assert __package__ is not None
     by_name: dict[str, Lowering] = {}
-    for module in sorted(m.name for m in iter_modules(import_module(__package__).__path__)):
-        for value in vars(import_module(f"{__package__}.{module}")).values():
+    for module in modules_of(__package__):
+        for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, Lowering) and value is not Lowering:
                 by_name[value.name] = value()
     return by_name

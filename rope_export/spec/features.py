@@ -4,10 +4,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import Field, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from rope_export.spec.rope import RopeSpec
+from rope_export.rope.base import RopeSpec
 
 if TYPE_CHECKING:
-    from rope_export.rope.base import RopeSpec
     from rope_export.spec.attention import AttentionSpec
 
 BEGINNING = 1
