@@ -189,7 +189,7 @@ def attention_interface(spec: AttentionSpec, *, cache: str, padding: bool) -> In
 
     A layer on which positions have no effect takes none: an input is honoured or not there.
     """
-    return attention_roles(*attention_tensors(spec, cache=cache, padding=padding))
+    return attention_roles(*_attention_tensors(spec, cache=cache, padding=padding))
 
 
 def attention_roles(inputs: Sequence[TensorType], outputs: Sequence[TensorType]) -> Interface:
@@ -222,7 +222,7 @@ CACHED = ("key", "value", "latent", "key_rope")
 """What attention layers cache, by the names in their caches' names."""
 
 
-def attention_tensors(
+def _attention_tensors(
     spec: AttentionSpec, *, cache: str, padding: bool
 ) -> tuple[tuple[TensorType, ...], tuple[TensorType, ...]]:
     """Inputs and outputs of an attention artifact, in order.
@@ -271,64 +271,3 @@ def cached(spec: AttentionSpec) -> dict[str, tuple[int | str, ...]]:
         "latent": ("batch", "slots", spec.latent.kv_rank),
         "key_rope": ("batch", "slots", spec.latent.rope_dim),
     }
-
-
-def cache_inputs(inputs: Sequence[TensorType]) -> list[str]:
-    """Names of those inputs that hold a cache."""
-    slots = ("past", "capacity")
-    return [t.name for t in inputs if t.name != MASK and any(axis in slots for axis in t.shape)]
-
-
-def check_lengths(lengths: Sequence[int], sequence: int, capacity: int) -> None:
-    """Raises: TensorError if a row of a fixed cache has no room for `sequence` more entries."""
-    for row, length in enumerate(lengths):
-        if length < 0:
-            raise TensorError(f"{LENGTHS}[{row}] = {length}: a cache holds 0 entries or more.")
-        if length + sequence > capacity:
-            raise TensorError(
-                f"row {row} of the cache is full: {length} entries and {sequence} new ones, "
-                f"capacity {capacity}. Start with a larger capacity, or reset the row."
-            )
-
-
-def bind_axes(
-    types: Sequence[TensorType], given: Mapping[str, tuple[str, Sequence[int]]]
-) -> dict[str, int]:
-    """The sizes of the dynamic axes of a call, after checking names, dtypes and shapes.
-
-    given: dtype and shape of each tensor by name.
-    Raises: TensorError naming the tensor, what it is and what it should be.
-    """
-    names = [t.name for t in types]
-    for name in names:
-        if name not in given:
-            raise TensorError(f"input {name!r} is missing; the artifact takes {', '.join(names)}.")
-    for name in given:
-        if name not in names:
-            raise TensorError(f"input {name!r} is unknown; the artifact takes {', '.join(names)}.")
-    axes: dict[str, int] = {}
-    for expected in types:
-        dtype, shape = given[expected.name]
-        if dtype != expected.dtype:
-            raise TensorError(f"input {expected.name!r} is {dtype}; it must be {expected.dtype}.")
-        if len(shape) != len(expected.shape):
-            raise TensorError(f"input {expected.name!r} has shape {tuple(shape)}; want {expected}.")
-        for axis, size in zip(expected.shape, shape, strict=True):
-            wanted = axis if isinstance(axis, int) else axes.setdefault(axis, size)
-            if size != wanted:
-                raise TensorError(
-                    f"input {expected.name!r} has shape {tuple(shape)}; want {expected}"
-                    + ("." if isinstance(axis, int) else f" with {axis} = {wanted}.")
-                )
-    for axis in ("batch", "sequence"):
-        if axes[axis] < 1:
-            raise TensorError(f"{axis} = {axes[axis]}: there must be at least one.")
-    if "capacity" in axes:
-        return axes
-    axes.setdefault("past", 0)
-    total = axes["past"] + axes["sequence"]
-    if axes.setdefault("total", total) != total:
-        raise TensorError(
-            f"input 'attention_mask' covers {axes['total']} slots; past + sequence is {total}."
-        )
-    return axes

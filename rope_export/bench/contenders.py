@@ -2,19 +2,23 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rope_export.arrays import to_numpy
 from rope_export.artifacts.artifact import Artifact
 from rope_export.bench.proof import Truth, WrongError, apart, timed_on
-from rope_export.bench.shapes import Arrays, Shape
+from rope_export.bench.shapes import Arrays, Shape, growing_interface
 from rope_export.bench.timing import Call
 from rope_export.errors import RopeExportError
-from rope_export.interface import LENGTHS, TensorType
+from rope_export.interface import Interface
 from rope_export.sessions import open_session
 from rope_export.sessions.stream import Stream
 from rope_export.spec import AttentionSpec
+
+if TYPE_CHECKING:
+    from rope_export.arrays import Array
 
 
 class CannotError(RopeExportError):
@@ -82,11 +86,12 @@ class ArtifactContender(Contender):
             raise CannotError("it has no cache, so past must be 0")
         if self.manifest.cache == "fixed" and capacity < shape.total:
             raise CannotError(f"capacity {capacity}, the shape fills {shape.total} slots")
-        feeds = {t.name: _feed(t, shape, inputs, capacity) for t in self.manifest.inputs}
+        feeds = feeds_of(self.session.interface, self.spec, shape, inputs, capacity)
         error = allowed = None
         if truth is not None:
             allowed = max(truth.budget, 2 * self.proven)
-            error = truth.check(self._run(feeds)["attention_output"], allowed)
+            output = self._run(feeds)[self.session.interface.main_output]
+            error = truth.check(output, allowed)
         if self.manifest.cache != "fixed":
             return Ready(call=lambda: self.session.run(feeds), error=error, allowed=allowed)
         stream = self.session.start(batch=shape.batch, capacity=capacity)
@@ -104,16 +109,17 @@ class ArtifactContender(Contender):
     def _try(self, stream: Stream, shape: Shape, feeds: Arrays, allowed: float) -> None:
         """Raises: WrongError if a stream, empty at first, reads and writes its cache otherwise than
         `run` does."""
-        caches = [name for name in feeds if name.endswith("_cache")]
-        given = feeds | {name: np.zeros_like(feeds[name]) for name in (*caches, LENGTHS)}
+        interface = self.session.interface
+        assert interface.lengths is not None
+        empty = (*(pair.input for pair in interface.caches), interface.lengths)
+        inputs = feeds | {name: np.zeros_like(feeds[name]) for name in empty}
         for _ in range(2 if 2 * shape.sequence <= (stream.capacity or 0) else 1):
-            outputs = self._run(given)
-            answer = to_numpy(stream.step(feeds["hidden_states"], feeds.get("position_ids")))
-            error = apart(answer, outputs["attention_output"])
+            outputs = self._run(inputs)
+            error = apart(to_numpy(_step(stream, feeds)), outputs[interface.main_output])
             if not error <= allowed:
                 raise WrongError(f"its Stream is off by {error:.1e} of what `run` gives")
-            given |= {name: outputs[f"{name}_out"] for name in caches}
-            given[LENGTHS] = given[LENGTHS] + shape.sequence
+            inputs |= {pair.input: outputs[pair.output] for pair in interface.caches}
+            inputs[interface.lengths] = inputs[interface.lengths] + shape.sequence
 
     def close(self) -> None:
         self.session.close()
@@ -121,28 +127,45 @@ class ArtifactContender(Contender):
 
 def steps(stream: Stream, shape: Shape, feeds: Arrays) -> Call:
     """Steps that each start from `past` entries: zeros, for what lies there takes no time."""
-    hidden, positions = feeds["hidden_states"], feeds.get("position_ids")
     at = np.full(shape.batch, shape.past, np.int64)
 
     def step() -> object:
         stream.assume_lengths(at)
-        return stream.step(hidden, positions)
+        return _step(stream, feeds)
 
     return step
 
 
-def _feed(tensor: TensorType, shape: Shape, inputs: Arrays, capacity: int) -> np.ndarray:
-    """One input of an artifact, made from the inputs of a growing cache without padding."""
+def _step(stream: Stream, feeds: Arrays) -> "Array":
+    """One step, on the tokens of `feeds` and their positions."""
+    interface = stream.interface
+    positions = None if interface.positions is None else feeds[interface.positions]
+    return stream.step(feeds[interface.main_input], positions)
+
+
+def feeds_of(
+    interface: Interface, spec: AttentionSpec, shape: Shape, inputs: Arrays, capacity: int
+) -> Arrays:
+    """The inputs of an artifact, made from those that `shapes.drawn` makes.
+
+    Raises: CannotError for an artifact that takes others.
+    """
+    growing = growing_interface(spec)
     axes = {"batch": shape.batch, "total": shape.total, "capacity": capacity}
-    if tensor.name in inputs:
-        return inputs[tensor.name]
-    if tensor.name == "attention_mask":
-        return np.ones(tensor.sized(axes), np.int64)
-    if tensor.name == LENGTHS:
-        return np.full(tensor.sized(axes), shape.past, np.int64)
-    past = inputs.get(f"past_{tensor.name.removesuffix('_cache')}")
-    if past is None:
-        raise CannotError(f"it takes {tensor.name!r}, which bench does not know")
-    cache = np.zeros(tensor.sized(axes), past.dtype)
-    cache[..., : shape.past, :] = past
-    return cache
+    feeds = {interface.main_input: inputs[growing.main_input]}
+    if interface.positions is not None and growing.positions is not None:
+        feeds[interface.positions] = inputs[growing.positions]
+    if interface.mask is not None:
+        feeds[interface.mask] = np.ones(interface.input(interface.mask).sized(axes), np.int64)
+    if interface.lengths is not None:
+        feeds[interface.lengths] = np.full(shape.batch, shape.past, np.int64)
+    for pair, source in zip(interface.caches, growing.caches, strict=False):
+        feeds[pair.input] = cache = inputs[source.input]
+        if interface.cache == "fixed":
+            feeds[pair.input] = np.zeros(interface.input(pair.input).sized(axes), cache.dtype)
+            slots = (slice(None),) * pair.axis
+            feeds[pair.input][(*slots, slice(shape.past))] = cache
+    for tensor in interface.inputs:
+        if tensor.name not in feeds:
+            raise CannotError(f"it takes {tensor.name!r}, which bench does not know")
+    return feeds

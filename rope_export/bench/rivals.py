@@ -7,7 +7,7 @@ from rope_export.arrays import to_numpy, to_torch
 from rope_export.bench.contenders import CannotError, Contender, Ready
 from rope_export.bench.proof import Truth
 from rope_export.bench.roofline import weight_bytes
-from rope_export.bench.shapes import Arrays, Shape
+from rope_export.bench.shapes import Arrays, Shape, growing_interface
 from rope_export.errors import extra
 from rope_export.spec import AttentionSpec
 from rope_export.spec.features import beyond
@@ -96,19 +96,19 @@ class Sdpa(Rival):
         self, inputs: dict[str, Tensor], shape: Shape
     ) -> tuple[RotaryAttention, Tensor, Tensor | None, Tensor, Tensor, Tensor | None, int]:
         """The arguments of `sdpa_step`, its cache filled with the past."""
-        hidden, spec = inputs["hidden_states"], self.spec
-        caches = []
-        for name, width in (("key", spec.head_dim), ("value", spec.value_head_dim)):
+        interface, spec = growing_interface(self.spec), self.spec
+        hidden, caches = inputs[interface.main_input], []
+        for at, width in enumerate((spec.head_dim, spec.value_head_dim)):
             size = (shape.batch, spec.kv_heads, shape.total, width)
             cache = torch.zeros(size, dtype=hidden.dtype)
             if shape.past:
-                cache[:, :, : shape.past] = inputs[f"past_{name}"]
+                cache[:, :, : shape.past] = inputs[interface.caches[at].input]
             caches.append(cache)
         mask = None
         if shape.past and shape.sequence > 1:
             seen = torch.ones(shape.sequence, shape.total, dtype=torch.bool)
             mask = seen.tril(shape.past)
-        positions = inputs.get("position_ids")
+        positions = None if interface.positions is None else inputs[interface.positions]
         return self.layer, hidden, positions, caches[0], caches[1], mask, shape.past
 
 

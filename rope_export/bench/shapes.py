@@ -9,7 +9,7 @@ import numpy as np
 
 from rope_export.arrays import numpy_dtype
 from rope_export.errors import InputError
-from rope_export.interface import TensorType, attention_tensors
+from rope_export.interface import Interface, TensorType, attention_interface
 from rope_export.spec import AttentionSpec
 
 Arrays = dict[str, np.ndarray]
@@ -77,21 +77,28 @@ def _sizes(option: str, given: str, least: int) -> list[int]:
     return list(dict.fromkeys(sizes))
 
 
+def growing_interface(spec: AttentionSpec) -> Interface:
+    """The tensors of a call of the layer with a growing cache if it can have one, and no mask."""
+    return attention_interface(spec, cache="growing" if spec.causal else "none", padding=False)
+
+
 def drawn(spec: AttentionSpec, shape: Shape, seed: int) -> Arrays:
-    """Inputs of one call of the layer with a growing cache, without a mask, by their names.
+    """Inputs of one call, by their names in `growing_interface`.
 
     Unit normal hidden states and cache entries, positions that go on from the past: for a layer
     of this spec the same at every call, whoever runs it.
     """
-    growing = attention_tensors(spec, cache="growing" if spec.causal else "none", padding=False)
+    interface = growing_interface(spec)
     axes = {"batch": shape.batch, "sequence": shape.sequence, "past": shape.past}
-    return {tensor.name: _values(tensor, axes, seed) for tensor in growing[0]}
+    inputs = {t.name: _values(t, axes, seed) for t in interface.inputs}
+    if interface.positions is not None:
+        size = interface.input(interface.positions).sized(axes)
+        positions = shape.past + np.arange(shape.sequence, dtype=np.int64)
+        inputs[interface.positions] = np.broadcast_to(positions, size).copy()
+    return inputs
 
 
 def _values(tensor: TensorType, axes: Mapping[str, int], seed: int) -> np.ndarray:
     size = tensor.sized(axes)
-    if tensor.name == "position_ids":
-        positions = axes["past"] + np.arange(axes["sequence"], dtype=np.int64)
-        return np.broadcast_to(positions, size).copy()
     stream = np.random.Generator(np.random.PCG64([seed, crc32(tensor.name.encode())]))
     return stream.standard_normal(size, dtype=np.float32).astype(numpy_dtype(tensor.dtype))

@@ -25,7 +25,7 @@ from rope_export.attention.layer import RotaryAttention
 from rope_export.checkpoints import Layer, open_model
 from rope_export.checkpoints.stored import store
 from rope_export.exporter.simplify import drop_undone_reshapes
-from rope_export.interface import TensorType, attention_tensors
+from rope_export.interface import TensorType, attention_interface
 from rope_export.lowerings import (
     OFFSETS,
     SCALES,
@@ -99,7 +99,8 @@ def export(
     how = _quantization(weights, block_size, accuracy_level)
     chosen = lowering_for(lowering, found.spec, cache, how)
     wanted_opset = _opset(opset, chosen, cache)
-    inputs, outputs = attention_tensors(found.spec, cache=cache, padding=padding)
+    interface = attention_interface(found.spec, cache=cache, padding=padding)
+    inputs, outputs = interface.inputs, interface.outputs
     tensors = found.weights()
     stored = {} if how is None else _stored(found, tensors, how)
     manifest = Manifest(

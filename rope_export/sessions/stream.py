@@ -42,12 +42,12 @@ class Stream:
         if self.kind == "fixed":
             capacity = _capacity(capacity, runner.capacity)
         self.batch, self.capacity = batch, capacity
-        self._manifest, self._interface = manifest, manifest.interface
+        self._manifest, self.interface = manifest, manifest.interface
         self._lengths = np.zeros(batch, np.int64)
         self._caches: Caches = (
-            GrowingCaches(self._interface, runner, batch)
+            GrowingCaches(self.interface, runner, batch)
             if self.kind == "growing" or capacity is None
-            else FixedCaches(self._interface, runner, batch, capacity)
+            else FixedCaches(self.interface, runner, batch, capacity)
         )
 
     @property
@@ -80,7 +80,7 @@ class Stream:
         Raises: TensorError for lengths that the cache has no room for.
         """
         wanted = whole_numbers("lengths", lengths, self.batch)
-        self._interface.check_lengths(wanted.tolist(), 0, self.capacity or 0)
+        self.interface.check_lengths(wanted.tolist(), 0, self.capacity or 0)
         self._lengths = wanted
 
     def step(
@@ -105,7 +105,7 @@ class Stream:
         Raises: TensorError for what does not fit the interface, or a row that is full; the cache is
             then what it was.
         """
-        interface = self._interface
+        interface = self.interface
         tokens = self._tokens(tokens, main)
         sequence = int(tokens.shape[1])
         counts = self._counts(new, sequence)
@@ -145,7 +145,7 @@ class Stream:
 
     def _tokens(self, tokens: "Array | None", main: "dict[str, Array]") -> "Array":
         """The main input as a plain tensor."""
-        expected = self._interface.input(self._interface.main_input)
+        expected = self.interface.input(self.interface.main_input)
         if main:
             if tokens is not None or main.keys() != {expected.name}:
                 raise TypeError(f"step() takes {expected.name} once, and no {', '.join(main)}.")
@@ -182,10 +182,10 @@ class Stream:
 
     def _positions(self, position_ids: "Array | None", tokens: "Array") -> "Array":
         """The positions of the new tokens: those given, or counted on from each row's entries."""
-        name = str(self._interface.positions)
+        name = str(self.interface.positions)
         if position_ids is None:
             positions = self._lengths[:, None] + np.arange(tokens.shape[1])
-            axes = self._interface.input(name).shape[:-2]
+            axes = self.interface.input(name).shape[:-2]
             sizes = [axis for axis in axes if isinstance(axis, int)]
             return like(tokens, np.broadcast_to(positions, (*sizes, *positions.shape)).copy())
         position_ids = plain(name, position_ids)
@@ -197,7 +197,7 @@ class Stream:
         """The mask of the new tokens as the caller gives it, int64 (batch, sequence)."""
         if attention_mask is None:
             return None
-        name = self._interface.mask
+        name = self.interface.mask
         if name is None:
             raise TensorError(
                 "input 'attention_mask' is given, but the artifact takes none; export it with "

@@ -13,7 +13,7 @@ from transformers import Qwen3Config, Qwen3Model
 from rope_export import AttentionSpec, RopeExportError, RotaryAttention, export, verify
 from rope_export.artifacts.deployed import file_weights
 from rope_export.exporter import pipeline
-from rope_export.interface import attention_tensors
+from rope_export.interface import attention_interface
 from rope_export.lowerings import lowered, lowerings, refusal
 from tests.conftest import TINY
 from tests.unit.test_features import GATED, LATENT, SUNK
@@ -48,7 +48,8 @@ def test_every_weight_stays_whatever_it_holds(family, lowering, cache, value) ->
     one is enough: passes that know this would drop them."""
     spec = AttentionSpec.from_hf({**TINY, **LAYERS[family]})
     weights = {name: torch.full(shape, value) for name, shape in spec.weight_shapes.items()}
-    inputs, outputs = attention_tensors(spec, cache=cache, padding=False)
+    interface = attention_interface(spec, cache=cache, padding=False)
+    inputs, outputs = interface.inputs, interface.outputs
     target = lowerings()[lowering]
     module = lowered(RotaryAttention.from_weights(spec, weights), target, cache)
     model = pipeline.translate(module, inputs, outputs, target.caches[cache])
@@ -64,7 +65,8 @@ def test_one_tensor_under_two_names_stays_twice() -> None:
     one = torch.randn(64, 64)
     norm = torch.ones(16)
     weights = dict.fromkeys(spec.weight_shapes, one) | {f"{n}_norm.weight": norm for n in "qk"}
-    inputs, outputs = attention_tensors(spec, cache="growing", padding=False)
+    interface = attention_interface(spec, cache="growing", padding=False)
+    inputs, outputs = interface.inputs, interface.outputs
     module = lowered(
         RotaryAttention.from_weights(spec, weights), lowerings()["standard"], "growing"
     )
@@ -109,7 +111,8 @@ def test_a_weight_that_the_graph_does_not_use_stops_the_export(monkeypatch) -> N
     spec = AttentionSpec.from_hf({**TINY, "model_type": "qwen3"})
     layer = RotaryAttention(spec)
     monkeypatch.setattr(layer.q_norm, "forward", lambda x: x)
-    inputs, outputs = attention_tensors(spec, cache="none", padding=False)
+    interface = attention_interface(spec, cache="none", padding=False)
+    inputs, outputs = interface.inputs, interface.outputs
     module = lowered(layer, lowerings()["portable"], "none")
     with pytest.raises(RopeExportError, match=r"does not use the weight 'q_norm.weight'"):
         pipeline.translate(module, inputs, outputs, 18)

@@ -18,7 +18,7 @@ from rope_export.arrays import to_torch
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.errors import InputError
 from rope_export.exporter import pipeline
-from rope_export.interface import attention_tensors
+from rope_export.interface import attention_interface
 from rope_export.lowerings import lowered, lowering_for, lowerings, refusal
 from rope_export.quantization import Quantization, is_quantized, pack, unpack
 from rope_export.rope.default import DefaultRope
@@ -132,7 +132,8 @@ def assert_right(
         inputs_of = {name: w.shape[1] for name, w in weights.items() if w.dim() > 1}
         weights |= {n: to_torch(unpack(x, how, inputs_of[n])) for n, x in packed.items()}
     eager = RotaryAttention.from_weights(spec, {n: w.clone() for n, w in weights.items()})
-    inputs, outputs = attention_tensors(spec, cache=cache, padding=False)
+    interface = attention_interface(spec, cache=cache, padding=False)
+    inputs, outputs = interface.inputs, interface.outputs
     module = lowered(RotaryAttention.from_weights(spec, weights), lowering, cache, packed, how)
     model = pipeline.translate(module, inputs, outputs, lowering.caches[cache])
     options = onnxruntime.SessionOptions()
