@@ -85,7 +85,7 @@ def test_an_unknown_family_is_refused_with_its_neighbours() -> None:
 MADE_UP = """
 from rope_export.checkpoints.families.base import Family
 from rope_export.checkpoints.layout import TensorLayout, head_by_head
-from rope_export.checkpoints.reading import head_norms
+from rope_export.checkpoints.families.reading import head_norms
 
 MADE_UP = Family(
     model_type="made_up",

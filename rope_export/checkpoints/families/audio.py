@@ -2,8 +2,7 @@
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
 from rope_export.checkpoints.families.gemma import two_bases
-from rope_export.checkpoints.layout import COMMON_IGNORED, TensorLayout
-from rope_export.checkpoints.reading import (
+from rope_export.checkpoints.families.reading import (
     all_full,
     all_slide,
     always,
@@ -16,6 +15,7 @@ from rope_export.checkpoints.reading import (
     scale_of,
     together,
 )
+from rope_export.checkpoints.layout import COMMON_IGNORED, TensorLayout
 from rope_export.errors import SpecError
 
 BERT_NAMES = {

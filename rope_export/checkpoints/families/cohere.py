@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
-from rope_export.checkpoints.reading import bias_flag, biases, eps, every_full, qk_norms, sections
+from rope_export.checkpoints.families.reading import (
+    bias_flag,
+    biases,
+    eps,
+    every_full,
+    qk_norms,
+    sections,
+)
 
 
 def _normed(config: Config, layer: int) -> Facts:

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
-from rope_export.checkpoints.layout import COMMON_IGNORED, TensorLayout, blocks
-from rope_export.checkpoints.reading import (
+from rope_export.checkpoints.families.reading import (
     Kinds,
     Reader,
     always,
@@ -16,6 +15,7 @@ from rope_export.checkpoints.reading import (
     qk_norms,
     together,
 )
+from rope_export.checkpoints.layout import COMMON_IGNORED, TensorLayout, blocks
 from rope_export.errors import SpecError
 from rope_export.spec import NormSpec
 

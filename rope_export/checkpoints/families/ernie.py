@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rope_export.checkpoints.families.base import Config, Family
-from rope_export.checkpoints.reading import bias_flag
+from rope_export.checkpoints.families.reading import bias_flag
 
 
 def _axes(config: Config, layer: int) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rope_export.checkpoints.families.base import Config, Family
-from rope_export.checkpoints.reading import head_norms
+from rope_export.checkpoints.families.reading import head_norms
 from rope_export.errors import SpecError
 
 

@@ -6,8 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
-from rope_export.checkpoints.layout import TensorLayout, equal_blocks, whole
-from rope_export.checkpoints.reading import (
+from rope_export.checkpoints.families.reading import (
     always,
     bias_flag,
     biases,
@@ -20,6 +19,7 @@ from rope_export.checkpoints.reading import (
     scale_of,
     together,
 )
+from rope_export.checkpoints.layout import TensorLayout, equal_blocks, whole
 from rope_export.spec import AttentionSpec, NormSpec, PositionScale
 
 

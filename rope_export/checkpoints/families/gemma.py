@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
-from rope_export.checkpoints.layout import TensorLayout
-from rope_export.checkpoints.reading import (
+from rope_export.checkpoints.families.reading import (
     Kinds,
     biases,
     eps,
@@ -13,6 +12,7 @@ from rope_export.checkpoints.reading import (
     qk_norms,
     scale_of,
 )
+from rope_export.checkpoints.layout import TensorLayout
 from rope_export.errors import SpecError
 from rope_export.spec import NormSpec
 

@@ -1,7 +1,14 @@
 """GLM: interleaved pairs over half of each head, no bias on the output projection."""
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
-from rope_export.checkpoints.reading import always, bias_flag, biases, eps, qk_norms, sections
+from rope_export.checkpoints.families.reading import (
+    always,
+    bias_flag,
+    biases,
+    eps,
+    qk_norms,
+    sections,
+)
 
 
 def _moe(config: Config, layer: int) -> Facts:

@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
+from rope_export.checkpoints.families.reading import bias_flag, biases
 from rope_export.checkpoints.layout import (
     TensorLayout,
     blocks,
     group_by_group,
     head_by_head,
 )
-from rope_export.checkpoints.reading import bias_flag, biases
 from rope_export.errors import SpecError
 from rope_export.spec import AttentionSpec
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
+from rope_export.checkpoints.families.reading import biases, eps, qk_norms
 from rope_export.checkpoints.layout import TensorLayout
-from rope_export.checkpoints.reading import biases, eps, qk_norms
 
 
 def _after(config: Config, layer: int) -> Facts:

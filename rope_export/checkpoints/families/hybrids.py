@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
-from rope_export.checkpoints.layout import TensorLayout, gated_queries
-from rope_export.checkpoints.reading import (
+from rope_export.checkpoints.families.reading import (
     all_full,
     bias_flag,
     biases,
@@ -19,6 +18,7 @@ from rope_export.checkpoints.reading import (
     sections,
     together,
 )
+from rope_export.checkpoints.layout import TensorLayout, gated_queries
 
 ATTENTION = named_kinds(
     {"attention": "full_attention", "hybrid": "full_attention", "full": "full_attention"}

@@ -4,8 +4,8 @@ import dataclasses
 import math
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
+from rope_export.checkpoints.families.reading import biases
 from rope_export.checkpoints.layout import TensorLayout
-from rope_export.checkpoints.reading import biases
 from rope_export.rope.yarn import magnitude
 from rope_export.spec import LatentSpec, Layout, PositionScale
 

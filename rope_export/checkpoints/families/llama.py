@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rope_export.checkpoints.families.base import Config, Family
-from rope_export.checkpoints.layout import TensorLayout, blocks
-from rope_export.checkpoints.reading import (
+from rope_export.checkpoints.families.reading import (
     all_full,
     all_slide,
     always,
@@ -20,6 +19,7 @@ from rope_export.checkpoints.reading import (
     together,
     window_from_layer,
 )
+from rope_export.checkpoints.layout import TensorLayout, blocks
 from rope_export.errors import SpecError
 
 BIAS_EVERYWHERE = tuple(

@@ -1,8 +1,8 @@
 """Ministral 3: queries that grow with position. MiMo: sinks, and more key heads, on windows."""
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
+from rope_export.checkpoints.families.reading import all_slide, biases
 from rope_export.checkpoints.layout import TensorLayout, whole
-from rope_export.checkpoints.reading import all_slide, biases
 from rope_export.spec import PositionScale
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
-from rope_export.checkpoints.reading import (
+from rope_export.checkpoints.families.reading import (
     bias_flag,
     biases,
     eps,

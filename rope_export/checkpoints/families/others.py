@@ -1,7 +1,7 @@
 """Families that differ from the common layout each in its own small way."""
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
-from rope_export.checkpoints.reading import bias_flag, biases, qk_norms
+from rope_export.checkpoints.families.reading import bias_flag, biases, qk_norms
 
 
 def _chameleon(config: Config, layer: int) -> Facts:

@@ -1,8 +1,8 @@
 """Phi, Persimmon and StableLM: part of a head turns, layer norms on queries and keys."""
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
+from rope_export.checkpoints.families.reading import all_slide, biases, eps, qk_norms
 from rope_export.checkpoints.layout import TensorLayout, blocks, head_by_head
-from rope_export.checkpoints.reading import all_slide, biases, eps, qk_norms
 
 NORMS = {"q_norm": "q_layernorm", "k_norm": "k_layernorm"}
 

@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
-from rope_export.checkpoints.layout import TensorLayout, blocks, multihead
-from rope_export.checkpoints.reading import (
+from rope_export.checkpoints.families.reading import (
     all_full,
     always,
     bias_flag,
@@ -21,6 +20,7 @@ from rope_export.checkpoints.reading import (
     rows_and_columns,
     together,
 )
+from rope_export.checkpoints.layout import TensorLayout, blocks, multihead
 from rope_export.errors import SpecError
 from rope_export.spec import AttentionSpec, NormSpec
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
+from rope_export.checkpoints.families.reading import eps, qk_norms
 from rope_export.checkpoints.layout import COMMON_IGNORED, TensorLayout
-from rope_export.checkpoints.reading import eps, qk_norms
 from rope_export.errors import SpecError
 from rope_export.rope.axial import halves
 

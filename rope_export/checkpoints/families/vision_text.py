@@ -3,8 +3,7 @@
 import dataclasses
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
-from rope_export.checkpoints.layout import TensorLayout, blocks
-from rope_export.checkpoints.reading import (
+from rope_export.checkpoints.families.reading import (
     all_full,
     always,
     bias_flag,
@@ -18,6 +17,7 @@ from rope_export.checkpoints.reading import (
     together,
     window_from_layer,
 )
+from rope_export.checkpoints.layout import TensorLayout, blocks
 from rope_export.errors import SpecError
 
 QWEN2 = tuple(
