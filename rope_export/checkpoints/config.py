@@ -11,7 +11,7 @@ from rope_export.checkpoints.families.base import Config, Facts, Family
 from rope_export.checkpoints.families.known import family, towers_of
 from rope_export.checkpoints.families.tables import class_defaults, keys_read
 from rope_export.checkpoints.layout import TensorLayout
-from rope_export.checkpoints.rotation import rotation
+from rope_export.checkpoints.rotation import read_rotation
 from rope_export.errors import CheckpointError, SpecError
 from rope_export.spec import AttentionSpec
 
@@ -204,7 +204,7 @@ def _spec(kind: Family, facts: Config, layer: int, strict: bool = True) -> Atten
     head_dim = given.pop("head_dim", None) or _head_dim(facts, hidden_size, heads)
     latent = given.get("latent")
     turning = head_dim if latent is None else latent.rope_dim
-    rope = rotation(facts, kind, layer, layer_type, turning, latent is not None)
+    rope = read_rotation(facts, kind, layer, layer_type, turning, latent is not None)
     window = _window(facts, layer, layer_type, given)
     spec = AttentionSpec(
         hidden_size=hidden_size,

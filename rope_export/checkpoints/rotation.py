@@ -15,7 +15,7 @@ ALSO_THERE = {"max_position_embeddings", "original_max_position_embeddings"}
 """Lengths that some configs repeat for variants that do not look at them."""
 
 
-def rotation(
+def read_rotation(
     facts: Config, kind: Family, layer: int, layer_type: str, head_dim: int, latent: bool
 ) -> RopeSpec | None:
     """The rotation, from `rope_parameters` or the older `rope_theta` and `rope_scaling`.

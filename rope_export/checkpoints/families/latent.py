@@ -16,7 +16,7 @@ NAMES = {
 }
 
 
-def latent(config: Config, layer: int) -> Facts:
+def latent_facts(config: Config, layer: int) -> Facts:
     """The latent's widths, and the scale: YaRN's magnitude counts twice on top of head_dim."""
     nope, rope = config.whole("qk_nope_head_dim"), config.whole("qk_rope_head_dim")
     rank = config.get("q_lora_rank")
@@ -50,7 +50,7 @@ def _with(facts: Facts, **changed: object) -> Facts:
 
 def _multiplied(config: Config, layer: int) -> Facts:
     """LongCat multiplies both latents by the root of how much narrower they are."""
-    facts = latent(config, layer)
+    facts = latent_facts(config, layer)
     hidden, ranks = config["hidden_size"], facts["latent"]
     return _with(
         facts,
@@ -60,7 +60,7 @@ def _multiplied(config: Config, layer: int) -> Facts:
 
 
 def _position_scaled(config: Config, layer: int) -> Facts:
-    facts, given = latent(config, layer), config.get("rope_parameters") or {}
+    facts, given = latent_facts(config, layer), config.get("rope_parameters") or {}
     return facts | {
         "position_scale": PositionScale(
             beta=given["llama_4_scaling_beta"], length=given["original_max_position_embeddings"]
@@ -69,7 +69,7 @@ def _position_scaled(config: Config, layer: int) -> Facts:
 
 
 def _gated(config: Config, layer: int) -> Facts:
-    return latent(config, layer) | {"gate": "head"}
+    return latent_facts(config, layer) | {"gate": "head"}
 
 
 def _switched(config: Config) -> Layout:
@@ -84,7 +84,7 @@ def _family(name: str, **more: object) -> Family:
     return Family(
         **{
             "model_type": name,
-            "attention": latent,
+            "attention": latent_facts,
             "tensors": TENSORS,
             "layout": "permuted",
             **more,
