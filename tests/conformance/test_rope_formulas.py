@@ -30,7 +30,8 @@ TRAINED = 4_096
 """max_position_embeddings of these configs."""
 HEAD_DIMS = [4, 16, 80, 96, 128, 256]
 THETAS = [1e4, 5e5, 1e6]
-FACTORS = [1.0, 2.0, 3.0, 40.0]
+STRETCHED = [(1e4, 1.0), (5e5, 2.0), (1e6, 3.0), (1e4, 40.0)]
+"""Thetas with factors, each of them once at least."""
 
 
 def config(
@@ -67,18 +68,20 @@ def theirs(given: Any, length: int) -> tuple[Tensor, float]:
     return ROPE_INIT_FUNCTIONS[rope_type](given, "cpu", seq_len=length)
 
 
-def agrees(given: LlamaConfig, length: int, *, exactly: bool = True) -> None:
-    """Frequencies (bit for bit if exactly) and factor are transformers' at that length."""
+def agrees(given: LlamaConfig, *lengths: int, exactly: bool = True) -> RopeSpec:
+    """Frequencies (bit for bit if exactly) and factor are transformers' at those lengths."""
     rope = ours(given)
-    expected, factor = theirs(given, length)
-    found = rope.inv_freq(torch.tensor(length))
-    assert found.dtype is torch.float32
-    assert found.shape == expected.shape
-    if exactly:
-        assert torch.equal(found, expected)
-    else:
-        torch.testing.assert_close(found, expected, rtol=RTOL, atol=0)
-    assert rope.attention_factor == pytest.approx(factor, rel=RTOL)
+    for length in lengths:
+        expected, factor = theirs(given, length)
+        found = rope.inv_freq(torch.tensor(length))
+        assert found.dtype is torch.float32
+        assert found.shape == expected.shape
+        if exactly:
+            assert torch.equal(found, expected)
+        else:
+            torch.testing.assert_close(found, expected, rtol=RTOL, atol=0)
+        assert rope.attention_factor == pytest.approx(factor, rel=RTOL)
+    return rope
 
 
 def parameters(rope_type: str, pairs: int, factor: float) -> dict[str, Any]:
@@ -114,31 +117,22 @@ def test_every_variant_of_transformers_is_here() -> None:
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize("theta", THETAS)
-@pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("rope_type", STATIC)
-def test_variants_that_know_no_length(
-    rope_type: str, factor: float, theta: float, head_dim: int
-) -> None:
-    given = config(rope_type, head_dim, theta, **parameters(rope_type, head_dim // 2, factor))
-    for length in (1, TRAINED, 9 * TRAINED):
-        agrees(given, length)
-    assert not ours(given).depends_on_length
-    assert torch.equal(ours(given).inv_freq(), theirs(given, 1)[0])
+def test_variants_that_know_no_length(rope_type: str, head_dim: int) -> None:
+    for theta, factor in STRETCHED:
+        given = config(rope_type, head_dim, theta, **parameters(rope_type, head_dim // 2, factor))
+        rope = agrees(given, 1, TRAINED, 9 * TRAINED)
+        assert not rope.depends_on_length
+        assert torch.equal(rope.inv_freq(), theirs(given, 1)[0])
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize("theta", THETAS)
-@pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
-def test_variants_that_follow_the_length(
-    rope_type: str, factor: float, theta: float, head_dim: int
-) -> None:
-    given = config(rope_type, head_dim, theta, **parameters(rope_type, head_dim // 2, factor))
-    exactly = rope_type == "longrope"
-    for length in (1, 1_023, 1_024, 1_025, TRAINED, TRAINED + 1, 2 * TRAINED, 100_003):
-        agrees(given, length, exactly=exactly)
-    assert ours(given).depends_on_length
+def test_variants_that_follow_the_length(rope_type: str, head_dim: int) -> None:
+    lengths = (1, 1_023, 1_024, 1_025, TRAINED, TRAINED + 1, 2 * TRAINED, 100_003)
+    for theta, factor in STRETCHED:
+        given = config(rope_type, head_dim, theta, **parameters(rope_type, head_dim // 2, factor))
+        assert agrees(given, *lengths, exactly=rope_type == "longrope").depends_on_length
 
 
 @pytest.mark.parametrize("part", [0.25, 0.5, 0.75])
@@ -148,10 +142,9 @@ def test_part_of_a_head(rope_type: str, part: float) -> None:
     families whose code looks at it."""
     turning = int(64 * part)
     given = parameters(rope_type, turning // 2, 8.0) | {"partial_rotary_factor": part}
-    for length in (1, 3 * TRAINED):
-        agrees(config(rope_type, kind=PhiConfig, **given), length, exactly=rope_type != "dynamic")
-    wide = rope_type == "proportional"
-    assert ours(config(rope_type, kind=PhiConfig, **given)).rotary_dim == (64 if wide else turning)
+    exactly, wide = rope_type != "dynamic", rope_type == "proportional"
+    rope = agrees(config(rope_type, kind=PhiConfig, **given), 1, 3 * TRAINED, exactly=exactly)
+    assert rope.rotary_dim == (64 if wide else turning)
 
 
 def test_families_that_turn_whole_heads_refuse_a_part() -> None:
@@ -260,10 +253,22 @@ def test_yarn_in_numbers(name: str) -> None:
         assert found[pair] == pytest.approx(expected, rel=RTOL), pair
 
 
-@pytest.mark.parametrize("truncate", [None, True, False])
-@pytest.mark.parametrize("betas", [(None, None), (32.0, 1.0), (16.0, 2.0), (64, 0.25), (4.0, 4.0)])
-@pytest.mark.parametrize("original", [32, 256, 4_096])
-@pytest.mark.parametrize("head_dim", [16, 80, 128])
+@pytest.mark.parametrize(
+    ("betas", "truncate"),
+    [
+        ((None, None), None),
+        ((None, None), False),
+        ((32.0, 1.0), True),
+        ((16.0, 2.0), None),
+        ((16.0, 2.0), False),
+        ((64, 0.25), None),
+        ((4.0, 4.0), None),
+        ((4.0, 4.0), False),
+    ],
+)
+@pytest.mark.parametrize(
+    ("head_dim", "original"), [(16, 32), (16, 4_096), (80, 256), (128, 32), (128, 4_096)]
+)
 def test_yarn_ramps(head_dim: int, original: int, betas: tuple[Any, Any], truncate: Any) -> None:
     more = {"beta_fast": betas[0], "beta_slow": betas[1]}
     more |= {} if truncate is None else {"truncate": truncate}

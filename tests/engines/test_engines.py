@@ -152,18 +152,9 @@ def test_corners_that_are_too_large_are_named(build, monkeypatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def layer(smollm2, tmp_path_factory) -> Callable[[str, str], Artifact]:
-    """SmolLM2's layer 0 with its real weights, each kind exported once."""
-    folder, made = tmp_path_factory.mktemp("smollm2"), {}
-
-    def make(dtype: str, cache: str) -> Artifact:
-        if (dtype, cache) not in made:
-            out = folder / f"{dtype}-{cache}"
-            given = {"lowering": "tensorrt", "dtype": dtype, "cache": cache}
-            made[dtype, cache] = export(smollm2, out=out, layer=0, **given)
-        return made[dtype, cache]
-
-    return make
+def layer(smollm2, exported) -> Callable[[str, str], Artifact]:
+    """SmolLM2's layer 0 with its real weights."""
+    return lambda dtype, cache: exported(smollm2, lowering="tensorrt", dtype=dtype, cache=cache)
 
 
 REAL = {

@@ -1,7 +1,6 @@
 """The lowering for TensorRT: its numbers, proven on a CPU, and the operators it may use."""
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -41,13 +40,9 @@ MORE: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
-    def made(config: dict[str, Any], **options: Any) -> Artifact:
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps({**TINY, **config}))
-        return export(path, out=tmp_path / "artifact", lowering="tensorrt", **options)
-
-    return made
+def make(exported: Make) -> Make:
+    """An artifact for TensorRT of the tiny config with some keys changed."""
+    return lambda config, **options: exported({**TINY, **config}, lowering="tensorrt", **options)
 
 
 @pytest.mark.parametrize(
