@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
+from types import ModuleType
 
 from rope_export.checkpoints.families.base import Family
 from rope_export.discovery import modules_of
@@ -10,8 +12,13 @@ from rope_export.errors import SpecError
 
 def every_family() -> dict[str, Family]:
     """Every family by its model_type: constants of this folder's files, alone or in tuples."""
+    return dict(_families(modules_of(__package__)))
+
+
+@cache
+def _families(modules: tuple[ModuleType, ...]) -> dict[str, Family]:
     families: dict[str, Family] = {}
-    for module in modules_of(__package__):
+    for module in modules:
         for value in vars(module).values():
             for entry in value if isinstance(value, tuple) else (value,):
                 if isinstance(entry, Family):

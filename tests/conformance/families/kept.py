@@ -37,13 +37,17 @@ def code_digest() -> str:
     return files_digest([*own, *(Path(__file__).parent / x for x in ("compare.py", "calls.py"))])
 
 
-def key(spec: AttentionSpec, variant: str, calls: list[Call], *ways: object) -> str:
+def key(
+    spec: AttentionSpec, variant: str, calls: list[Call], *ways: object, quick: bool = False
+) -> str:
     """What a comparison is kept under: the code, the layer's facts, and the calls in outline; of a
-    variant with a feature switched, its features. ways: how the layer is exported."""
+    variant with a feature switched, its features. ways: how the layer is exported. quick: features
+    of any variant, but no biases, which are none of a lowering's business."""
     facts: object = spec
     outline: object = [(call.kind, call.past, tuple(call.output64.shape)) for call in calls]
-    if variant != "plain":
+    if quick or variant != "plain":
         rope = None if spec.rope is None else spec.rope.rope_type
-        facts = (rope, sorted((x.kind, x.name) for x in spec.features()))
+        features = [x for x in spec.features() if not (quick and x.kind == "bias")]
+        facts = (rope, sorted((x.kind, x.name) for x in features))
         outline = sorted({call.kind for call in calls})
     return digest(code_digest(), facts, outline, ways)

@@ -82,8 +82,10 @@ def _summary(verdicts: list[Verdict]) -> int:
     return 1 if bad else 0
 
 
-def prove(family: str, every_way: bool = False, artifacts: bool = True) -> Verdict:
-    """The verdict on one family; a worker's whole work. every_way, artifacts: see `compared`."""
+def prove(
+    family: str, every_way: bool = False, artifacts: bool = True, quick: bool = False
+) -> Verdict:
+    """The verdict on one family; a worker's whole work. The options are those of `compared`."""
     read_operators_once()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -95,14 +97,14 @@ def prove(family: str, every_way: bool = False, artifacts: bool = True) -> Verdi
     try:
         with runner.time_limit(LIMIT):
             for tiny in tiny_models(family):
-                outcomes += _outcomes(tiny, problems, every_way, artifacts)
+                outcomes += _outcomes(tiny, problems, every_way, artifacts, quick)
         problems += PROBLEMS.get(family, [])
     except Exception as error:
         problems.append(f"{type(error).__name__}: {error}")
     return verdict(family, outcomes, problems, time.perf_counter() - started)
 
 
-def _outcomes(tiny: Any, problems: list[str], every_way: bool, artifacts: bool) -> list[Outcome]:
+def _outcomes(tiny: Any, problems: list[str], *options: bool) -> list[Outcome]:
     found: list[Outcome] = []
     done: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +115,7 @@ def _outcomes(tiny: Any, problems: list[str], every_way: bool, artifacts: bool) 
             return _refused_unseen(tiny, Path(folder) / "model")
         for at, capture in enumerate(every):
             try:
-                found.append(compared(capture, Path(folder) / str(at), done, every_way, artifacts))
+                found.append(compared(capture, Path(folder) / str(at), done, *options))
             except Exception as error:
                 refused = isinstance(error, SpecError)  # by export, of a key that we do not read
                 reason = str(error) if refused else f"{type(error).__name__}: {error}"
