@@ -1,4 +1,4 @@
-"""Where it was measured, and who else was there."""
+"""Where it was measured, and what else ran there."""
 
 import os
 import platform
@@ -20,24 +20,24 @@ PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """cores: this process may use. neighbours: cores that other processes took while calls were
+    """cores: this process may use. background_cores: that other processes used while calls were
     timed, none where the system does not tell. date: of the end, in UTC. versions: of Python and
     packages by name."""
 
     cpu: str
     cores: int
     limits: Limits
-    neighbours: float | None
+    background_cores: float | None
     date: str
     versions: Mapping[str, str]
 
     @property
     def quiet(self) -> bool:
         """Whether other processes left the cores alone, as far as is known."""
-        return self.neighbours is None or self.neighbours <= QUIET * self.cores
+        return self.background_cores is None or self.background_cores <= QUIET * self.cores
 
     @classmethod
-    def here(cls, cores: int, limits: Limits, neighbours: float | None) -> "Machine":
+    def here(cls, cores: int, limits: Limits, background_cores: float | None) -> "Machine":
         versions = {"rope_export": VERSION, "python": platform.python_version()}
         for package in PACKAGES:
             try:
@@ -48,13 +48,13 @@ class Machine:
             cpu=cpu_name(),
             cores=cores,
             limits=limits,
-            neighbours=neighbours,
+            background_cores=background_cores,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=versions,
         )
 
 
-class Neighbours:
+class BackgroundLoad:
     """Counts the processor time that other processes take while it watches."""
 
     def __init__(self) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from rope_export.artifacts.artifact import Artifact
+from rope_export.bench.baselines import BASELINES, blank_layer, torch
 from rope_export.bench.contenders import ArtifactContender, Contender
 from rope_export.bench.proof import RUNTIME
-from rope_export.bench.rivals import RIVALS, blank_layer, torch
 from rope_export.bench.shapes import Shape, drawn
 from rope_export.errors import RopeExportError
 from rope_export.runtimes import find_runtime
@@ -69,8 +69,8 @@ def _measured(task: Mapping[str, Any]) -> int:
         opening = {"threads": task["threads"], "capacity": task["capacity"]}
         contender = ArtifactContender("", artifact, **opening)
     else:
-        (rival,) = (rival for rival in RIVALS if rival.kind == task["kind"])
-        contender = rival(blank_layer(spec))
+        (baseline,) = (baseline for baseline in BASELINES if baseline.kind == task["kind"])
+        contender = baseline(blank_layer(spec))
     opened = _peak()
     with torch.no_grad():
         call = contender.prepare(shape, drawn(spec, shape, 0), None).call

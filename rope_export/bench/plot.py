@@ -25,7 +25,7 @@ SAME = 1.02
 """Limits closer than that are one line."""
 
 
-def check(path: Path, shapes: Sequence[Shape]) -> None:
+def check_target(path: Path, shapes: Sequence[Shape]) -> None:
     """See to it that there is something to draw and a way to, before anything is measured.
 
     Raises: InputError for the suffix, the folder, the shapes, or a file that is no such picture;
@@ -64,7 +64,7 @@ def drawable(shape: Shape) -> bool:
     return shape.sequence == 1 and shape.past > 0
 
 
-def plot(bench: Bench, path: Path) -> None:
+def draw(bench: Bench, path: Path) -> None:
     """Write the picture: a panel a batch, a line a contender, its band from the fastest round to
     the slowest, and dashed the limit of the machine."""
     with extra("report", "plotting"):

@@ -121,7 +121,7 @@ class Bench:
 
         status: "measured", "wrong" or "nothing measured". command, date, notes (list of lines).
         machine: cpu, cores, threads, bandwidth_gb_s, gemm_gflop_s, last_level_cache_bytes,
-            neighbours (cores that other processes took while calls were timed).
+            background_cores (that other processes used while calls were timed).
         versions: of python and packages by name.
         artifacts: by name: path, lowering, opset, dtype, cache, padding, quantization, files
             (sha256 by name), parity ("passed", "failed", "nothing compared"), trusted, slots of a
@@ -147,7 +147,7 @@ class Bench:
                 "bandwidth_gb_s": limits.bandwidth / 1e9,
                 "gemm_gflop_s": limits.rate / 1e9,
                 "last_level_cache_bytes": limits.cache_bytes,
-                "neighbours": self.machine.neighbours,
+                "background_cores": self.machine.background_cores,
             },
             "versions": dict(self.machine.versions),
             "artifacts": {name: dict(facts) for name, facts in self.artifacts.items()},

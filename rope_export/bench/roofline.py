@@ -109,7 +109,7 @@ def weight_bytes(spec: AttentionSpec) -> int:
     return numpy_dtype(spec.dtype).itemsize * sum(map(math.prod, spec.weight_shapes.values()))
 
 
-def measured(threads: int) -> Limits:
+def measured_limits(threads: int) -> Limits:
     """Measure this machine, in about three seconds; torch must have `threads` threads."""
     size = last_level_cache()
     return Limits(

@@ -12,7 +12,7 @@ from rope_export.bench.result import Bench, Row
 COLUMNS = ("shape", "contender", "median ms", "rounds ms", "median, 95 %", "of limit", "speed-up")
 
 
-def table(bench: Bench) -> RenderableType:
+def rich_table(bench: Bench) -> RenderableType:
     """Every row, and below it what has to be known to read it."""
     grid = Table(title=escape(title(bench)), title_justify="left")
     for name in COLUMNS[:2]:

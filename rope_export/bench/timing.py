@@ -72,7 +72,7 @@ def measure(
         for at, name in enumerate(order.permutation(len(names))):
             progress((turn + at / len(names)) / plan.rounds)
             blocks[names[name]].append(block(calls[names[name]], plan, clock))
-    return {name: timing(found, plan.seed) for name, found in blocks.items()}
+    return {name: summarized(found, plan.seed) for name, found in blocks.items()}
 
 
 def block(call: Call, plan: Plan, clock: Clock) -> list[float]:
@@ -91,7 +91,7 @@ def block(call: Call, plan: Plan, clock: Clock) -> list[float]:
     return samples
 
 
-def timing(blocks: Sequence[Sequence[float]], seed: int) -> Timing:
+def summarized(blocks: Sequence[Sequence[float]], seed: int) -> Timing:
     """The figures of one contender's blocks.
 
     Calls of one block share whatever else the machine did meanwhile, so blocks are what is drawn

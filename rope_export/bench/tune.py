@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rope_export.artifacts.artifact import Artifact, check_target
-from rope_export.bench import Bench, Choice, Plan, Progress, Shape, bench
+from rope_export.bench import Bench, Choice, Plan, Progress, Shape, benchmark
 from rope_export.errors import InputError, RopeExportError
 from rope_export.exporter.pipeline import export
 from rope_export.lowerings import lowerings
@@ -47,7 +47,7 @@ def tuned(
     chosen = tuple(shapes or (WITHOUT_CACHE if cache == "none" else SHAPES))
     with tempfile.TemporaryDirectory() as name:
         made = _candidates(source, Path(name), options, progress)
-        found = bench(
+        found = benchmark(
             list(made.values()),
             shapes=chosen,
             choice=Choice(only=tuple(made)),

@@ -57,8 +57,8 @@ def bench_artifacts(
 
         shapes = benchmarks.sweep(batch, sequence, past)
         if plot is not None:
-            picture.check(plot, shapes)
-        found = benchmarks.bench(
+            picture.check_target(plot, shapes)
+        found = benchmarks.benchmark(
             paths,
             shapes=shapes,
             choice=benchmarks.Choice(only=tuple(only or ()), against=tuple(against or ())),
@@ -71,13 +71,13 @@ def bench_artifacts(
             progress=step,
         )
     if plot is not None:
-        picture.plot(found, plot)
+        picture.draw(found, plot)
     if as_json:
         output.print_json(found.to_json())
     elif markdown:
         print(table.markdown(found), end="")
     else:
-        output.out().print(table.table(found))
+        output.out().print(table.rich_table(found))
     return STATUS[found.status]
 
 

@@ -22,7 +22,7 @@ from rope_export import export
 from rope_export.artifacts.artifact import Artifact
 from rope_export.bench.contenders import steps
 from rope_export.bench.machine import cpu_name
-from rope_export.bench.roofline import Limits, cores, measured, weight_bytes, work
+from rope_export.bench.roofline import Limits, cores, measured_limits, weight_bytes, work
 from rope_export.bench.shapes import Shape, drawn
 from rope_export.runtimes.onnxruntime import RUNTIMES, OnnxRuntimeRunner
 from rope_export.sessions import Session
@@ -141,7 +141,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
     torch.set_num_threads(cores())
-    limits = measured(cores())
+    limits = measured_limits(cores())
     with tempfile.TemporaryDirectory() as name:
         artifact = export(options.source, out=Path(name) / "artifact", cache="fixed")
         found = {shape: profiled(artifact, shape, Path(name), cores()) for shape in SHAPES}

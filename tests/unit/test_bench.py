@@ -21,11 +21,11 @@ from rope_export.bench import (
     Choice,
     Plan,
     Shape,
-    bench,
+    baselines,
+    benchmark,
     contenders,
     machine,
     proof,
-    rivals,
     roofline,
     sweep,
     table,
@@ -78,7 +78,7 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return report("passed")
 
     monkeypatch.setattr(proof, "verify", verify)
-    monkeypatch.setattr("rope_export.bench.measured", lambda threads: LIMITS)
+    monkeypatch.setattr("rope_export.bench.harness.measured_limits", lambda threads: LIMITS)
     return seen
 
 
@@ -118,18 +118,18 @@ class Clock:
 
 
 def test_figures_of_known_samples() -> None:
-    found = timings.timing([[3.0, 1.0, 2.0], [10.0, 10.0], [4.0, 5.0, 60.0]], seed=0)
+    found = timings.summarized([[3.0, 1.0, 2.0], [10.0, 10.0], [4.0, 5.0, 60.0]], seed=0)
     assert found.rounds == (2.0, 10.0, 5.0)
     assert (found.median, found.low, found.high, found.calls) == (5.0, 2.0, 10.0, 8)
-    assert timings.timing([[2.0], [2.0]], seed=0).interval == (2.0, 2.0)
+    assert timings.summarized([[2.0], [2.0]], seed=0).interval == (2.0, 2.0)
 
 
 def test_the_interval_is_the_bootstraps() -> None:
     """The median of n draws of n is the k-th smallest round or a smaller one when at least half of
     the draws are: of 7, in 1.0 % for the first and 10.8 % for the second, by the binomial
     distribution; so 2.5 % and 97.5 % are the second from either end. Of 3, the first in 26 %."""
-    assert timings.timing([[float(n)] for n in range(1, 8)], seed=0).interval == (2.0, 6.0)
-    assert timings.timing([[1.0], [2.0], [3.0]], seed=0).interval == (1.0, 3.0)
+    assert timings.summarized([[float(n)] for n in range(1, 8)], seed=0).interval == (2.0, 6.0)
+    assert timings.summarized([[1.0], [2.0], [3.0]], seed=0).interval == (1.0, 3.0)
 
 
 TICK = 2.0**-6
@@ -231,7 +231,7 @@ def test_limits_are_measured(monkeypatch) -> None:
     monkeypatch.setattr(roofline, "PROBE_SECONDS", 0.0)
     monkeypatch.setattr(roofline, "GEMM_SIZES", (8, 16))
     monkeypatch.setattr(roofline, "last_level_cache", lambda: 0)
-    found = roofline.measured(threads=2)
+    found = roofline.measured_limits(threads=2)
     assert found.bandwidth > 0
     assert found.rate > 0
 
@@ -276,7 +276,7 @@ def test_what_is_no_artifact_is_refused(tmp_path, artifact, capsys) -> None:
     assert "twice" in refused(capsys, "bench", str(artifact), str(artifact))
 
 
-RIVALS = {
+BASELINES = {
     "grouped": {},
     "one head each": {"kv_heads": 4},
     "interleaved, partial": {"rope": dataclasses.replace(PAIRED, rotary_dim=8)},
@@ -291,20 +291,20 @@ RIVALS = {
 }
 
 
-@pytest.mark.parametrize("facts", RIVALS)
+@pytest.mark.parametrize("facts", BASELINES)
 @pytest.mark.parametrize("shape", [(1, 1, 9), (3, 1, 9), (2, 5, 0), (2, 5, 9)])
 def test_fused_attention_in_place_is_the_layer(facts, shape) -> None:
-    module, shape = layer(**RIVALS[facts]), Shape(**dict(zip(FIELDS, shape, strict=True)))
+    module, shape = layer(**BASELINES[facts]), Shape(**dict(zip(FIELDS, shape, strict=True)))
     if shape.past and not module.spec.causal:
         return
     inputs = drawn(module.spec, shape, 1)
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
-    given = rivals.Sdpa(module).given(tensors, shape)
+    given = baselines.SdpaBaseline(module).given(tensors, shape)
     with torch.no_grad():
         expected, *cache = module(**tensors)
         for _ in range(2):
             # Sums of at most 64 terms of order 1.
-            torch.testing.assert_close(rivals.sdpa_step(*given), expected, rtol=0, atol=2**-18)
+            torch.testing.assert_close(baselines.sdpa_step(*given), expected, rtol=0, atol=2**-18)
         assert torch.equal(given[3], cache[0])
         assert torch.equal(given[4], cache[1])
 
@@ -314,9 +314,9 @@ FIELDS = ("batch", "sequence", "past")
 
 @pytest.mark.parametrize("facts", [{"softcap": 9.0}, {"window": 4}, {"sinks": True}], ids=str)
 def test_what_fused_attention_cannot_express_is_left_out(facts) -> None:
-    for rival in (rivals.Sdpa, rivals.Compiled):
-        assert next(iter(facts)) in str(rival.refusal(layer(**facts).spec))
-    assert rivals.Eager.refusal(layer(**facts).spec) is None
+    for baseline in (baselines.SdpaBaseline, baselines.CompiledBaseline):
+        assert next(iter(facts)) in str(baseline.refusal(layer(**facts).spec))
+    assert baselines.EagerBaseline.refusal(layer(**facts).spec) is None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -340,7 +340,7 @@ def test_gross_faults_are_told_from_rounding(dtype) -> None:
 
 @pytest.mark.parametrize("name", ["artifact", "fixed"])
 def test_artifacts_are_compared_and_called(name, request, verified) -> None:
-    found = bench(
+    found = benchmark(
         [request.getfixturevalue(name)],
         shapes=(*SMALL, Shape(batch=2, sequence=3, past=4)),
         plan=QUICK,
@@ -358,7 +358,9 @@ def test_artifacts_are_compared_and_called(name, request, verified) -> None:
 
 def test_a_shape_that_cannot_run_says_why(fixed, verified) -> None:
     shapes = (Shape(batch=1, sequence=1, past=7), *SMALL)
-    found = bench([fixed], shapes=shapes, plan=QUICK, capacity=8, choice=Choice(only=("fixed",)))
+    found = benchmark(
+        [fixed], shapes=shapes, plan=QUICK, capacity=8, choice=Choice(only=("fixed",))
+    )
     assert [row.status for row in found.rows] == ["measured", "cannot", "cannot"]
     assert all("capacity 8" in row.reason for row in found.rows[1:])
 
@@ -386,7 +388,7 @@ def test_nothing_measured_is_status_3(artifact, verified, monkeypatch, capsys) -
 
 def test_a_wrong_artifact_is_not_measured(artifact, verified, monkeypatch, capsys) -> None:
     monkeypatch.setattr(proof, "verify", lambda artifact, progress: report("failed"))
-    monkeypatch.setattr("rope_export.bench.field.ArtifactContender", None)  # not even opened
+    monkeypatch.setattr("rope_export.bench.entrants.ArtifactContender", None)  # not even opened
     assert run(["bench", str(artifact), "--past", "8", "--rounds", "1"]) == 1
     printed = capsys.readouterr().out
     assert "wrong: not measured" in printed
@@ -404,7 +406,7 @@ def test_an_artifact_that_is_wrong_at_the_measured_shape_is_not_measured(
         return outputs | {"attention_output": np.roll(outputs["attention_output"], 1, axis=-1)}
 
     monkeypatch.setattr(contenders.ArtifactContender, "_run", shifted)
-    found = bench([artifact], shapes=SMALL, plan=QUICK, choice=Choice(against=("torch-sdpa",)))
+    found = benchmark([artifact], shapes=SMALL, plan=QUICK, choice=Choice(against=("torch-sdpa",)))
     ours = [row for row in found.rows if not row.torch]
     assert [(row.status, row.timing) for row in ours] == [("wrong", None)] * 2
     assert found.status == "wrong"
@@ -422,14 +424,16 @@ def test_a_stream_that_is_wrong_is_not_measured(fixed, verified, monkeypatch) ->
         return step(self, *given, **named)
 
     monkeypatch.setattr(Stream, "step", forgetful)
-    found = bench([fixed], shapes=SMALL[:1], plan=QUICK, choice=Choice(only=("fixed",)))
+    found = benchmark([fixed], shapes=SMALL[:1], plan=QUICK, choice=Choice(only=("fixed",)))
     assert found.rows[0].status == "wrong"
     assert "Stream" in found.rows[0].reason
 
 
 def test_trust_needs_evidence_about_the_same_files(artifact, verified) -> None:
     def look(**options: bool) -> None:
-        bench([artifact], shapes=SMALL[:1], plan=QUICK, choice=Choice(only=("growing",)), **options)
+        benchmark(
+            [artifact], shapes=SMALL[:1], plan=QUICK, choice=Choice(only=("growing",)), **options
+        )
 
     look(trust=True)
     assert len(verified) == 1  # there was no evidence
@@ -448,7 +452,7 @@ def test_trust_needs_evidence_about_the_same_files(artifact, verified) -> None:
 
 def test_pytorch_alone_needs_no_proof_of_the_artifact(artifact, verified) -> None:
     only = Choice(only=("torch-eager", "torch-sdpa"))
-    found = bench([artifact], shapes=SMALL[:1], plan=QUICK, choice=only)
+    found = benchmark([artifact], shapes=SMALL[:1], plan=QUICK, choice=only)
     assert [row.contender for row in found.rows] == ["torch-eager", "torch-sdpa"]
     assert min(row.ratio for row in found.rows) <= 1.0 == max(row.ratio for row in found.rows)
     assert found.status == "measured"
@@ -460,13 +464,17 @@ def test_what_cannot_be_compiled_is_left_out(artifact, verified, monkeypatch) ->
         raise RuntimeError("no compiler\nand more")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
-    found = bench([artifact], shapes=SMALL[:1], plan=QUICK, choice=Choice(only=("torch-compile",)))
+    found = benchmark(
+        [artifact], shapes=SMALL[:1], plan=QUICK, choice=Choice(only=("torch-compile",))
+    )
     assert found.rows[0].reason == "torch.compile failed: no compiler"
     assert not verified  # nobody asked about the artifact
 
 
 KEYS = "status command date machine versions artifacts rows left_out memory notes"
-MACHINE_KEYS = "cpu cores threads bandwidth_gb_s gemm_gflop_s last_level_cache_bytes neighbours"
+MACHINE_KEYS = (
+    "cpu cores threads bandwidth_gb_s gemm_gflop_s last_level_cache_bytes background_cores"
+)
 ARTIFACT_KEYS = "path lowering opset dtype cache padding quantization files parity trusted slots"
 ROW_KEYS = (
     "batch sequence past contender status reason median_ms low_ms high_ms interval_ms rounds_ms "
@@ -497,8 +505,8 @@ def measured(tiny, tmp_path_factory):
     shapes = [Shape(batch=b, sequence=1, past=p) for b in (1, 2) for p in (4, 8, 16)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "verify", lambda artifact, progress: report("passed"))
-        patch.setattr("rope_export.bench.measured", lambda threads: LIMITS)
-        found = bench([path], shapes=shapes, plan=QUICK, choice=Choice(against=("torch-sdpa",)))
+        patch.setattr("rope_export.bench.harness.measured_limits", lambda threads: LIMITS)
+        found = benchmark([path], shapes=shapes, plan=QUICK, choice=Choice(against=("torch-sdpa",)))
     first = dataclasses.replace(
         found.rows[0], status="wrong", reason="[off] by far", timing=None, ratio=None
     )
@@ -507,7 +515,7 @@ def measured(tiny, tmp_path_factory):
 
 def test_table_has_every_row_and_what_explains_it(measured) -> None:
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(table.table(measured))
+    console.print(table.rich_table(measured))
     printed = console.export_text()
     assert printed.count("torch-sdpa") == 6
     assert "wrong: not measured ([off] by far)" in printed
@@ -515,9 +523,9 @@ def test_table_has_every_row_and_what_explains_it(measured) -> None:
     assert "48.0 GB/s" in printed
 
 
-@pytest.mark.parametrize(("neighbours", "mark"), [(None, ""), (0.0, ""), (1.0, "?")])
-def test_speed_ups_of_a_busy_machine_are_marked(measured, neighbours, mark) -> None:
-    here = dataclasses.replace(measured.machine, neighbours=neighbours, cores=2)
+@pytest.mark.parametrize(("background", "mark"), [(None, ""), (0.0, ""), (1.0, "?")])
+def test_speed_ups_of_a_busy_machine_are_marked(measured, background, mark) -> None:
+    here = dataclasses.replace(measured.machine, background_cores=background, cores=2)
     rows = [dataclasses.replace(row, ratio=2.0) for row in measured.rows[1:]]
     printed = table.markdown(dataclasses.replace(measured, machine=here, rows=tuple(rows)))
     assert printed.count(f"| 2.00{mark} |") == len(rows)
@@ -527,14 +535,14 @@ def test_speed_ups_of_a_busy_machine_are_marked(measured, neighbours, mark) -> N
 def test_plot_draws_a_panel_a_batch(measured, suffix, tmp_path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / f"picture{suffix}"
-    picture.check(path, [row.shape for row in measured.rows])
-    picture.plot(measured, path)
+    picture.check_target(path, [row.shape for row in measured.rows])
+    picture.draw(measured, path)
     written = path.read_bytes()
     assert written.startswith(b"\x89PNG\r\n" if suffix == ".png" else b"<?xml")
     if suffix == ".svg":
         for text in (b"batch 1", b"batch 2", b"torch-sdpa", b"limit of growing"):
             assert text in written  # as comments beside the drawn letters
-        picture.plot(measured, path)
+        picture.draw(measured, path)
         assert path.read_bytes() == written
 
 
@@ -552,20 +560,20 @@ def test_memory_of_a_contender_is_more_than_its_cache(tiny) -> None:
     assert 2 * 2 * 2 * 16 * 4 * shape.past < peak < 2**30
 
 
-def test_neighbours_are_counted(monkeypatch) -> None:
+def test_background_load_is_counted(monkeypatch) -> None:
     machine_seconds = iter((100.0, 107.0))
     monkeypatch.setattr(machine, "_processor_seconds", lambda: next(machine_seconds))
     monkeypatch.setattr(machine.time, "process_time", iter((10.0, 12.0)).__next__)
     monkeypatch.setattr(machine.time, "monotonic", iter((0.0, 2.5)).__next__)
-    watch = machine.Neighbours()
+    watch = machine.BackgroundLoad()
     with watch.watched():
         pass
     assert watch.cores == 2.0
-    assert machine.Neighbours().cores is None
+    assert machine.BackgroundLoad().cores is None
 
 
 def test_names_of_artifacts_are_folders_or_paths(tmp_path, artifact) -> None:
-    from rope_export.bench.field import named
+    from rope_export.bench.entrants import named
 
     others = [tmp_path / "other" / "growing", tmp_path / "torch-sdpa"]
     for other in others:
@@ -582,7 +590,7 @@ def test_weights_in_few_bits_may_be_off_by_what_was_proven_and_no_more(
     """Activations rounded to int8 are further off eager than rounding in float32 would allow."""
     artifact = export(tiny_config, out=tmp_path / "int4", weights="int4", cache="fixed").path
     choice = Choice(only=("int4",))
-    (row,) = bench([artifact], shapes=SMALL[:1], plan=QUICK, choice=choice).rows
+    (row,) = benchmark([artifact], shapes=SMALL[:1], plan=QUICK, choice=choice).rows
     assert row.status == "measured"
     assert proof.UNIT_ROUNDOFF["float32"] * 1e3 < row.error < row.allowed
     plain = contenders.ArtifactContender._run
@@ -592,5 +600,5 @@ def test_weights_in_few_bits_may_be_off_by_what_was_proven_and_no_more(
         return outputs | {"attention_output": outputs["attention_output"] * (1 + row.allowed)}
 
     monkeypatch.setattr(contenders.ArtifactContender, "_run", shifted)
-    (row,) = bench([artifact], shapes=SMALL[:1], plan=QUICK, choice=choice, trust=True).rows
+    (row,) = benchmark([artifact], shapes=SMALL[:1], plan=QUICK, choice=choice, trust=True).rows
     assert row.status == "wrong"

@@ -230,11 +230,11 @@ def test_a_picture_of_ones_own_is_kept(tmp_path) -> None:
     for name in ("thesis.png", "thesis.svg"):
         (tmp_path / name).write_text("mine")
         with pytest.raises(InputError, match="no picture of a benchmark"):
-            plot.check(tmp_path / name, shapes)
-    plot.check(tmp_path / "new.png", shapes)
+            plot.check_target(tmp_path / name, shapes)
+    plot.check_target(tmp_path / "new.png", shapes)
     (tmp_path / "new.png").symlink_to(tmp_path / "thesis.png")
     with pytest.raises(InputError, match="no picture of a benchmark"):
-        plot.check(tmp_path / "new.png", shapes)
+        plot.check_target(tmp_path / "new.png", shapes)
 
 
 def fuzzed(artifact: Path, seed: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 from rope_export import RopeExportError, verify
 from rope_export.bench import Plan, Shape, tune
 from rope_export.bench.proof import Proof
-from rope_export.bench.timing import timing
+from rope_export.bench.timing import summarized
 from rope_export.cli import run
 from rope_export.errors import InputError
 from tests.conftest import TINY
@@ -23,11 +23,14 @@ def fastest(monkeypatch):
     def choose(wanted: str) -> None:
         def measure(calls, plan, clock=None, progress=None):
             return {
-                name: timing([[1.0 if name == wanted else 2.0]] * plan.rounds, 0) for name in calls
+                name: summarized([[1.0 if name == wanted else 2.0]] * plan.rounds, 0)
+                for name in calls
             }
 
-        monkeypatch.setattr("rope_export.bench.measure", measure)
-        monkeypatch.setattr("rope_export.bench.prove", lambda *_, **__: Proof(status="passed"))
+        monkeypatch.setattr("rope_export.bench.harness.measure", measure)
+        monkeypatch.setattr(
+            "rope_export.bench.harness.prove", lambda *_, **__: Proof(status="passed")
+        )
 
     return choose
 

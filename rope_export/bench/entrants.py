@@ -8,17 +8,17 @@ from pathlib import Path
 
 from rope_export.artifacts.artifact import Artifact
 from rope_export.artifacts.deployed import file_weights
+from rope_export.bench.baselines import BASELINES, Baseline
 from rope_export.bench.contenders import ArtifactContender, Contender
 from rope_export.bench.proof import Proof
 from rope_export.bench.result import Status
-from rope_export.bench.rivals import RIVALS, Rival
 from rope_export.errors import InputError, UnavailableError, extra
 from rope_export.spec import AttentionSpec
 
 with extra("export", "benchmarking"):
     from rope_export.attention.layer import RotaryAttention
 
-KINDS = tuple(rival.kind for rival in RIVALS)
+KINDS = tuple(baseline.kind for baseline in BASELINES)
 
 
 def named(paths: Iterable[str | Path]) -> dict[str, Artifact]:
@@ -73,7 +73,7 @@ class Entrant:
     @property
     def kind(self) -> str | None:
         """Of a PyTorch contender."""
-        return self.contender.kind if isinstance(self.contender, Rival) else None
+        return self.contender.kind if isinstance(self.contender, Baseline) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,12 +163,12 @@ def _enter(
 def _oppose(
     layer: Layer, artifact: Artifact, module: RotaryAttention, choice: Choice, suffix: str
 ) -> None:
-    for rival in RIVALS:
-        if not choice.takes(rival.kind):
+    for baseline in BASELINES:
+        if not choice.takes(baseline.kind):
             continue
-        reason = rival.refusal(layer.spec)
+        reason = baseline.refusal(layer.spec)
         if reason is not None:
-            layer.left_out[rival.kind + suffix] = reason
+            layer.left_out[baseline.kind + suffix] = reason
             continue
-        contender = rival(module, rival.kind + suffix)
+        contender = baseline(module, baseline.kind + suffix)
         layer.entrants.append(Entrant(contender=contender, artifact=artifact, module=module))

@@ -24,7 +24,7 @@ COMPILED_SHAPES = 1_000
 """PyTorch gives up compiling for one more shape after 8 unless told otherwise."""
 
 
-class Rival(Contender):
+class Baseline(Contender):
     """The layer in PyTorch. kind: its name, which `name` may carry a suffix to."""
 
     kind: ClassVar[str]
@@ -54,7 +54,7 @@ class Rival(Contender):
         raise NotImplementedError
 
 
-class Eager(Rival):
+class EagerBaseline(Baseline):
     """RotaryAttention itself, whose cache grows by concatenation."""
 
     kind = "torch-eager"
@@ -63,7 +63,7 @@ class Eager(Rival):
         return lambda: self.layer(**inputs)[0]
 
 
-class Sdpa(Rival):
+class SdpaBaseline(Baseline):
     """RotaryAttention's projections and rotation around PyTorch's own fused attention, with a cache
     that is allocated once and written in place."""
 
@@ -112,7 +112,7 @@ class Sdpa(Rival):
         return self.layer, hidden, positions, caches[0], caches[1], mask, shape.past
 
 
-class Compiled(Sdpa):
+class CompiledBaseline(SdpaBaseline):
     """The same function under torch.compile, each shape compiled for itself."""
 
     kind = "torch-compile"
@@ -162,7 +162,7 @@ def sdpa_step(
     return layer.output(heads, hidden_states)
 
 
-RIVALS: tuple[type[Rival], ...] = (Eager, Sdpa, Compiled)
+BASELINES: tuple[type[Baseline], ...] = (EagerBaseline, SdpaBaseline, CompiledBaseline)
 
 
 def blank_layer(spec: AttentionSpec) -> RotaryAttention:

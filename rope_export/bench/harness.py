@@ -1,0 +1,244 @@
+"""Times artifacts and the layer in PyTorch on the same calls, shape by shape.
+
+Only what is right is timed: see `proof`. How, is in `timing`; what the limit is, in `roofline`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rope_export.artifacts.artifact import Artifact
+from rope_export.bench.contenders import CannotError, Ready
+from rope_export.bench.entrants import Choice, Entrant, Layer, layers, named
+from rope_export.bench.machine import BackgroundLoad, Machine
+from rope_export.bench.proof import RUNTIME, Proof, Truth, WrongError, impossible, prove, timed_on
+from rope_export.bench.result import Bench, Memory, Row, compared
+from rope_export.bench.roofline import Limits, cores, measured_limits, work
+from rope_export.bench.shapes import DEFAULT, Arrays, Shape, drawn
+from rope_export.bench.timing import Call, Plan, measure
+from rope_export.engines.plan import Engine
+from rope_export.errors import InputError, RopeExportError, extra
+
+with extra("export", "benchmarking"):
+    import torch
+
+Progress = Callable[[str, float | None], None]
+
+
+def benchmark(
+    artifacts: Sequence[str | Path],
+    *,
+    shapes: Sequence[Shape] = DEFAULT,
+    choice: Choice | None = None,
+    plan: Plan | None = None,
+    threads: int | None = None,
+    capacity: int | None = None,
+    trust: bool = False,
+    memory: bool = False,
+    command: str = "",
+    progress: Progress = lambda step, done: None,
+) -> Bench:
+    """Time artifacts and PyTorch on the same calls, after proving that they compute the same.
+
+    artifacts: their folders. shapes: of the calls. choice: who takes part; all unless given. plan:
+    of the timing. threads: of PyTorch and onnxruntime; all cores unless given. capacity: slots of
+    fixed caches; as many as a shape fills unless given. trust: do not verify an artifact again
+    whose evidence says that these files passed. memory: measure what each contender needs, in
+    processes of their own. command: to reprint it. progress: called with the name of each step
+    and, where known, the share that is done.
+    Raises: InputError for what cannot be meant; ArtifactError for what is no artifact.
+    """
+    choice, plan = choice or Choice(), plan or Plan()
+    for name, value in (("threads", threads), ("capacity", capacity)):
+        if value is not None and value < 1:
+            raise InputError(f"--{name} {value}: it must be 1 or more.")
+    opened, background = named(artifacts), BackgroundLoad()
+    choice.check(opened)
+    used = cores() if threads is None else threads
+    with ExitStack() as stack:
+        stack.enter_context(_torch_threads(used))
+        proofs = _proofs(opened, choice, trust, progress)
+        progress("measuring this machine", None)
+        limits = measured_limits(used)
+        field = layers(opened, proofs, choice, stack, threads=threads, capacity=capacity)
+        rows: list[Row] = []
+        for at, shape in enumerate(shapes):
+            for number, layer in enumerate(field):
+                share = _share(progress, shape, at, number, len(shapes), len(field))
+                rows += _rows(shape, number, layer, limits, plan, background, share)
+    found, machine = compared(rows), Machine.here(cores(), limits, background.cores)
+    return Bench(
+        machine=machine,
+        command=command,
+        artifacts={name: _facts(a, proofs.get(name), capacity) for name, a in opened.items()},
+        rows=tuple(found),
+        left_out={name: reason for layer in field for name, reason in layer.left_out.items()},
+        memory=_memory(field, found, threads, capacity, progress) if memory else (),
+        notes=tuple(_notes(opened, machine)),
+    )
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    """Without gradients, on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _proofs(
+    artifacts: Mapping[str, Artifact], choice: Choice, trust: bool, progress: Progress
+) -> dict[str, Proof]:
+    """Of the artifacts that take part."""
+    proofs = {}
+    for name in filter(choice.takes, artifacts):
+
+        def step(case: str, done: float | None, name: str = name) -> None:
+            progress(f"verifying {name}: {case}", done)
+
+        proofs[name] = prove(artifacts[name], trust=trust, progress=step)
+    return proofs
+
+
+def _share(
+    progress: Progress, shape: Shape, at: int, number: int, shapes: int, layers: int
+) -> Callable[[str, float], None]:
+    """Progress of one shape and layer as a share of all of them."""
+    return lambda what, done: progress(
+        f"{shape.name}: {what}", (at + (number + done) / layers) / shapes
+    )
+
+
+def _rows(
+    shape: Shape,
+    number: int,
+    layer: Layer,
+    limits: Limits,
+    plan: Plan,
+    background: BackgroundLoad,
+    progress: Callable[[str, float], None],
+) -> list[Row]:
+    """Every contender of a layer at one shape, those first that are not run."""
+    common: dict[str, Any] = {"shape": shape, "layer": number}
+    rows = {
+        name: Row(contender=name, torch=False, status=status, reason=reason, **common)
+        for name, (status, reason) in layer.refused.items()
+    }
+    calls: dict[str, Call] = {}
+    inputs, truths = drawn(layer.spec, shape, plan.seed), _Truths(shape)
+    for entrant in layer.entrants:
+        name = entrant.contender.name
+        progress(f"preparing {name}", 0.0)
+        least = work(layer.spec, shape, entrant.contender.weight_bytes)
+        common |= {"work": least, "limit": limits.seconds(least)}
+        common |= {"contender": name, "torch": entrant.kind is not None}
+        try:
+            ready = _ready(entrant, shape, inputs, truths)
+        except WrongError as error:
+            rows[name] = Row(status="wrong", reason=str(error), **common)
+        except CannotError as error:
+            rows[name] = Row(status="cannot", reason=str(error), **common)
+        else:
+            rows[name] = Row(status="measured", error=ready.error, allowed=ready.allowed, **common)
+            calls[name] = ready.call
+    with background.watched():
+        timings = measure(calls, plan, progress=lambda done: progress("timing", done))
+    return [replace(row, timing=timings.get(name)) for name, row in rows.items()]
+
+
+def _ready(entrant: Entrant, shape: Shape, inputs: Arrays, truths: "_Truths") -> Ready:
+    reason = impossible(entrant.contender.spec, shape)
+    if reason is not None:
+        raise CannotError(reason)
+    return entrant.contender.prepare(shape, inputs, truths(entrant, inputs))
+
+
+class _Truths:
+    """Eager's answer at one shape, once for every set of weights."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.known: dict[int, Truth] = {}
+
+    def __call__(self, entrant: Entrant, inputs: Arrays) -> Truth:
+        key = id(entrant.module)
+        if key not in self.known:
+            self.known[key] = Truth.of(entrant.module, inputs, self.shape)
+        return self.known[key]
+
+
+def _memory(
+    field: Sequence[Layer],
+    rows: Sequence[Row],
+    threads: int | None,
+    capacity: int | None,
+    progress: Progress,
+) -> tuple[Memory, ...]:
+    """What every contender needs at the largest shape it was measured at."""
+    from rope_export.bench.memory import peak_growth
+
+    found = []
+    for entrant in (entrant for layer in field for entrant in layer.entrants):
+        name = entrant.contender.name
+        shapes = [r.shape for r in rows if r.contender == name and r.status == "measured"]
+        if not shapes:
+            continue
+        shape = max(shapes, key=lambda s: s.batch * s.total)
+        progress(f"memory of {name}", None)
+        try:
+            peak = peak_growth(entrant.artifact.path, entrant.kind, shape, threads, capacity)
+            found.append(Memory(contender=name, shape=shape, peak=peak))
+        except RopeExportError as error:
+            found.append(Memory(contender=name, shape=shape, peak=None, reason=str(error)))
+    return tuple(found)
+
+
+def _facts(artifact: Artifact, proof: Proof | None, capacity: int | None) -> dict[str, Any]:
+    manifest = artifact.manifest
+    names = ("lowering", "opset", "dtype", "cache", "padding", "quantization")
+    return {
+        "path": str(artifact.path),
+        **{name: getattr(manifest, name) for name in names},
+        "files": {name: facts["sha256"] for name, facts in manifest.files.items()},
+        "parity": proof and proof.status,
+        "trusted": proof is not None and proof.trusted,
+        "slots": capacity if manifest.cache == "fixed" else None,
+    }
+
+
+def _notes(artifacts: Mapping[str, Artifact], machine: Machine) -> Iterator[str]:
+    limits = machine.limits
+    for name, artifact in artifacts.items():
+        if isinstance(artifact, Engine):
+            where = timed_on(artifact)
+            yield (
+                f"{name} is an engine, timed on {where}: "
+                + (
+                    "not its plan but its ONNX model, for the GPU is not here."
+                    if where == RUNTIME
+                    else "with its tensors copied to the GPU and back."
+                )
+            )
+    small = [
+        name
+        for name, artifact in artifacts.items()
+        if sum(int(f["bytes"]) for f in artifact.manifest.files.values()) <= limits.cache_bytes
+    ]
+    if small:
+        yield (
+            f"the weights of {', '.join(small)} fit in the last-level cache of "
+            f"{limits.cache_bytes / 1e6:.0f} MB, which is read faster than memory: more than 100 % "
+            f"of the limit is possible."
+        )
+    if not machine.quiet:
+        yield (
+            f"not a quiet machine: other processes took {machine.background_cores:.1f} of "
+            f"{machine.cores} cores meanwhile. Times are too long, PyTorch's most of all, whose "
+            f"threads wait for one another; do not believe the speed-ups."
+        )
