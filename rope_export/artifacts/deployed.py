@@ -23,7 +23,7 @@ def read_model(artifact: Artifact) -> "ModelProto":
     with extra("export", "reading an artifact's weights"):
         import onnx
 
-        from rope_export.engines.graph import Graph
+        from rope_export.onnx_graph import Graph
     files = artifact.read()
     try:
         model = onnx.load_model_from_string(files.model)

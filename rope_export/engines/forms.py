@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
-from rope_export.engines.graph import Graph
+from rope_export.onnx_graph import Graph
 
 NARROW: dict[int | None, str] = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 ATTENTION_HONOURED = {

@@ -24,7 +24,7 @@ def fixed(model: Path, sizes: Mapping[str, int], to: Path) -> None:
     with extra("export", "fixing an axis of an ONNX file"):
         import onnx
 
-        from rope_export.engines.graph import Graph
+        from rope_export.onnx_graph import Graph
 
     loaded = onnx.load(str(model), load_external_data=False)
     inputs = {dim.dim_param for shape in _shapes(loaded.graph, "input") for dim in shape.dim}

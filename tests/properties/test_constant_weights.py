@@ -12,7 +12,7 @@ from transformers import Qwen3Config, Qwen3Model
 
 from rope_export import AttentionSpec, RopeExportError, RotaryAttention, export, verify
 from rope_export.artifacts.deployed import file_weights
-from rope_export.exporter import pipeline
+from rope_export.exporter.translation import translate
 from rope_export.interface import attention_interface
 from rope_export.lowerings import lowered, lowerings, refusal
 from tests.conftest import TINY
@@ -49,10 +49,9 @@ def test_every_weight_stays_whatever_it_holds(family, lowering, cache, value) ->
     spec = AttentionSpec.from_hf({**TINY, **LAYERS[family]})
     weights = {name: torch.full(shape, value) for name, shape in spec.weight_shapes.items()}
     interface = attention_interface(spec, cache=cache, padding=False)
-    inputs, outputs = interface.inputs, interface.outputs
     target = lowerings()[lowering]
     module = lowered(RotaryAttention.from_weights(spec, weights), target, cache)
-    model = pipeline.translate(module, inputs, outputs, target.caches[cache])
+    model = translate(module, interface, target.caches[cache])
     kept = {name: value.const_value for name, value in model.graph.initializers.items()}
     for name, shape in spec.weight_shapes.items():
         stored = kept[name].numpy()
@@ -66,11 +65,10 @@ def test_one_tensor_under_two_names_stays_twice() -> None:
     norm = torch.ones(16)
     weights = dict.fromkeys(spec.weight_shapes, one) | {f"{n}_norm.weight": norm for n in "qk"}
     interface = attention_interface(spec, cache="growing", padding=False)
-    inputs, outputs = interface.inputs, interface.outputs
     module = lowered(
         RotaryAttention.from_weights(spec, weights), lowerings()["standard"], "growing"
     )
-    model = pipeline.translate(module, inputs, outputs, 23)
+    model = translate(module, interface, 23)
     assert spec.weight_shapes.keys() <= model.graph.initializers.keys()
 
 
@@ -112,7 +110,6 @@ def test_a_weight_that_the_graph_does_not_use_stops_the_export(monkeypatch) -> N
     layer = RotaryAttention(spec)
     monkeypatch.setattr(layer.q_norm, "forward", lambda x: x)
     interface = attention_interface(spec, cache="none", padding=False)
-    inputs, outputs = interface.inputs, interface.outputs
     module = lowered(layer, lowerings()["portable"], "none")
     with pytest.raises(RopeExportError, match=r"does not use the weight 'q_norm.weight'"):
-        pipeline.translate(module, inputs, outputs, 18)
+        translate(module, interface, 18)

@@ -24,7 +24,7 @@ from rope_export.engines import plan
 from rope_export.engines.plan import EngineFacts, Options
 from rope_export.engines.profiles import Profile, Range
 from rope_export.errors import ArtifactError, RopeExportError
-from rope_export.exporter import pipeline
+from rope_export.exporter import onnx_file
 from rope_export.interface import TensorType
 from rope_export.parity import harness
 from rope_export.parity.layer.cases import cases
@@ -41,7 +41,7 @@ def pair(request, tiny, tiny_config, tmp_path_factory) -> tuple[Artifact, Artifa
     folder = tmp_path_factory.mktemp("pair")
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "large":
-            patch.setattr(pipeline, "EXTERNAL_ABOVE", 1_000)
+            patch.setattr(onnx_file, "EXTERNAL_ABOVE", 1_000)
         one, other = (
             export(tiny_config, out=folder / str(seed), seed=seed, lowering="portable")
             for seed in (1, 2)

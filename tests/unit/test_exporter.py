@@ -10,7 +10,7 @@ import pytest
 
 from rope_export import Artifact, RopeExportError, export, open_session
 from rope_export.artifacts import external_data
-from rope_export.exporter import pipeline
+from rope_export.exporter import onnx_file
 
 KINDS = [
     ("portable", "none", False, "float16"),
@@ -101,7 +101,7 @@ def test_two_exports_are_the_same_bytes(tiny, tiny_config, tmp_path) -> None:
 
 
 def test_large_weights_lie_in_a_file_of_their_own(tiny, tiny_config, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(pipeline, "EXTERNAL_ABOVE", 1_000)
+    monkeypatch.setattr(onnx_file, "EXTERNAL_ABOVE", 1_000)
     artifact = export(tiny_config, out=tmp_path / "large", lowering="standard")
     assert external_data.locations(artifact.model.read_bytes()) == {"model.onnx.data"}
     assert set(artifact.manifest.files) == {"model.onnx", "model.onnx.data"}

@@ -17,7 +17,7 @@ from rope_export import AttentionSpec, RotaryAttention, export, open_session
 from rope_export.arrays import to_torch
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.errors import InputError
-from rope_export.exporter import pipeline
+from rope_export.exporter.translation import translate
 from rope_export.interface import attention_interface
 from rope_export.lowerings import lowered, lowering_for, lowerings, refusal
 from rope_export.quantization import Quantization, is_quantized, pack, unpack
@@ -133,9 +133,8 @@ def assert_right(
         weights |= {n: to_torch(unpack(x, how, inputs_of[n])) for n, x in packed.items()}
     eager = RotaryAttention.from_weights(spec, {n: w.clone() for n, w in weights.items()})
     interface = attention_interface(spec, cache=cache, padding=False)
-    inputs, outputs = interface.inputs, interface.outputs
     module = lowered(RotaryAttention.from_weights(spec, weights), lowering, cache, packed, how)
-    model = pipeline.translate(module, inputs, outputs, lowering.caches[cache])
+    model = translate(module, interface, lowering.caches[cache])
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
@@ -149,7 +148,7 @@ def assert_right(
         axes = {"batch": batch, "sequence": sequence, "past": past, "capacity": capacity}
         feeds = {
             tensor.name: stream.standard_normal(tensor.sized(axes), dtype=np.float32)
-            for tensor in inputs
+            for tensor in interface.inputs
         }
         if spec.uses_positions:
             feeds["position_ids"] = np.tile(np.arange(past, past + sequence), (batch, 1))

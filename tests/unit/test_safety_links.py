@@ -12,7 +12,7 @@ import pytest
 from rope_export import Artifact, export, open_session, verify
 from rope_export.cli import run
 from rope_export.errors import ArtifactError
-from rope_export.exporter import pipeline
+from rope_export.exporter import onnx_file
 from tests.cli.test_cli import refused
 from tests.unit.test_exporter import call
 from tests.unit.test_safety_files import contents
@@ -24,7 +24,7 @@ REVISION = "0123456789abcdef" * 2
 def large(tiny_config, tmp_path_factory) -> Path:
     """An artifact whose weights lie in a file of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "EXTERNAL_ABOVE", 1_000)
+        patch.setattr(onnx_file, "EXTERNAL_ABOVE", 1_000)
         out = tmp_path_factory.mktemp("large") / "artifact"
         return export(tiny_config, out=out, lowering="standard").path
 

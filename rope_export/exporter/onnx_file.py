@@ -1,0 +1,69 @@
+"""The ONNX file of an artifact: what it tells of itself, written and checked."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+from rope_export.artifacts.artifact import DATA, MODEL, Manifest
+from rope_export.errors import RopeExportError
+from rope_export.interface import Interface, TensorType
+
+EXTERNAL_ABOVE = 100_000_000
+"""Bytes of weights above which they lie in a file of their own."""
+
+
+def describe(model: ir.Model, manifest: Manifest) -> None:
+    """Puts into the model what it is, and drops what only tells how this machine made it."""
+    ClearMetadataAndDocStringPass()(model)
+    model.producer_name = "rope_export"
+    model.producer_version = manifest.versions["rope_export"]
+    model.graph.name = "rotary_attention"
+    spec = dict(manifest.spec)
+    model.metadata_props.update(
+        {
+            "rope_export.lowering": manifest.lowering,
+            "rope_export.cache": manifest.cache,
+            "rope_export.rope": _listed(spec.pop("rope") or {"rope_type": None}),
+            "rope_export.attention.layer": _listed(spec),
+            "rope_export.source": _listed(manifest.source),
+        }
+    )
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in facts.items())
+
+
+def write_model(model: ir.Model, folder: Path) -> None:
+    """Writes the model into a folder, large weights beside it."""
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    external = DATA if size > EXTERNAL_ABOVE else None
+    ir.save(model, folder / MODEL, external_data=external)
+
+
+def check_model(path: Path, interface: Interface) -> None:
+    """Raises: RopeExportError if onnx finds the file invalid or its tensors are not those of the
+    interface."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise RopeExportError(f"the exported model is not valid: {error}") from error
+    graph = onnx.load(str(path), load_external_data=False).graph
+    for expected, values in ((interface.inputs, graph.input), (interface.outputs, graph.output)):
+        declared = tuple(map(_declared, values))
+        if declared != expected:
+            raise RopeExportError(
+                f"the exported model has {[str(t) for t in declared]}, "
+                f"its interface is {[str(t) for t in expected]}."
+            )
+
+
+def _declared(value: onnx.ValueInfoProto) -> TensorType:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
+    return TensorType(name=value.name, dtype=dtype, shape=shape)

@@ -1,0 +1,56 @@
+"""What a manifest tells of each weight: its source, its place in the file, its hash."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rope_export.checkpoints import Layer
+from rope_export.lowerings import OFFSETS, SCALES, ZERO_POINTS, packed_name
+from rope_export.quantization import Packed, Quantization
+
+
+def facts_of_weights(
+    layer: Layer,
+    tensors: dict[str, Tensor],
+    packed: Mapping[str, Packed],
+    quantization: Quantization | None,
+) -> dict[str, dict[str, Any]]:
+    """Facts of every tensor of the layer, by its name in the spec.
+
+    tensors: as deployed. packed: those that are quantized.
+    """
+    facts: dict[str, dict[str, Any]] = {
+        name: {
+            "source_tensor": layer.names[name],
+            "initializer": name,
+            "transposed": name.endswith("_proj.weight"),
+            "sha256": tensor_hash(tensor),
+        }
+        for name, tensor in tensors.items()
+    }
+    for name, form in layer.forms.items():
+        facts[name]["source_form"] = form
+    for name, stored in packed.items():
+        assert quantization is not None
+        projection = name.removesuffix("weight")
+        facts[name] |= {
+            "initializer": projection + packed_name(quantization),
+            "scales": projection + SCALES,
+            "inputs": tensors[name].shape[1],
+            "block_size": stored.block_size(quantization.bits),
+            "stored": stored.stored,
+            "transposed": False,
+        }
+        if stored.zeros is not None:
+            facts[name]["zero_points"] = projection + ZERO_POINTS
+        if stored.offsets is not None:
+            facts[name]["offsets"] = projection + OFFSETS
+    return facts
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """sha256 of a tensor's bytes in row-major order, in hexadecimal."""
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
