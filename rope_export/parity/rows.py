@@ -1,11 +1,11 @@
-"""One comparison, and all of them together."""
+"""One comparison as a row, and the rule by which it passes."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rope_export.parity.bounds import tolerance
+from rope_export.parity.bounds import Bounds, tolerance
 
 CALLS_FAILED = "calls that failed"
 """The metric of a case in which a runtime gave no outputs."""
@@ -54,8 +54,7 @@ def judged(
     output: str,
     errors: Mapping[str, float],
     eager_errors: Mapping[str, float],
-    ceilings: Mapping[str, float],
-    floors: Mapping[str, float],
+    bounds: Bounds,
 ) -> list[Row]:
     """A row for each metric.
 
@@ -64,10 +63,11 @@ def judged(
     """
     rows = []
     for metric, error in errors.items():
-        eager_error, limit = eager_errors[metric], ceilings[metric]
-        eager_sound = eager_error <= limit  # False for NaN
-        allowed = limit if runtime == "eager" else tolerance(eager_error, floors[metric])
-        passed = eager_sound and error <= allowed
+        eager_error, ceiling = eager_errors[metric], bounds.ceilings[metric]
+        eager_sound = eager_error <= ceiling  # False for NaN
+        allowed = tolerance(eager_error, bounds.floors[metric])
+        if runtime == "eager":
+            allowed = ceiling
         rows.append(
             Row(
                 case=case,
@@ -78,7 +78,7 @@ def judged(
                 error=error,
                 eager_error=eager_error,
                 tolerance=allowed,
-                status="passed" if passed else "failed",
+                status="passed" if eager_sound and error <= allowed else "failed",
             )
         )
     return rows

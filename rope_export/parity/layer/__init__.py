@@ -1,0 +1,1 @@
+"""What is known of one attention layer: its reference, rounding, calls and faults."""

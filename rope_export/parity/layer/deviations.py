@@ -23,14 +23,10 @@ import numpy as np
 
 from rope_export.parity.bounds import ACCUMULATOR, TIMES, UNDERFLOW, UNIT_ROUNDOFF
 from rope_export.parity.layer.moved import moved_by
-from rope_export.parity.layer.reference import (
-    ReferenceLayer,
-    Trace,
-    averaged,
-    pairs,
-    places,
-    scored,
-)
+from rope_export.parity.layer.attending import averaged, scored
+from rope_export.parity.layer.reference import ReferenceLayer
+from rope_export.parity.layer.rotation import pairs, places
+from rope_export.parity.layer.trace import Trace
 from rope_export.spec import AttentionSpec, NormSpec
 
 STEADY = 0.25
@@ -41,13 +37,13 @@ INT8 = 127
 
 
 def ceiling(layer: ReferenceLayer, trace: Trace) -> dict[str, np.ndarray]:
-    """Bounds on eager's absolute errors for this call, for each output; 0 for entries that were
-    there before."""
+    """Bounds on eager's absolute errors in this call, for each output; 0 for slots that were there
+    before."""
     squares = deviations(layer, trace)
-    found = {"attention_output": TIMES * np.sqrt(squares.output)}
+    bounds = {trace.main_output: TIMES * np.sqrt(squares.output)}
     for name, new in squares.cache.items():
-        found[trace.cache_output(name)] = TIMES * np.sqrt(trace.placed(new))
-    return found
+        bounds[trace.cache_output(name)] = TIMES * np.sqrt(trace.placed(new))
+    return bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +57,8 @@ class Deviations:
 def deviations(layer: ReferenceLayer, trace: Trace) -> Deviations:
     """u ||a||, squared, carried through the layer from its input."""
     u = UNIT_ROUNDOFF[layer.spec.dtype]
-    made = _latent if layer.spec.latent is not None else _plain
-    q, cache = made(layer, trace, u)
+    new = _latent if layer.spec.latent is not None else _plain
+    q, cache = new(layer, trace, u)
     keys, values = _expanded(layer, trace, cache, u)
     mixed = _attended(layer, trace, q, keys, values, u)
     heads = _finished(layer, trace, mixed, u)
@@ -75,15 +71,15 @@ Cached = dict[str, np.ndarray]
 def _plain(layer: ReferenceLayer, trace: Trace, u: float) -> tuple[np.ndarray, Cached]:
     """Queries and the new cache of a layer without a latent."""
     spec = layer.spec
-    q, k, v = (_made(layer, name, trace, u) for name in "qkv")
-    q, k = _turned(spec, trace, trace.q, q, u), _turned(spec, trace, trace.k, k, u)
+    q, k, v = (_projected(layer, name, trace, u) for name in "qkv")
+    q, k = _rotated(spec, trace, trace.q, q, u), _rotated(spec, trace, trace.k, k, u)
     if spec.norm_after_rope:
-        q = _by_head(layer, "q", trace.turned_q, q, u)
-        k = _by_head(layer, "k", trace.turned_k, k, u)
+        q = _by_head(layer, "q", trace.rotated_q, q, u)
+        k = _by_head(layer, "k", trace.rotated_k, k, u)
     return _factored(trace.q_factor, trace.ready_q, q, u), {"key": k, "value": v}
 
 
-def _made(layer: ReferenceLayer, name: str, trace: Trace, u: float) -> np.ndarray:
+def _projected(layer: ReferenceLayer, name: str, trace: Trace, u: float) -> np.ndarray:
     """A projection and the norm that comes before the rotation; clamping moves nothing apart."""
     spec = layer.spec
     norm: NormSpec | None = getattr(spec, f"{name}_norm")
@@ -128,14 +124,14 @@ def _latent(layer: ReferenceLayer, trace: Trace, u: float) -> tuple[np.ndarray, 
     q = layer.split(q, spec.head_dim)
     kv = _projection(layer, "kv_a", trace.x, none, u)
     first = trace.projected["kv_a"][..., : latent.kv_rank]
-    made = _normed(layer, "kv_a_norm", norm, first, kv[..., : latent.kv_rank], u)
+    narrow = _normed(layer, "kv_a_norm", norm, first, kv[..., : latent.kv_rank], u)
     new = trace.new(trace.cache["latent"])
-    made = _factored(np.array(latent.kv_factor), new, made, u)
-    key = _turned(spec, trace, trace.k, kv[:, None, :, latent.kv_rank :], u)
-    turned = _turned(spec, trace, trace.q, q[..., latent.nope_dim :], u)
-    q = np.concatenate((q[..., : latent.nope_dim], turned), axis=-1)
+    narrow = _factored(np.array(latent.kv_factor), new, narrow, u)
+    key = _rotated(spec, trace, trace.k, kv[:, None, :, latent.kv_rank :], u)
+    rotated = _rotated(spec, trace, trace.q, q[..., latent.nope_dim :], u)
+    q = np.concatenate((q[..., : latent.nope_dim], rotated), axis=-1)
     q = _factored(trace.q_factor, trace.ready_q, q, u)
-    return q, {"latent": made, "key_rope": key[:, 0]}
+    return q, {"latent": narrow, "key_rope": key[:, 0]}
 
 
 def _expanded(
@@ -205,22 +201,22 @@ def _normed(
     return carried + ACCUMULATOR**2 * wide + (u * y) ** 2
 
 
-def _turned(
+def _rotated(
     spec: AttentionSpec, trace: Trace, x: np.ndarray, error: np.ndarray, u: float
 ) -> np.ndarray:
     """x1 cos - x2 sin and its twin: errors of x, of cos and sin, of two products and one sum."""
     if spec.rope is None:
         return error
-    turned = error.copy()
+    result = error.copy()
     cos2, sin2 = trace.cos**2, trace.sin**2
     table = (u * spec.rope.attention_factor) ** 2  # cos and sin are stored with error u at most
     first, second = pairs(spec)
-    for here, there, to in zip((first, second), (second, first), places(spec), strict=True):
-        carried = error[..., here] * cos2 + error[..., there] * sin2
-        tables = table * (x[..., here] ** 2 + x[..., there] ** 2)
-        rounded = 2 * u**2 * (x[..., here] ** 2 * cos2 + x[..., there] ** 2 * sin2)
-        turned[..., to] = carried + tables + rounded
-    return turned
+    for own, other, to in zip((first, second), (second, first), places(spec), strict=True):
+        carried = error[..., own] * cos2 + error[..., other] * sin2
+        tables = table * (x[..., own] ** 2 + x[..., other] ** 2)
+        rounded = 2 * u**2 * (x[..., own] ** 2 * cos2 + x[..., other] ** 2 * sin2)
+        result[..., to] = carried + tables + rounded
+    return result
 
 
 def _attended(

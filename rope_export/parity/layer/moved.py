@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rope_export.parity.layer.reference import Trace
+from rope_export.parity.layer.trace import Trace
 
 
 def moved_by(errors: np.ndarray, trace: Trace) -> tuple[np.ndarray, np.ndarray]:

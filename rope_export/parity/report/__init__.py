@@ -1,0 +1,1 @@
+"""What a comparison found, as an object and as text."""

@@ -1,0 +1,1 @@
+"""What can be judged: one file for each kind of subject."""

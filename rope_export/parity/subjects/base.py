@@ -1,0 +1,128 @@
+"""What the harness asks of a subject: a layer, an engine, a decoder, any model that can be judged.
+
+The judge knows an interface, inputs and outputs by name, and bounds on errors. Whatever a subject
+is made of, how its reference computes, and what eager is, stays in the subject's own file.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from rope_export.interface import Interface
+from rope_export.parity.bounds import Bounds
+from rope_export.parity.cases import Case
+from rope_export.parity.comparison import Arrays, Expected
+from rope_export.parity.report.result import Report
+from rope_export.runtimes import Session
+
+Run = Callable[[Arrays], Arrays]
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `verify` was asked for, besides the artifact and the runtimes: see there."""
+
+    source: str | None = None
+    adapter: str | None = None
+    seed: int = 0
+    large: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Call:
+    """One call before a runtime has seen it: its inputs, what the reference and eager make of it,
+    and what the errors of each output may be."""
+
+    case: Case
+    inputs: Arrays
+    expected: Expected
+    eager: Arrays
+    eager_errors: Mapping[str, Mapping[str, float]]
+    bounds: Mapping[str, Bounds]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Property:
+    """Two sides of one equality that must hold.
+
+    output: which the sides are made of. sides: both in float64, with the outputs of any runtime.
+    bounds: what the errors of one side against the other may be, whose value is given.
+    """
+
+    name: str
+    output: str
+    sides: Callable[[Run], tuple[np.ndarray, np.ndarray]]
+    bounds: Callable[[np.ndarray], Bounds]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revealing:
+    """calls: those on which every feature shows. not_visible: each fault that none can show, by the
+    "feature", with the "reason"."""
+
+    calls: tuple[Call, ...] = ()
+    not_visible: tuple[dict[str, str], ...] = ()
+
+
+class Subject(Protocol):
+    """Something that is judged.
+
+    interface: the names of the tensors, and which are one cache. dtype: of the computation.
+    runtimes: that it is made for, the best first.
+    """
+
+    @property
+    def interface(self) -> Interface: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def runtimes(self) -> Sequence[str]: ...
+
+    def report(self) -> Report:
+        """A report with what is known before any call: of weights, source and structure."""
+
+    def cases(self) -> Iterable[Case]:
+        """The calls that it is judged on."""
+
+    def inputs(self, case: Case, seed: int) -> Arrays:
+        """The inputs of one call."""
+
+    def expected(self, case: Case, inputs: Arrays) -> Expected:
+        """What the float64 reference computes."""
+
+    def eager(self, inputs: Arrays) -> Arrays:
+        """What eager PyTorch computes: every output by name."""
+
+    def open(self, runtime: str) -> Session:
+        """A session on one runtime.
+
+        Raises: UnavailableError with the reason if it cannot run here.
+        """
+
+    def record(self, evidence: Mapping[str, Any]) -> str | None:
+        """Keep what was found beside the subject.
+
+        Returns: why it could not be kept, or nothing.
+        """
+
+    def scores(self, case: Case) -> int:
+        """Attention scores of one call, which decide what memory its reference takes."""
+        return case.batch * case.sequence * (case.total + case.spare)
+
+    def properties(self, seed: int) -> Iterable[Property]:
+        """Equalities that must hold of it, whatever its weights."""
+        return ()
+
+    def revealing(self, prepared: Callable[[Case], Call]) -> Revealing:
+        """Further calls, by which each of its features shows. prepared: makes a call of a case."""
+        return Revealing()
+
+    def conclude(self, report: Report, seed: int) -> None:
+        """Add to the report what is known once every call was judged."""
+
+
