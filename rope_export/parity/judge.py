@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from rope_export.arrays import to_numpy
 from rope_export.errors import ProfileError, RopeExportError
 from rope_export.parity.cases import Case
 from rope_export.parity.comparison import Arrays
@@ -14,7 +15,7 @@ from rope_export.parity.problems import Problems
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import CALLS_FAILED, counted, judged
 from rope_export.parity.subjects.base import Call, Property, Run, Subject
-from rope_export.runtimes import Session, to_numpy
+from rope_export.sessions import Session
 
 
 class Judge:

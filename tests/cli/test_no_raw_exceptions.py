@@ -11,9 +11,9 @@ from rope_export import Artifact, RopeExportError, open_session, verify
 from rope_export.arrays import numpy_dtype, to_torch
 from rope_export.cli import run
 from rope_export.errors import UnavailableError
-from rope_export.parity import harness
-from rope_export.parity.layer.cases import Case
-from rope_export.parity.layer.visible import Visible
+from rope_export.parity.cases import Case
+from rope_export.parity.subjects import layer as layer_subject
+from rope_export.parity.subjects.base import Revealing
 from rope_export.runtimes import all_runtimes
 
 HERE = ("eager", "onnxruntime", "reference")
@@ -45,12 +45,12 @@ KINDS = [pytest.param(*kind, marks=() if kind in USUAL else pytest.mark.long) fo
 @pytest.fixture
 def few_cases(monkeypatch) -> None:
     monkeypatch.setattr(
-        harness,
-        "cases",
-        lambda manifest: [Case(batch=2, sequence=2, past=0 if manifest.cache == "none" else 3)],
+        layer_subject,
+        "regular_cases",
+        lambda cache, **_: [Case(batch=2, sequence=2, past=0 if cache == "none" else 3)],
     )
-    monkeypatch.setattr(harness, "properties", lambda *_: [])
-    monkeypatch.setattr(harness, "visible", lambda *_: Visible(cases=(), not_visible=()))
+    monkeypatch.setattr(layer_subject, "layer_properties", lambda *_: [])
+    monkeypatch.setattr(layer_subject, "revealing_calls", lambda *_: Revealing())
 
 
 def inputs_of(artifact: Artifact) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from rope_export import build_engine, gpu, open_session, verify
 from rope_export.engines.calls import CONTEXTS, GRAPHS
 from rope_export.engines.plan import Engine
 from rope_export.errors import InputError, ProfileError, RopeExportError, UnavailableError
-from rope_export.parity.layer.cases import Case
+from rope_export.parity.cases import Case
 from rope_export.runtimes.tensorrt import EngineRunner, TensorrtRuntime
 from rope_export.sessions import Session
 from tests.conftest import TINY
@@ -265,8 +265,10 @@ def test_a_closed_session_says_so(engine) -> None:
 def few_cases(monkeypatch) -> None:
     """Beside the corners, which are what these tests are about."""
     one, other = Case(batch=1, sequence=7), Case(batch=1, sequence=512)
-    monkeypatch.setattr("rope_export.parity.harness.cases", lambda manifest: [one, other])
-    monkeypatch.setattr("rope_export.parity.harness.properties", lambda *_: [])
+    monkeypatch.setattr(
+        "rope_export.parity.subjects.layer.regular_cases", lambda *_, **__: [one, other]
+    )
+    monkeypatch.setattr("rope_export.parity.subjects.layer.layer_properties", lambda *_: [])
 
 
 @pytest.fixture
@@ -298,7 +300,7 @@ def test_verify_adds_the_numbers_and_remembers_them(engine, here, few_cases) -> 
     own = {row.case for row in report.rows if row.runtime == "tensorrt-rtx"}
     assert {"1x1, past 64", "1x32, past 0", "3x1, past 0", "1x8, past 0"} <= own
     assert "1x512, past 0" not in own
-    assert any("outside of the engine's profiles" in line for line in report.left_out)
+    assert any("outside of the profiles of tensorrt-rtx" in line for line in report.left_out)
     again = verify(engine("growing"), runtimes=["onnxruntime"])
     assert again.passed
     assert again.numbers == report.numbers

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,9 @@ from rope_export.engines import build_cache, builder, module, static
 from rope_export.engines.plan import Engine, check_gpu
 from rope_export.engines.profiles import DEFAULTS, Profile, profiles_for, selected
 from rope_export.errors import ArtifactError, InputError, UnavailableError
-from rope_export.parity.engine.corners import corners
-from rope_export.spec import AttentionSpec
+from rope_export.parity.engine.corners import corner_cases
+from rope_export.parity.subjects.base import Request
+from rope_export.parity.subjects.engine import make_subject
 from tests.cli.test_cli import refused, rewrite
 
 GROWING = "batch=1:1:3,sequence=1:8:32,past=0:0:64"
@@ -131,8 +131,7 @@ def test_a_corner_is_least_usual_or_one_axis_at_its_largest() -> None:
 
 def test_a_fixed_cache_is_judged_empty_and_full(build) -> None:
     engine = build("fixed")
-    spec = AttentionSpec.from_json(engine.manifest.spec)
-    cases = corners(engine.facts, spec, large=False).cases
+    cases = corner_cases(engine.facts.profiles)
     assert {case.total + case.spare for case in cases} == {24}
     assert {case.past for case in cases if case.sequence == 16} == {0, 8}
     assert any(case.lengths and 0 in case.lengths for case in cases)
@@ -140,12 +139,11 @@ def test_a_fixed_cache_is_judged_empty_and_full(build) -> None:
 
 def test_corners_that_are_too_large_are_named(build, monkeypatch) -> None:
     engine = build()
-    spec = AttentionSpec.from_json(engine.manifest.spec)
-    monkeypatch.setattr(import_module("rope_export.parity.engine.corners"), "AFFORDABLE", 1000)
-    found = corners(engine.facts, spec, large=False)
-    assert [case.name for case in found.cases if case.sequence == 32] == []
-    assert any("1x32, past 0" in line and "--large" in line for line in found.left_out)
-    assert not corners(engine.facts, spec, large=True).left_out
+    monkeypatch.setattr("rope_export.parity.subjects.engine.AFFORDABLE", 1000)
+    subject = make_subject(engine, Request())
+    assert [case.name for case in subject.corners if case.sequence == 32] == []
+    assert any("1x32, past 0" in line and "`large`" in line for line in subject.left_out)
+    assert not make_subject(engine, Request(large=True)).left_out
 
 
 # --------------------------------------------------------------------------------- real builds
@@ -189,8 +187,8 @@ def test_real_weights_become_a_fused_engine_that_passes_at_its_corners(
     capacity = {axis for t in facts.inputs for axis in t.shape if t.name == "key_cache"}
     assert cache == "growing" or 128 in capacity
     assert facts.files["engine.plan"]["sha256"] == file_hash(engine.plan)
-    monkeypatch.setattr("rope_export.parity.harness.cases", lambda manifest: [])
-    monkeypatch.setattr("rope_export.parity.harness.properties", lambda *_: [])
+    monkeypatch.setattr("rope_export.parity.subjects.layer.regular_cases", lambda *_, **__: [])
+    monkeypatch.setattr("rope_export.parity.subjects.layer.layer_properties", lambda *_: [])
     report = verify(engine)
     ran = {row.runtime for row in report.rows} - {"eager", "file"}
     assert (report.status, report.weights, report.numbers) == ("passed", "proven", "unverified")
@@ -253,8 +251,8 @@ def test_the_three_scripts_lead_from_a_checkpoint_to_a_session(smollm2, tmp_path
 
 
 def test_an_engine_is_an_artifact_wherever_one_is_taken(build, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("rope_export.parity.harness.cases", lambda manifest: [])
-    monkeypatch.setattr("rope_export.parity.harness.properties", lambda *_: [])
+    monkeypatch.setattr("rope_export.parity.subjects.layer.regular_cases", lambda *_, **__: [])
+    monkeypatch.setattr("rope_export.parity.subjects.layer.layer_properties", lambda *_: [])
     engine = build()
     path = str(engine.path)
     assert isinstance(Artifact.open(path), Engine)

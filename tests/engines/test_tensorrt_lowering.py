@@ -54,7 +54,9 @@ def make(exported: Make) -> Make:
         for way in ALL
     ],
 )
-def test_numbers_are_inside_the_parity_budget(tiny, dtype: str, cache: str, padding: bool) -> None:
+def test_numbers_are_within_the_parity_tolerance(
+    tiny, dtype: str, cache: str, padding: bool
+) -> None:
     """bfloat16 in onnx's own evaluator: onnxruntime has no such kernels on the CPU."""
     report = verify(tiny("tensorrt", dtype, cache, padding))
     assert report.passed, [row for row in report.rows if row.status == "failed"][:3]
@@ -67,14 +69,14 @@ def test_numbers_are_inside_the_parity_budget(tiny, dtype: str, cache: str, padd
     FEATURES + [pytest.param(*way, marks=pytest.mark.long) for way in MORE],
     ids=lambda x: x["model_type"] if isinstance(x, dict) else None,
 )
-def test_features_are_inside_the_parity_budget(make: Make, config, cache, dtype) -> None:
+def test_features_are_within_the_parity_tolerance(make: Make, config, cache, dtype) -> None:
     assert verify(make(config, cache=cache, dtype=dtype, padding=True)).passed
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("cache", ["growing", "fixed"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_real_weights_are_inside_the_parity_budget(smollm2, tmp_path, dtype, cache) -> None:
+def test_real_weights_are_within_the_parity_tolerance(smollm2, tmp_path, dtype, cache) -> None:
     report = verify(
         export(smollm2, out=tmp_path / "layer", lowering="tensorrt", dtype=dtype, cache=cache)
     )

@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 
 from rope_export import AttentionSpec, RopeExportError, export, verify
 from rope_export.checkpoints.drawn import drawn_weights
-from rope_export.parity import Report, harness
-from rope_export.parity.layer.cases import Case
-from rope_export.parity.layer.visible import Visible
+from rope_export.parity import Report
+from rope_export.parity.cases import Case
 from rope_export.parity.report.text import table, verdict
 from rope_export.parity.rows import CALLS_FAILED
+from rope_export.parity.subjects import layer as layer_subject
+from rope_export.parity.subjects.base import Revealing
 from rope_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from tests.conftest import TINY
 
@@ -28,9 +29,9 @@ BIASED = {**TINY, "model_type": "qwen2"}
 def few_cases(monkeypatch) -> None:
     """Two calls are enough to see what happens in each."""
     two = [Case(batch=1, sequence=3), Case(batch=2, sequence=1, past=7)]
-    monkeypatch.setattr(harness, "cases", lambda _: two)
-    monkeypatch.setattr(harness, "properties", lambda *_: [])
-    monkeypatch.setattr(harness, "visible", lambda *_: Visible(cases=(), not_visible=()))
+    monkeypatch.setattr(layer_subject, "regular_cases", lambda *_, **__: two)
+    monkeypatch.setattr(layer_subject, "layer_properties", lambda *_: [])
+    monkeypatch.setattr(layer_subject, "revealing_calls", lambda *_: Revealing())
 
 
 def shown(report: Report) -> str:

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from rope_export import Artifact, AttentionSpec, RotaryAttention, export, open_session, verify
+from rope_export import Artifact, AttentionSpec, export, open_session, verify
 from rope_export.arrays import to_numpy
 from rope_export.parity import Report, frequencies
+from rope_export.parity.bounds import Bounds
+from rope_export.parity.cases import FAR, Case, regular_cases
 from rope_export.parity.judge import Judge
-from rope_export.parity.layer.cases import FAR, Case, cases
 from rope_export.parity.layer.reference import ReferenceLayer
-from rope_export.parity.layer.weights import true_weights
 from rope_export.parity.rows import judged
+from rope_export.parity.subjects.base import Request
+from rope_export.parity.subjects.layer import LayerSubject
 from tests.conftest import TINY, taking_turns
 
 FIXED = [("fixed", False), ("fixed", True)]
@@ -55,8 +57,8 @@ def test_bfloat16_passes_in_the_reference_evaluator(tiny, lowering, cache) -> No
 
 
 @pytest.mark.parametrize(("cache", "padding"), KINDS + FIXED)
-def test_cases_cover_the_corners(tiny, cache, padding) -> None:
-    found = list(cases(tiny("standard", "float32", cache, padding).manifest))
+def test_cases_cover_the_corners(cache, padding) -> None:
+    found = list(regular_cases(cache, padding=padding, first_position=None))
     assert len(found) >= 24
     assert len({case.name for case in found}) == len(found)
     assert any(case.past == 0 for case in found)
@@ -94,8 +96,7 @@ def row(error: float, eager: float, ceiling: float, floor: float, runtime: str =
         output="o",
         errors={"m": error},
         eager_errors={"m": eager},
-        ceilings={"m": ceiling},
-        floors={"m": floor},
+        bounds=Bounds(ceilings={"m": ceiling}, floors={"m": floor}),
     )
     return found.status
 
@@ -186,28 +187,16 @@ def test_sound_draws_raise_no_alarm(draws, shape, dtype, tmp_path) -> None:
     names = ["portable"] if "sinks" in shape else ["portable", "standard"]
     made = {name: export(config, out=tmp_path / name, lowering=name, dtype=dtype) for name in names}
     artifact = made["portable"]
-    spec = AttentionSpec.from_json(artifact.manifest.spec)
-    tensors = true_weights(artifact, spec, None, 0).tensors
     report = Report(weights="proven")
     with ExitStack() as stack:
         sessions = {name: stack.enter_context(open_session(x)) for name, x in made.items()}
-        judge = Judge(
-            eager=RotaryAttention.from_weights(spec, tensors),
-            layer=ReferenceLayer(
-                spec,
-                {name: to_numpy(w.double()) for name, w in tensors.items()},
-                frequencies(spec),
-            ),
-            sessions=sessions,
-            outputs=[tensor.name for tensor in artifact.manifest.outputs],
-            report=report,
-            seed=0,
-        )
+        subject = LayerSubject.of(artifact, Request())
+        judge = Judge(subject=subject, sessions=sessions, report=report, seed=0)
         with torch.no_grad():
             for seed in range(draws):
                 judge.seed = seed
                 for case in CALLS:
-                    judge.case(case, case.inputs(judge.layer, artifact.manifest, seed))
+                    judge.judge(judge.prepared(case))
     assert len(report.rows) >= draws * len(CALLS) * 6 * (1 + len(made))
     assert not [r for r in report.rows if r.status == "failed"]
 

@@ -26,8 +26,8 @@ from rope_export.engines.profiles import Profile, Range
 from rope_export.errors import ArtifactError, RopeExportError
 from rope_export.exporter import onnx_file
 from rope_export.interface import TensorType
-from rope_export.parity import harness
-from rope_export.parity.layer.cases import cases
+from rope_export.parity.cases import regular_cases
+from rope_export.parity.subjects import layer as layer_subject
 from tests.support.killed import killed_everywhere
 from tests.unit.test_exporter import call
 from tests.unit.test_safety_files import contents, manifest_of, save_again, written
@@ -196,7 +196,9 @@ def test_an_open_artifact_takes_no_other_files(pair, tmp_path) -> None:
 def test_an_artifact_replaced_while_it_is_verified(pair, tmp_path, monkeypatch) -> None:
     """The verdict is about the old one, is told, and is not written on the new one."""
     out, calls = tmp_path / "artifact", []
-    monkeypatch.setattr(harness, "cases", lambda manifest: list(cases(manifest))[:3])
+    monkeypatch.setattr(
+        layer_subject, "regular_cases", lambda *x, **y: list(regular_cases(*x, **y))[:3]
+    )
     put(pair[0], out)
 
     def replace_it(step: str, done: float) -> None:
@@ -287,7 +289,7 @@ def test_evidence_that_cannot_be_kept_changes_no_status(
     assert os.strerror(number) in note
     if number != 30:
         return
-    monkeypatch.setattr(harness, "cases", lambda manifest: [])  # soon done
+    monkeypatch.setattr(layer_subject, "regular_cases", lambda *_, **__: [])  # soon done
     assert run(["verify", str(out), "--json"]) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)

@@ -8,23 +8,22 @@ from rope_export.parity.report.result import Report
 from rope_export.parity.rows import Row, counted
 
 
-def structure(engine: Engine, seed: int) -> list[Row]:
-    """Whether the model is parsed to the layers that the manifest says; nothing where the module is
-    not here to parse it.
+def structure_rows(engine: Engine, seed: int) -> list[Row]:
+    """Whether the model is parsed to the layers that the manifest names; no row where the module is
+    not installed that parses it.
 
     Raises: InputError for a form that TensorRT computes otherwise; ArtifactError for a plan of
         another version.
     """
     facts = engine.facts
     try:
-        here = module.load(facts.engine)
+        parser = module.load(facts.engine)
     except UnavailableError:
         return []
-    check_version(engine.path, facts, here.version)
-    found = builder.again(here, engine)
-    differing = [
-        name for name in found.keys() | facts.network if found.get(name) != facts.network.get(name)
-    ]
+    check_version(engine.path, facts, parser.version)
+    parsed = builder.again(parser, engine)
+    names = parsed.keys() | facts.network
+    differing = [name for name in names if parsed.get(name) != facts.network.get(name)]
     return [
         counted(
             case="structure of the network",
@@ -37,7 +36,7 @@ def structure(engine: Engine, seed: int) -> list[Row]:
     ]
 
 
-def numbers(engine: Engine, report: Report) -> str:
+def compared_numbers(engine: Engine, report: Report) -> str:
     """What is known of the numbers of this very plan; its evidence keeps what was compared now.
 
     Returns: "unverified", or "passed on" or "failed on" and the GPU.
@@ -47,7 +46,7 @@ def numbers(engine: Engine, report: Report) -> str:
     if rows:
         failed = sum(row.status == "failed" for row in rows)
         worst = max(rows, key=lambda row: row.used)
-        known = {
+        evidence = {
             "plan": plan,
             "gpu": str(gpu.here()),
             "version": engine.facts.version,
@@ -55,9 +54,9 @@ def numbers(engine: Engine, report: Report) -> str:
             "failed": failed,
             "worst": worst.to_json(),
         }
-        report.keep(engine.record(numbers=known))
+        report.keep(engine.record(numbers=evidence))
     else:
-        known = engine.evidence.get("numbers", {})
-    if known.get("plan") != plan:
+        evidence = engine.evidence.get("numbers", {})
+    if evidence.get("plan") != plan:
         return "unverified"
-    return f"{'failed' if known['failed'] else 'passed'} on {known['gpu']}"
+    return f"{'failed' if evidence['failed'] else 'passed'} on {evidence['gpu']}"

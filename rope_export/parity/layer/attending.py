@@ -31,8 +31,10 @@ def _by_group(of_heads: Float64, of_groups: Float64) -> Float64:
 
 
 def softmax(scores: Float64, visible: np.ndarray, sinks: Float64 | None) -> Float64:
-    """Weights over the visible slots, and the sink of each head where it has one; zero in a row that
-    has neither."""
+    """Weights over the visible slots, and the sink of each head where it has one.
+
+    A row that has neither is zero.
+    """
     shifted = np.where(visible, scores, -np.inf)
     top = np.max(shifted, axis=-1, keepdims=True)
     if sinks is not None:

@@ -1,11 +1,14 @@
 """How many roundings follow one another on the longest way through an attention layer."""
 
-from rope_export.parity.bounds import ACCUMULATOR, UNIT_ROUNDOFF
+import numpy as np
+
+from rope_export.parity.bounds import ACCUMULATOR, UNIT_ROUNDOFF, Bounds, floors
+from rope_export.parity.metrics import errors
 from rope_export.spec import AttentionSpec
 
 STORED = 9
 """Values stored one after the other on the longest way through a plain layer: projection, cosine,
-product, turned query, score, scaled score, weight, head, output."""
+product, rotated query, score, scaled score, weight, head, output."""
 
 
 def stored(spec: AttentionSpec) -> int:
@@ -15,7 +18,7 @@ def stored(spec: AttentionSpec) -> int:
         3: (spec.softcap, spec.gate),
         4: (spec.latent,),
     }
-    return STORED + sum(n * sum(bool(x) for x in there) for n, there in more.items())
+    return STORED + sum(n * sum(bool(x) for x in parts) for n, parts in more.items())
 
 
 def longest_reduction(spec: AttentionSpec, total: int) -> int:
@@ -27,3 +30,18 @@ def longest_reduction(spec: AttentionSpec, total: int) -> int:
     if UNIT_ROUNDOFF[spec.dtype] > ACCUMULATOR:
         return stored(spec)
     return max(spec.hidden_size, spec.heads * spec.value_head_dim, total)
+
+
+def bounds_of(
+    spec: AttentionSpec, total: int, rounding: tuple[np.ndarray, np.ndarray], expected: np.ndarray
+) -> Bounds:
+    """Bounds on the errors of an output.
+
+    total: slots in the longest call. rounding: how far roundings alone may take each element,
+    eager's and a runtime's. expected: the elements themselves.
+    """
+    eager, runtime = rounding
+    ceilings = errors(eager, expected)
+    rough = ceilings if runtime is eager else errors(runtime, expected)
+    roundings = longest_reduction(spec, total)
+    return Bounds(ceilings=ceilings, floors=floors(spec.dtype, roundings, rough, expected.size))

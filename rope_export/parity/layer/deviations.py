@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rope_export.parity.bounds import ACCUMULATOR, TIMES, UNDERFLOW, UNIT_ROUNDOFF
-from rope_export.parity.layer.moved import moved_by
 from rope_export.parity.layer.attending import averaged, scored
+from rope_export.parity.layer.moved import moved_by
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.layer.rotation import pairs, places
 from rope_export.parity.layer.trace import Trace

@@ -1,7 +1,6 @@
 """The inputs of an attention layer for one case."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
@@ -26,9 +25,7 @@ def layer_inputs(case: Case, layer: ReferenceLayer, interface: Interface, seed: 
 class _Inputs:
     """The draws of one case, all from one stream in one order."""
 
-    def __init__(
-        self, case: Case, layer: ReferenceLayer, interface: Interface, seed: int
-    ) -> None:
+    def __init__(self, case: Case, layer: ReferenceLayer, interface: Interface, seed: int) -> None:
         self.case, self.layer, self.interface = case, layer, interface
         bits = np.random.PCG64([seed, crc32(case.name.encode())])
         self.stream = np.random.Generator(bits)
@@ -42,9 +39,7 @@ class _Inputs:
         hidden = self.stream.standard_normal(shape, dtype=np.float32) * np.float32(case.scale)
         hidden = hidden.astype(dtype)
         positions = self._positions()
-        inputs = {
-            interface.main_input: np.ascontiguousarray(hidden[:, tokens - case.sequence :])
-        }
+        inputs = {interface.main_input: np.ascontiguousarray(hidden[:, tokens - case.sequence :])}
         if interface.positions is not None:
             inputs[interface.positions] = self._new(positions)
         if interface.caches:

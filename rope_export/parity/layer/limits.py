@@ -20,7 +20,7 @@ FEW = 64
 """Elements of a constant that is looked at; limits are single numbers."""
 
 
-def limits(artifact: Artifact) -> frozenset[int]:
+def slot_limits(artifact: Artifact) -> frozenset[int]:
     """The size of every integer constant and attribute of the model that could be one."""
     import onnx
 

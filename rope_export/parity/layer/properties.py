@@ -6,37 +6,31 @@ the measure for a runtime's; how far eager's may be apart is bounded by the two 
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
-from rope_export.artifacts.artifact import Manifest
-from rope_export.interface import LENGTHS, cache_names, cached
-from rope_export.parity.layer.cases import FAR, Case
+from rope_export.interface import Interface
+from rope_export.parity.bounds import Bounds
+from rope_export.parity.cases import FAR, Case
+from rope_export.parity.comparison import Arrays
+from rope_export.parity.layer.chain import bounds_of
 from rope_export.parity.layer.deviations import ceiling
-from rope_export.parity.layer.reference import ReferenceLayer, pairs, places
+from rope_export.parity.layer.inputs import layer_inputs
+from rope_export.parity.layer.reference import ReferenceLayer
+from rope_export.parity.layer.rotation import pairs, places
+from rope_export.parity.subjects.base import Property, Run
 
-Inputs = dict[str, np.ndarray]
-Outputs = dict[str, np.ndarray]
-Run = Callable[[Inputs], Outputs]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Property:
-    """Two sides of one equality. `sides` computes them with any runtime, in float64; `bound` is
-    how far the roundings of a layer alone may take its two sides apart, element by element; `total`
-    the slots in the longest call."""
-
-    name: str
-    output: str
-    total: int
-    sides: Callable[[Run], tuple[np.ndarray, np.ndarray]]
-    bound: Callable[[ReferenceLayer], np.ndarray]
+Sides = tuple[np.ndarray, np.ndarray]
 
 
-def properties(layer: ReferenceLayer, manifest: Manifest, seed: int) -> Iterator[Property]:
-    """Every property that fits the artifact's cache and padding."""
-    make, spec = _Maker(layer, manifest, seed), layer.spec
+def layer_properties(
+    layer: ReferenceLayer, rough: ReferenceLayer, interface: Interface, seed: int
+) -> Iterator[Property]:
+    """Every property that fits the layer's cache and padding.
+
+    rough: the layer with the roundings of a runtime's kernels.
+    """
+    make, spec = _Maker(layer, rough, interface, seed), layer.spec
     rope = spec.rope
     fixed = rope is not None and not rope.depends_on_length
     if fixed and spec.position_scale is None:
@@ -47,9 +41,9 @@ def properties(layer: ReferenceLayer, manifest: Manifest, seed: int) -> Iterator
         yield make.single_rows()
     if spec.causal:
         yield make.causality()
-    if manifest.padding and (rope is None or fixed):
+    if interface.mask is not None and (rope is None or fixed):
         yield make.padding()
-    if manifest.cache != "none":
+    if interface.caches:
         if rope is None or fixed:
             yield make.split()
         if rope is not None:
@@ -64,13 +58,36 @@ TOKENS = ("hidden_states", "position_ids")
 
 
 class _Maker:
-    def __init__(self, layer: ReferenceLayer, manifest: Manifest, seed: int) -> None:
-        self.layer, self.manifest, self.seed = layer, manifest, seed
+    """Makes the properties of one layer."""
 
-    def inputs(self, case: Case) -> Inputs:
-        return case.inputs(self.layer, self.manifest, self.seed)
+    def __init__(
+        self, layer: ReferenceLayer, rough: ReferenceLayer, interface: Interface, seed: int
+    ) -> None:
+        self.layer, self.rough, self.interface, self.seed = layer, rough, interface, seed
 
-    def ceiling(self, rounding: ReferenceLayer, inputs: Inputs, output: str = OUTPUT) -> np.ndarray:
+    def equality(
+        self,
+        *,
+        name: str,
+        output: str,
+        total: int,
+        sides: Callable[[Run], Sides],
+        bound: Callable[[ReferenceLayer], np.ndarray],
+    ) -> Property:
+        """total: slots in the longest call. bound: how far the roundings of a layer alone may take
+        its two sides apart, element by element."""
+
+        def bounds(value: np.ndarray) -> Bounds:
+            own = bound(self.layer)
+            rough = own if self.rough is self.layer else bound(self.rough)
+            return bounds_of(self.layer.spec, total, (own, rough), value)
+
+        return Property(name=name, output=output, sides=sides, bounds=bounds)
+
+    def inputs(self, case: Case) -> Arrays:
+        return layer_inputs(case, self.layer, self.interface, self.seed)
+
+    def ceiling(self, rounding: ReferenceLayer, inputs: Arrays, output: str = OUTPUT) -> np.ndarray:
         return ceiling(rounding, self.layer(inputs))[output]
 
     def shift(self, by: int) -> Property:
@@ -79,31 +96,31 @@ class _Maker:
         The float32 angles of the two places differ by their own rounding, which the model was
         trained with: that much, computed in float64, is not the runtime's fault.
         """
-        here = self.inputs(Case(batch=2, sequence=16))
-        there = {**here, "position_ids": here["position_ids"] + by}
+        plain = self.inputs(Case(batch=2, sequence=16))
+        shifted = {**plain, "position_ids": plain["position_ids"] + by}
 
         def bound(rounding: ReferenceLayer) -> np.ndarray:
-            angles = np.abs(self.layer(here).output - self.layer(there).output)
-            return self.ceiling(rounding, here) + self.ceiling(rounding, there) + angles
+            angles = np.abs(self.layer(plain).output - self.layer(shifted).output)
+            return self.ceiling(rounding, plain) + self.ceiling(rounding, shifted) + angles
 
-        return Property(
+        return self.equality(
             name=f"shift of all positions by {by}",
             output=OUTPUT,
             total=16,
-            sides=lambda run: (_wide(run(there)[OUTPUT]), _wide(run(here)[OUTPUT])),
+            sides=lambda run: (_wide(run(shifted)[OUTPUT]), _wide(run(plain)[OUTPUT])),
             bound=bound,
         )
 
     def single_rows(self) -> Property:
         """A row of a batch is what it is alone."""
-        past = 5 if self.manifest.cache != "none" else 0
+        past = 5 if self.interface.caches else 0
         batch = self.inputs(Case(batch=3, sequence=6, past=past, start=100))
 
-        def sides(run: Run) -> tuple[np.ndarray, np.ndarray]:
+        def sides(run: Run) -> Sides:
             rows = [run(_row(batch, i))[OUTPUT] for i in range(3)]
             return _wide(run(batch)[OUTPUT]), _wide(np.concatenate(rows))
 
-        return Property(
+        return self.equality(
             name="rows of a batch against single rows",
             output=OUTPUT,
             total=past + 6,
@@ -117,7 +134,7 @@ class _Maker:
         other = self.inputs(Case(batch=2, sequence=12, start=1))["hidden_states"]
         changed = {**whole, "hidden_states": whole["hidden_states"].copy()}
         changed["hidden_states"][:, 6:] = other[:, 6:]
-        return Property(
+        return self.equality(
             name="causality: later tokens changed",
             output=OUTPUT,
             total=12,
@@ -130,12 +147,13 @@ class _Maker:
         plain = self.inputs(Case(batch=2, sequence=8))
         extra = self.inputs(Case(batch=2, sequence=5, start=7))
         padded = self.inputs(Case(batch=2, sequence=13))
-        for name in ("hidden_states", "position_ids"):
+        for name in TOKENS:
             if name in plain:
                 both = (extra[name], plain[name])
                 padded[name] = np.concatenate(both, axis=_token_axis(name))
-        padded["attention_mask"][:, :5] = 0
-        return Property(
+        assert self.interface.mask is not None
+        padded[self.interface.mask][:, :5] = 0
+        return self.equality(
             name="left padding of 5 slots",
             output=OUTPUT,
             total=13,
@@ -150,25 +168,25 @@ class _Maker:
         """Prefill of 9 then 4 more tokens on its cache is prefill of 13."""
         whole = self.inputs(Case(batch=2, sequence=13, start=50))
 
-        caches = self.caches
+        caches = {pair.input: pair.output for pair in self.interface.caches}
 
-        def part(run: Run, at: slice, cache: Inputs) -> Outputs:
+        def part(run: Run, at: slice, cache: Arrays) -> Arrays:
             step = {n: _tokens(n, whole[n], at) for n in TOKENS if n in whole}
-            if self.manifest.padding:
-                end = at.stop if self.manifest.cache == "growing" else None
-                step["attention_mask"] = whole["attention_mask"][:, :end]
-            if self.manifest.cache == "fixed":
-                step[LENGTHS] = np.full(2, at.start)
+            if self.interface.mask is not None:
+                end = at.stop if self.interface.cache == "growing" else None
+                step[self.interface.mask] = whole[self.interface.mask][:, :end]
+            if self.interface.lengths is not None:
+                step[self.interface.lengths] = np.full(2, at.start)
             return run({**step, **cache})
 
-        def sides(run: Run) -> tuple[np.ndarray, np.ndarray]:
+        def sides(run: Run) -> Sides:
             first = part(run, slice(0, 9), {name: whole[name] for name in caches})
             grown = {name: first[after] for name, after in caches.items()}
             second = part(run, slice(9, 13), grown)
             parts = np.concatenate((first[OUTPUT], second[OUTPUT]), axis=1)
             return _wide(parts), _wide(run(whole)[OUTPUT])
 
-        return Property(
+        return self.equality(
             name="prefill split in two",
             output=OUTPUT,
             total=13,
@@ -177,31 +195,25 @@ class _Maker:
         )
 
     @property
-    def caches(self) -> dict[str, str]:
-        """The inputs that hold the cache, each with the output that takes its place."""
-        return dict(cache_names(name, self.manifest.cache) for name in cached(self.layer.spec))
-
-    @property
     def key(self) -> str:
-        """The output that holds what was turned."""
-        name = "key" if self.layer.spec.latent is None else "key_rope"
-        return cache_names(name, self.manifest.cache)[1]
+        """The output that holds what was rotated: the first of the caches, of MLA the second."""
+        return self.interface.caches[0 if self.layer.spec.latent is None else 1].output
 
     def new(self, cache: np.ndarray) -> np.ndarray:
-        """The entries of an empty cache that a call of 8 tokens writes."""
+        """The slots of an empty cache that a call of 8 tokens writes."""
         return cache[..., :8, :]
 
     def identity(self) -> Property:
-        """At position 0 nothing turns: the cached key is what the projection and the norms make."""
+        """Position 0 rotates nothing: the cached key is what the projection and the norms make."""
         inputs = self.inputs(Case(batch=2, sequence=8))
         inputs["position_ids"][:] = 0
-        still = dataclasses.replace(self.layer.spec, rope=None)
-        layer = ReferenceLayer(still, self.layer.weights, self.layer.inv_freq)
+        spec = dataclasses.replace(self.layer.spec, rope=None)
+        layer = ReferenceLayer(spec, self.layer.weights, self.layer.inv_freq)
         keys = self.new(layer(inputs).outputs[self.key])
-        if not still.norm_after_rope:
+        if not spec.norm_after_rope:
             keys = self._moved(keys) * self._factors(keys.shape[-1])
-        return Property(
-            name="position 0 turns nothing",
+        return self.equality(
+            name="position 0 rotates nothing",
             output=self.key,
             total=8,
             sides=lambda run: (self.new(_wide(run(inputs)[self.key])), keys),
@@ -216,29 +228,27 @@ class _Maker:
         return moved
 
     def norms(self) -> Property:
-        """A turn keeps the length of every pair, and the features that do not turn."""
-        here = self.inputs(Case(batch=2, sequence=8))
-        here["position_ids"][:] = 0
-        there = {
-            **here,
-            "position_ids": self.inputs(Case(batch=2, sequence=8, start=None))["position_ids"],
-        }
+        """A rotation keeps the length of every pair, and the features that are not rotated."""
+        plain = self.inputs(Case(batch=2, sequence=8))
+        plain["position_ids"][:] = 0
+        drawn = self.inputs(Case(batch=2, sequence=8, start=None))["position_ids"]
+        rotated = {**plain, "position_ids": drawn}
 
         def lengths(keys: np.ndarray) -> np.ndarray:
             keys, (first, second) = self.new(keys), places(self.layer.spec)
-            still = keys[..., 2 * len(first) :]
-            return np.concatenate((np.hypot(keys[..., first], keys[..., second]), still), axis=-1)
+            others = keys[..., 2 * len(first) :]
+            return np.concatenate((np.hypot(keys[..., first], keys[..., second]), others), axis=-1)
 
-        return Property(
-            name="turning keeps lengths",
+        return self.equality(
+            name="rotation keeps lengths",
             output=self.key,
             total=8,
-            sides=lambda run: tuple(lengths(_wide(run(x)[self.key])) for x in (there, here)),  # type: ignore[arg-type, return-value]
-            bound=lambda r: sum(lengths(self.ceiling(r, x, self.key)) for x in (there, here)),  # type: ignore[arg-type, return-value]
+            sides=lambda run: tuple(lengths(_wide(run(x)[self.key])) for x in (rotated, plain)),  # type: ignore[arg-type, return-value]
+            bound=lambda r: sum(lengths(self.ceiling(r, x, self.key)) for x in (rotated, plain)),  # type: ignore[arg-type, return-value]
         )
 
     def _factors(self, width: int) -> np.ndarray:
-        """What each feature of a key is multiplied by when nothing turns."""
+        """What each feature of a key is multiplied by at position 0."""
         rope = self.layer.spec.rope
         assert rope is not None
         return np.where(np.arange(width) < rope.rotary_dim, rope.attention_factor, 1.0)
@@ -253,7 +263,7 @@ def _tokens(name: str, value: np.ndarray, at: slice) -> np.ndarray:
     return value[..., at] if name == "position_ids" else value[:, at]
 
 
-def _row(batch: Inputs, at: int) -> Inputs:
+def _row(batch: Arrays, at: int) -> Arrays:
     """One row of a batch, as a batch of one."""
     return {
         name: x[..., at : at + 1, :] if name == "position_ids" else x[at : at + 1]

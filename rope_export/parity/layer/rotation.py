@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from rope_export.parity.layer.trace import Float64
 from rope_export.spec import AttentionSpec
 
 

@@ -2,18 +2,22 @@
 by many times what a runtime's error may be."""
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from rope_export.artifacts.artifact import Manifest
-from rope_export.parity.judge import Judge, Prepared, apart
-from rope_export.parity.layer.cases import FAR, SPARE, Case
+from rope_export.interface import Interface
+from rope_export.parity.cases import FAR, SPARE, Case
+from rope_export.parity.comparison import Arrays
+from rope_export.parity.layer.call import LayerExpected
 from rope_export.parity.layer.counterfactuals import Counterfactual, counterfactuals
 from rope_export.parity.layer.counterfactuals.rotation import trained_length
 from rope_export.parity.layer.deviations import steady
+from rope_export.parity.layer.reference import ReferenceLayer
+from rope_export.parity.layer.trace import Trace
 from rope_export.parity.metrics import errors
+from rope_export.parity.subjects.base import Call, Revealing
 from rope_export.spec import AttentionSpec, Feature
 
 TIMES = 10
@@ -40,34 +44,30 @@ SMALLEST = {"float16": 2.0**-11}
 keep fewer bits of them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Visible:
-    """cases: those that show the features, ready to be judged. not_visible: each fault that none
-    can show, by the feature, with the reason."""
+def revealing_calls(
+    layer: ReferenceLayer,
+    rough: ReferenceLayer,
+    interface: Interface,
+    prepared: Callable[[Case], Call],
+    lengths: Iterable[int],
+) -> Revealing:
+    """Calls that show every feature of a layer.
 
-    cases: tuple[Prepared, ...]
-    not_visible: tuple[dict[str, str], ...]
-
-
-def visible(judge: Judge, manifest: Manifest, lengths: Iterable[int]) -> Visible:
-    """Calls that show every feature of the judge's layer.
-
-    lengths: slots that might be a limit of the file; the longest context of the spec is added, and
-    REACH where there is a cache.
+    rough: the layer with the roundings of a runtime's kernels. lengths: slots that might be a limit
+    of the file; the longest context of the spec is added, and REACH where there is a cache.
     """
-    search = _Search(judge, manifest)
-    spec = judge.layer.spec
-    limits = {*lengths, trained_length(spec) or 0, REACH if manifest.cache != "none" else 0} - {0}
-    search.reach = max(filter(search.affordable, limits), default=0)
+    spec = layer.spec
+    limits = {*lengths, trained_length(spec) or 0, REACH if interface.caches else 0} - {0}
+    search = _Search(spec, rough, interface, prepared, limits)
     named = [*spec.features(), *(_beyond(limit) for limit in sorted(limits))]
     not_visible = []
     for feature in named:
-        for fault in counterfactuals(judge.layer, feature):
+        for fault in counterfactuals(layer, feature):
             reason = search.hidden(fault)
             if reason is not None:
-                known = {"feature": str(feature), "reason": f"{fault.fault}: {reason}"}
-                not_visible.append(known)
-    return Visible(cases=tuple(search.chosen), not_visible=tuple(not_visible))
+                line = {"feature": str(feature), "reason": f"{fault.fault}: {reason}"}
+                not_visible.append(line)
+    return Revealing(calls=tuple(search.chosen), not_visible=tuple(not_visible))
 
 
 def _beyond(limit: int) -> Feature:
@@ -77,11 +77,20 @@ def _beyond(limit: int) -> Feature:
 class _Search:
     """Calls that were tried, and those that showed something, in order."""
 
-    def __init__(self, judge: Judge, manifest: Manifest) -> None:
-        self.judge, self.manifest, self.spec = judge, manifest, judge.layer.spec
-        self.tried: dict[Case, Prepared | None] = {}
-        self.chosen: dict[Prepared, None] = {}
-        self.reach = 0
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        rough: ReferenceLayer,
+        interface: Interface,
+        prepared: Callable[[Case], Call],
+        limits: Iterable[int],
+    ) -> None:
+        self.spec, self.rough, self.prepared = spec, rough, prepared
+        self.cache = interface.cache
+        self.outputs = [tensor.name for tensor in interface.outputs]
+        self.tried: dict[Case, Call | None] = {}
+        self.chosen: dict[Call, None] = {}
+        self.reach = max(filter(self.affordable, limits), default=0)
 
     def hidden(self, fault: Counterfactual) -> str | None:
         """Why no call shows a fault, or nothing; then the call that does is chosen."""
@@ -91,13 +100,13 @@ class _Search:
                 size = footprint(self.spec, case) / 2**30
                 large = f"a call over {case.total} slots takes {size:.1f} GiB; at most 2 are taken"
                 break
-            ready = self.ready(case)
-            if ready is None:
+            call = self.sound(case)
+            if call is None:
                 continue
             count += 1
-            times = self.times(fault, ready)
+            times = self.times(fault, call)
             if times >= TIMES:
-                self.chosen.setdefault(ready)
+                self.chosen.setdefault(call)
                 return None
             best = max(best, times)
         if count == 0:
@@ -106,23 +115,24 @@ class _Search:
             return f"the same in all of {count} calls, with these weights"
         return f"at most {best:.2g} times the tolerance in {count} calls; {TIMES} are asked for"
 
-    def ready(self, case: Case) -> Prepared | None:
+    def sound(self, case: Case) -> Call | None:
         """The call, unless its values leave the range of the dtype, or rounding decides which slot
         is the largest."""
         if case not in self.tried:
-            inputs = case.inputs(self.judge.layer, self.manifest, self.judge.seed)
-            ready = self.judge.prepared(case, inputs)
-            sound = case.scale <= 1 or steady(self.judge.rough, ready.trace)
-            self.tried[case] = ready if sound and in_range(self.spec, ready) else None
+            call = self.prepared(case)
+            trace = trace_of(call)
+            sound = case.scale <= 1 or steady(self.rough, trace)
+            in_range = sound and is_in_range(self.spec, trace, call.eager)
+            self.tried[case] = call if in_range else None
         return self.tried[case]
 
-    def times(self, fault: Counterfactual, ready: Prepared) -> float:
+    def times(self, fault: Counterfactual, call: Call) -> float:
         """The fault's error over the tolerance of a row, in the row where it is largest."""
-        wrong = fault.layer(fault.inputs(ready.inputs)).outputs
+        wrong = fault.layer(fault.inputs(call.inputs)).outputs
         return max(
-            error / ready.tolerance(output, metric) if math.isfinite(error) else 0.0
-            for output in self.judge.outputs
-            for metric, error in errors(*apart(ready.trace, output, wrong[output])).items()
+            error / call.tolerance(output, metric) if math.isfinite(error) else 0.0
+            for output in self.outputs
+            for metric, error in errors(*call.expected.difference(output, wrong[output])).items()
         )
 
     def candidates(self, fault: Counterfactual) -> Iterator[Case]:
@@ -143,9 +153,9 @@ class _Search:
         yield from order[fault.search]
 
     def plain(self) -> Case:
-        if self.manifest.cache == "none":
+        if self.cache == "none":
             return Case(batch=2, sequence=24)
-        lengths = (8, 3) if self.manifest.cache == "fixed" else None
+        lengths = (8, 3) if self.cache == "fixed" else None
         return Case(batch=2, sequence=24, past=8, lengths=lengths)
 
     def far(self, plain: Case, limit: int) -> list[Case]:
@@ -161,14 +171,14 @@ class _Search:
         return [replace(plain, start=start) for start in starts]
 
     def long(self, fault: Counterfactual) -> Iterator[Case]:
-        """More slots than the limit, by an eighth and then by more, for what is rounded much; loud
+        """More slots than the limit, by an eighth and then by more, for heavy rounding; loud
         ones around the limit of a window or a chunk, else the first and the last."""
         limit = fault.limit
         if fault.layer.spec == self.spec and self.reach >= limit:
             limit = self.reach
         for more in (limit // 8, limit // 2, 2 * limit):
             past = limit + max(more, 8)
-            if self.manifest.cache == "none":
+            if self.cache == "none":
                 yield Case(batch=1, sequence=past)
             elif limit == self.spec.window:
                 loud = (past - limit, past - limit + 1)
@@ -184,7 +194,7 @@ class _Search:
         past = limit + max(limit // 8, 8)
         cached = Case(batch=1, sequence=3, past=past, drawn=True)
         whole = Case(batch=1, sequence=past)
-        return self.affordable_case(whole if self.manifest.cache == "none" else cached)
+        return self.affordable_case(whole if self.cache == "none" else cached)
 
     def affordable_case(self, case: Case) -> bool:
         return footprint(self.spec, case) <= MEMORY
@@ -200,14 +210,19 @@ def footprint(spec: AttentionSpec, case: Case) -> int:
     return 80 * (groups * slots + scores + width) + 8 * spec.heads * slots
 
 
-def in_range(spec: AttentionSpec, ready: Prepared) -> bool:
+def is_in_range(spec: AttentionSpec, trace: Trace, eager: Arrays) -> bool:
     """Whether the dtype holds every value on the way, with room on either side."""
     largest, smallest = LARGEST.get(spec.dtype), SMALLEST.get(spec.dtype)
     if largest is None or smallest is None:
-        return all(bool(np.all(np.isfinite(x))) for x in ready.eager.values())
-    trace = ready.trace
+        return all(bool(np.all(np.isfinite(x))) for x in eager.values())
     stages = [trace.x, *trace.projected.values(), trace.mixed, trace.output]
     products = trace.raw_scores / min(spec.softmax_scale, 1.0)
     top = max(float(np.max(np.abs(x), initial=0.0)) for x in (*stages, products))
     bottom = min(float(np.sqrt(np.mean(x**2))) for x in stages)
     return top <= largest and bottom >= smallest
+
+
+def trace_of(call: Call) -> Trace:
+    """What the reference layer computed on the way."""
+    assert isinstance(call.expected, LayerExpected)
+    return call.expected.trace

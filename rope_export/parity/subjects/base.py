@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from rope_export.interface import Interface
-from rope_export.parity.bounds import Bounds
+from rope_export.parity.bounds import Bounds, tolerance
 from rope_export.parity.cases import Case
 from rope_export.parity.comparison import Arrays, Expected
 from rope_export.parity.report.result import Report
-from rope_export.runtimes import Session
+from rope_export.sessions import Session
 
 Run = Callable[[Arrays], Arrays]
 Progress = Callable[[str, float], None]
@@ -42,6 +42,10 @@ class Call:
     eager: Arrays
     eager_errors: Mapping[str, Mapping[str, float]]
     bounds: Mapping[str, Bounds]
+
+    def tolerance(self, output: str, metric: str) -> float:
+        """What the error of a runtime may be."""
+        return tolerance(self.eager_errors[output][metric], self.bounds[output].floors[metric])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,5 +128,3 @@ class Subject(Protocol):
 
     def conclude(self, report: Report, seed: int) -> None:
         """Add to the report what is known once every call was judged."""
-
-

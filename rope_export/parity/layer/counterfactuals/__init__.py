@@ -1,7 +1,7 @@
 """What a layer would compute without one of its features: layers that a verdict must tell apart.
 
-One function a kind of feature, which says what the fault would be and gives a reference layer that
-has it; `visible` looks for the calls on which it shows. A kind without a function has no verdict.
+One function for each kind of feature names the fault and makes a reference layer that has it;
+`visible` looks for the calls on which it shows. A kind without a function has no verdict.
 """
 
 from rope_export.parity.layer.counterfactuals import attention, projections, rotation

@@ -37,7 +37,7 @@ def _group(layer: ReferenceLayer, feature: Feature) -> Iterator[Counterfactual]:
 
     if layer.spec.kv_heads > 1:  # one key head can be shared in one way only
         tiled = Tiled(layer.spec, layer.weights, layer.inv_freq)
-        yield Counterfactual(fault="heads share keys in turn, not in groups", layer=tiled)
+        yield Counterfactual(fault="neighbouring heads share no key", layer=tiled)
 
 
 @of_kind("window")

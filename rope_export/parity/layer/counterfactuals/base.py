@@ -59,7 +59,7 @@ def changed(layer: ReferenceLayer, **spec: Any) -> ReferenceLayer:
     return ReferenceLayer(other, layer.weights, frequencies(other))
 
 
-def turning(layer: ReferenceLayer, **rope: Any) -> ReferenceLayer:
+def with_rope(layer: ReferenceLayer, **rope: Any) -> ReferenceLayer:
     """The layer with another rotation."""
     assert layer.spec.rope is not None
     return changed(layer, rope=dataclasses.replace(layer.spec.rope, **rope))

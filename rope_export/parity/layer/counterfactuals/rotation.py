@@ -9,7 +9,7 @@ from rope_export.parity.layer.counterfactuals.base import (
     Inputs,
     changed,
     of_kind,
-    turning,
+    with_rope,
 )
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.rope.default import DefaultRope
@@ -49,13 +49,13 @@ def _variant(layer: ReferenceLayer, feature: Feature) -> Iterator[Counterfactual
 
 @of_kind("theta")
 def _theta(layer: ReferenceLayer, feature: Feature) -> Iterator[Counterfactual]:
-    yield Counterfactual(fault="theta doubled", layer=turning(layer, theta=2 * feature.value))
+    yield Counterfactual(fault="theta doubled", layer=with_rope(layer, theta=2 * feature.value))
 
 
 @of_kind("layout")
 def _layout(layer: ReferenceLayer, feature: Feature) -> Iterator[Counterfactual]:
     other = "interleaved" if feature.name == "half_split" else "half_split"
-    yield Counterfactual(fault=f"layout {other}", layer=turning(layer, layout=other))
+    yield Counterfactual(fault=f"layout {other}", layer=with_rope(layer, layout=other))
 
 
 @of_kind("partial")
@@ -63,7 +63,7 @@ def _partial(layer: ReferenceLayer, feature: Feature) -> Iterator[Counterfactual
     spec = layer.spec
     width = spec.head_dim if spec.latent is None else spec.latent.rope_dim
     plain = _plain_rope(spec, width // 2 * 2)
-    yield Counterfactual(fault="the whole head turns", layer=changed(layer, rope=plain))
+    yield Counterfactual(fault="the whole head rotated", layer=changed(layer, rope=plain))
 
 
 @of_kind("axes")
@@ -71,12 +71,12 @@ def _axes(layer: ReferenceLayer, feature: Feature) -> Iterator[Counterfactual]:
     rope = layer.spec.rope
     assert rope is not None
     swapped = tuple((axis + 1) % rope.axes for axis in rope.pair_axes)
-    yield Counterfactual(fault="axes swapped", layer=turning(layer, pair_axes=swapped))
+    yield Counterfactual(fault="axes swapped", layer=with_rope(layer, pair_axes=swapped))
 
 
 @of_kind("clockwise")
 def _clockwise(layer: ReferenceLayer, feature: Feature) -> Iterator[Counterfactual]:
-    yield Counterfactual(fault="counterclockwise", layer=turning(layer, clockwise=False))
+    yield Counterfactual(fault="counterclockwise", layer=with_rope(layer, clockwise=False))
 
 
 @of_kind("attention factor")
@@ -147,4 +147,4 @@ def _no_rotation(layer: ReferenceLayer, feature: Feature) -> Iterator[Counterfac
 
     if width > 1:
         other = changed(layer, rope=_plain_rope(spec, width // 2 * 2))
-        yield Counterfactual(fault="turned by the default rotation", layer=other, inputs=placed)
+        yield Counterfactual(fault="rotated by the default variant", layer=other, inputs=placed)
