@@ -13,7 +13,7 @@ from rope_export.errors import UnavailableError
 from rope_export.parity.judge import Judge
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import Row
-from rope_export.parity.subjects.base import Request, Subject
+from rope_export.parity.subject import Request, Subject
 from rope_export.parity.subjects.opening import subject_of
 from rope_export.runtimes import find_runtime
 from rope_export.sessions import Session

@@ -14,7 +14,7 @@ from rope_export.parity.overflow import Overflows
 from rope_export.parity.problems import Problems
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import CALLS_FAILED, counted, judged
-from rope_export.parity.subjects.base import Call, Property, Run, Subject
+from rope_export.parity.subject import Call, Property, Run, Subject
 from rope_export.sessions import Session
 
 

@@ -12,8 +12,8 @@ from rope_export.arrays import numpy_dtype, to_torch
 from rope_export.cli import run
 from rope_export.errors import UnavailableError
 from rope_export.parity.cases import Case
+from rope_export.parity.subject import Revealing
 from rope_export.parity.subjects import layer as layer_subject
-from rope_export.parity.subjects.base import Revealing
 from rope_export.runtimes import all_runtimes
 
 HERE = ("eager", "onnxruntime", "reference")

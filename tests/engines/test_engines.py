@@ -22,7 +22,7 @@ from rope_export.engines.plan import Engine, check_gpu
 from rope_export.engines.profiles import DEFAULTS, Profile, profiles_for, selected
 from rope_export.errors import ArtifactError, InputError, UnavailableError
 from rope_export.parity.engine.corners import corner_cases
-from rope_export.parity.subjects.base import Request
+from rope_export.parity.subject import Request
 from rope_export.parity.subjects.engine import make_subject
 from tests.cli.test_cli import refused, rewrite
 

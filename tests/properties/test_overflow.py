@@ -16,8 +16,8 @@ from rope_export.parity import Report
 from rope_export.parity.cases import Case
 from rope_export.parity.report.text import table, verdict
 from rope_export.parity.rows import CALLS_FAILED
+from rope_export.parity.subject import Revealing
 from rope_export.parity.subjects import layer as layer_subject
-from rope_export.parity.subjects.base import Revealing
 from rope_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from tests.conftest import TINY
 
@@ -63,7 +63,7 @@ def test_scores_beyond_float16_are_one_line(tmp_path: Path, few_cases) -> None:
     (problem,) = report.problems
     assert "scores (largest 16" in problem
     assert "pass 65,504" in problem
-    assert "--dtype bfloat16 or float32" in problem
+    assert "`dtype`=bfloat16 or float32" in problem
     assert "onnxruntime" in problem.split("against float64:")[1]
     assert "not finite" not in problem.split("against float64:")[1]
     rows = report.to_json()["rows"]

@@ -18,7 +18,7 @@ from rope_export.parity.cases import FAR, Case, regular_cases
 from rope_export.parity.judge import Judge
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.rows import judged
-from rope_export.parity.subjects.base import Request
+from rope_export.parity.subject import Request
 from rope_export.parity.subjects.layer import LayerSubject
 from tests.conftest import TINY, taking_turns
 

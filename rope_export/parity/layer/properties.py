@@ -18,7 +18,7 @@ from rope_export.parity.layer.deviations import ceiling
 from rope_export.parity.layer.inputs import layer_inputs
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.layer.rotation import pairs, places
-from rope_export.parity.subjects.base import Property, Run
+from rope_export.parity.subject import Property, Run
 
 Sides = tuple[np.ndarray, np.ndarray]
 

@@ -17,7 +17,7 @@ from rope_export.parity.layer.deviations import steady
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.layer.trace import Trace
 from rope_export.parity.metrics import errors
-from rope_export.parity.subjects.base import Call, Revealing
+from rope_export.parity.subject import Call, Revealing
 from rope_export.spec import AttentionSpec, Feature
 
 TIMES = 10

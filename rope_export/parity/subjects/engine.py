@@ -11,7 +11,7 @@ from rope_export.parity.comparison import Arrays, Expected
 from rope_export.parity.engine.corners import corner_cases
 from rope_export.parity.engine.numbers import compared_numbers, structure_rows
 from rope_export.parity.report.result import Report
-from rope_export.parity.subjects.base import Call, Property, Request, Revealing, Subject
+from rope_export.parity.subject import Call, Property, Request, Revealing, Subject
 from rope_export.parity.subjects.layer import LayerSubject
 from rope_export.parity.subjects.opening import open_on
 from rope_export.sessions import Session

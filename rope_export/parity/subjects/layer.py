@@ -24,7 +24,7 @@ from rope_export.parity.layer.weights import Weights, true_weights
 from rope_export.parity.metrics import errors
 from rope_export.parity.reading.sources import reading
 from rope_export.parity.report.result import Report
-from rope_export.parity.subjects.base import Call, Property, Request, Revealing, Subject
+from rope_export.parity.subject import Call, Property, Request, Revealing, Subject
 from rope_export.parity.subjects.opening import open_on
 from rope_export.quantization import Quantization
 from rope_export.sessions import Session

@@ -3,7 +3,7 @@
 from rope_export.artifacts.artifact import Artifact
 from rope_export.discovery import modules_of
 from rope_export.errors import UnavailableError
-from rope_export.parity.subjects.base import Request, Subject
+from rope_export.parity.subject import Request, Subject
 from rope_export.runtimes import find_runtime
 from rope_export.sessions import Session, open_session
 
