@@ -13,7 +13,7 @@ from rope_export.checkpoints.forms import forms_of, integers_of
 from rope_export.checkpoints.hub import Hub
 from rope_export.checkpoints.layout import Piece, TensorLayout
 from rope_export.checkpoints.locators import Locator
-from rope_export.checkpoints.model import Layer, Model, beside_attention, with_notes
+from rope_export.checkpoints.model import Layer, Model, with_notes
 from rope_export.checkpoints.parts import named_parts
 from rope_export.checkpoints.placing import layer_deltas
 from rope_export.checkpoints.stacks import prefix_of, shared_names
@@ -109,13 +109,11 @@ class Checkpoint(Model):
         return shared_names(self.tensors.names, prefix + layout.stack)
 
     def beside(self, index: int) -> tuple[str, ...]:
-        layer = self.layer(index)
         layout, prefix = self._stack
+        names = self._in_block(index, prefix + layout.block(index), self.tensors.names)
+        attends = self.kinds[index] in ATTENTION_KINDS
         attention = prefix + layout.path(index)
-        own = [name for name in self.tensors.names if name.startswith(attention)]
-        return beside_attention(
-            self.tensors.names, prefix + layout.block(index), [*own, *layer.names.values()]
-        )
+        return tuple(x for x in names if not (attends and x.startswith(attention)))
 
     def tensor(self, name: str) -> Tensor:
         if self._adapter is not None:

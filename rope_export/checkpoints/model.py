@@ -4,14 +4,14 @@ import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, overload
 
 from torch import Tensor
 
-from rope_export.checkpoints.config import Read, layer_kinds, select, spec_of
+from rope_export.checkpoints.config import ATTENTION_KINDS, Read, layer_kinds, select, spec_of
 from rope_export.checkpoints.files import WeightFiles
 from rope_export.checkpoints.integers import Integers
 from rope_export.checkpoints.locators import Locator
@@ -90,7 +90,8 @@ class Model(ABC):
         return ()
 
     def beside(self, index: int) -> tuple[str, ...]:
-        """Names of a layer's tensors that are not its attention's: norms and the feed-forward."""
+        """Names of a layer's tensors that are not its attention's: its norms, its feed-forward; of
+        a layer that does not attend, all of them."""
         return ()
 
     def tensor(self, name: str) -> Tensor:
@@ -112,6 +113,12 @@ class Model(ABC):
         """One layer's facts; what one layer reads of the config, or notes, is not another's."""
         read = self.read.anew()
         return read, dataclasses.replace(spec_of(read, index), dtype=self.dtype)
+
+    def _in_block(self, index: int, block: str, names: Iterable[str]) -> list[str]:
+        """Those of `names` that begin with a block's, without the tensors of the layer's spec."""
+        attends = self.kinds[index] in ATTENTION_KINDS
+        own = frozenset(self.layer(index).names.values() if attends else ())
+        return sorted(x for x in names if x.startswith(block) and x not in own)
 
     def _facts(self, index: int) -> dict[str, Any]:
         facts = {"kind": self.kind, "layer": index, "config_sha256": self._config_hash}
@@ -146,11 +153,3 @@ class Layers(Sequence[Layer]):
 def with_notes(facts: dict[str, Any], notes: Sequence[str]) -> dict[str, Any]:
     """The facts of a layer with the notes on how it was read, if there are any."""
     return facts | ({"notes": list(notes)} if notes else {})
-
-
-def beside_attention(
-    names: Mapping[str, str], block: str, attention: Sequence[str]
-) -> tuple[str, ...]:
-    """Those of `names` that begin with the name of a block and are not among its attention's."""
-    own = frozenset(attention)
-    return tuple(sorted(x for x in names if x.startswith(block) and x not in own))

@@ -160,3 +160,10 @@ def test_pickled_adapters_are_refused(base, tmp_path) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(CheckpointError, match=r"adapter_model\.bin run code"):
         open_model(base, adapter=adapter).layer()
+
+
+def test_tensors_that_an_adapter_may_change_are_not_read(base: Path, plain_adapter: Path) -> None:
+    model = open_model(base, adapter=plain_adapter)
+    with pytest.raises(CheckpointError, match="merged into attention layers alone"):
+        model.tensor(model.shared[0])
+    assert open_model(base).tensor(model.shared[0]).ndim == 2

@@ -43,11 +43,7 @@ class GgufModel(Model):
         return tuple(x for x in sorted(self.file.tensors) if not x.startswith(("blk.", "rope_")))
 
     def beside(self, index: int) -> tuple[str, ...]:
-        attention = self.layer(index).names.values()
-        block = f"blk.{index}."
-        return tuple(
-            x for x in sorted(self.file.tensors) if x.startswith(block) and x not in attention
-        )
+        return tuple(self._in_block(index, f"blk.{index}.", self.file.tensors))
 
     def tensor(self, name: str) -> Tensor:
         if name not in self.file.names:
