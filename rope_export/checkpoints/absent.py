@@ -27,7 +27,7 @@ def no_weights(locator: Locator) -> str:
     if "adapter_config.json" in names:
         return (
             f"{locator}: holds an adapter and no weights of the model that it was trained on. "
-            f"Give that model's folder as SOURCE and this one with --adapter."
+            f"Give that model's folder as SOURCE and this one as `adapter`."
         )
     other = [name for name in names if name.endswith(".safetensors")]
     if other and re.fullmatch(r".*-\d+-of-\d+\.safetensors", other[0]):
@@ -65,7 +65,7 @@ def no_config(locator: Locator, adapter: Path | None) -> str:
         named = f" (it names {base!r})" if base else ""
         return (
             f"{locator}: holds an adapter alone. Give the model that it was trained on{named} as "
-            f"SOURCE, and this folder with --adapter."
+            f"SOURCE, and this folder as `adapter`."
         )
     gguf = _like(locator.listed() or (), ("*.gguf",))
     if gguf:

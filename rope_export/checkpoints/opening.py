@@ -103,8 +103,8 @@ def _adapter(
         if is_adapter_alone(locator):
             raise CheckpointError(no_weights(locator))
         raise CheckpointError(
-            f"{locator}: an adapter ({ADAPTER}) lies beside the model. Give --adapter {path} to "
-            f"merge it, or --adapter none to leave it out."
+            f"{locator}: an adapter ({ADAPTER}) lies beside the model. Give `adapter`={path} to "
+            f"merge it, or `adapter`={NO_ADAPTER} to leave it out."
         )
     if adapter is None or str(adapter) == NO_ADAPTER:
         left_out = [] if beside is None else ["beside the model"]
@@ -118,11 +118,11 @@ def _adapter(
         opened = open_adapter(Hub(str(adapter)), str(adapter))
     else:
         raise CheckpointError(
-            f"adapter {str(adapter)!r}: no such folder, and no hub id. Give it with --adapter."
+            f"adapter {str(adapter)!r}: no such folder, and no hub id. `adapter` takes one of them."
         )
     if beside is not None and opened.where != path:
         raise CheckpointError(
-            f"{locator}: an adapter of its own ({ADAPTER}) lies beside the model; with --adapter "
+            f"{locator}: an adapter of its own ({ADAPTER}) lies beside the model; with `adapter`="
             f"{adapter} there would be two. Move one away."
         )
     return opened, ()

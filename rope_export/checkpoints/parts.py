@@ -21,7 +21,7 @@ def named_parts(config: Mapping[str, Any], part: str | None, layer: int) -> Iter
         if not parts:
             raise
         kind = CheckpointError if isinstance(error, CheckpointError) else SpecError
-        listed = ", ".join(f"--part {name}" for name in parts)
+        listed = ", ".join(f"`part`={name}" for name in parts)
         raise kind(f"{error} Parts of this model that can be exported: {listed}.") from error
 
 

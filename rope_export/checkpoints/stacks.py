@@ -80,7 +80,7 @@ def _refuse_wrapped(names: list[str], path: str) -> None:
             raise CheckpointError(
                 f"tensor {name!r}: its name is that of a PEFT model, whose adapter is not merged "
                 f"into the weights. Save the model that PEFT's merge_and_unload() returns; or give "
-                f"the model as it was before as SOURCE, and the adapter with --adapter."
+                f"the model as it was before as SOURCE, and the adapter as `adapter`."
             )
 
 

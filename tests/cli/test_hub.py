@@ -135,7 +135,7 @@ def test_an_adapter_of_a_hub_is_merged_and_one_beside_a_model_is_not_fetched(
     for path in (owner / "adapter").glob("adapter*"):
         shutil.copy(path, owner / "sharded")
     hub.fetched.clear()
-    with pytest.raises(CheckpointError, match="--adapter owner/sharded"):
+    with pytest.raises(CheckpointError, match="`adapter`=owner/sharded"):
         open_model("owner/sharded").layer()
     assert "adapter_model.safetensors" not in hub.fetched
     assert open_model("owner/sharded", adapter="none").layer().weights()

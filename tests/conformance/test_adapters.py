@@ -127,7 +127,7 @@ def test_the_adapter_belongs_to_what_is_proven(base, tmp_path, capsys) -> None:
     report = verify(out)
     assert (report.status, report.weights) == ("passed", "unproven")
     assert verify(out, adapter=tmp_path / "moved").weights == "proven"
-    with pytest.raises(CheckpointError, match="--adapter"):
+    with pytest.raises(CheckpointError, match="`adapter` takes"):
         verify(out, source=base)
     other = adapted(base, tmp_path / "other", lora_alpha=7)
     with pytest.raises(ArtifactError, match="is not what was merged"):
@@ -163,7 +163,7 @@ def test_an_adapter_beside_a_model_must_be_asked_for(base, tmp_path) -> None:
     folder = Path(shutil.copytree(base, tmp_path / "both"))
     for path in adapted(base, tmp_path / "adapter").iterdir():
         shutil.copy(path, folder)
-    with pytest.raises(CheckpointError, match=r"^[^\n]*beside the model\. Give --adapter[^\n]*$"):
+    with pytest.raises(CheckpointError, match=r"^[^\n]*beside the model\. Give `adapter`=[^\n]*$"):
         open_model(folder).layer()
     source = open_model(folder, adapter="none").layer()
     plain = open_model(base).layer().weights()

@@ -93,7 +93,7 @@ def test_stacks_of_one_config_are_told_by_part(tmp_path: Path) -> None:
     """A codec's config is of its encoder and its decoder alike."""
     save(first("mimi"), tmp_path)
     tensors = load_file(tmp_path / FILE)
-    with pytest.raises(SpecError, match="--part encoder"):
+    with pytest.raises(SpecError, match="`part`=encoder"):
         open_model(tmp_path).layer()
     for part in ("encoder", "decoder"):
         ours = open_model(tmp_path, part=part).layer(1).weights()["q_proj.weight"]

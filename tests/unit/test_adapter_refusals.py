@@ -35,7 +35,7 @@ def test_an_adapters_folder_alone_says_what_it_is(base, tmp_path, config) -> Non
     if config:  # some trainers save the model's config beside it
         shutil.copy(base / "config.json", folder)
     for asked in (None, folder) if config else (None,):
-        with pytest.raises(CheckpointError, match=r"^[^\n]*as SOURCE[^\n]*--adapter\.$") as error:
+        with pytest.raises(CheckpointError, match=r"^[^\n]*as SOURCE[^\n]*`adapter`\.$") as error:
             open_model(folder, adapter=asked).layer()
     assert config or str(base) in str(error.value)
 

@@ -81,7 +81,7 @@ def test_names_that_a_wrapper_gave_are_refused_with_the_way_out(llama: Path, pre
 
 def test_names_of_a_peft_model_without_its_adapter_are_refused(llama: Path) -> None:
     renamed(llama, "model.", "base_model.model.model.")
-    with pytest.raises(CheckpointError, match=r"^[^\n]*PEFT model[^\n]*--adapter[^\n]*$"):
+    with pytest.raises(CheckpointError, match=r"^[^\n]*PEFT model[^\n]*`adapter`[^\n]*$"):
         open_model(llama).layer()
 
 
@@ -101,7 +101,7 @@ def test_a_model_of_an_encoder_and_a_decoder_names_its_parts(tmp_path: Path) -> 
     config = T5GemmaConfig(encoder=dict(SIDE), decoder=dict(SIDE), vocab_size=32)
     model = T5GemmaForConditionalGeneration(config)
     model.save_pretrained(tmp_path)
-    with pytest.raises(SpecError, match=r"^[^\n]*--part decoder, --part encoder\.$"):
+    with pytest.raises(SpecError, match=r"^[^\n]*`part`=decoder, `part`=encoder\.$"):
         open_model(tmp_path).layer()
     for part in ("encoder", "decoder"):
         theirs = getattr(model.model, part).layers[0].self_attn.q_proj.weight
@@ -113,5 +113,5 @@ def test_stacks_that_cannot_be_told_apart_name_the_other_parts(tmp_path: Path) -
     config = json.loads((folder / "config.json").read_text())
     config["talker_config"] = {**ARIA, "model_type": "llama"}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"2 stacks.*--part talker_config"):
+    with pytest.raises(CheckpointError, match=r"2 stacks.*`part`=talker_config"):
         open_model(folder).layer()

@@ -45,7 +45,7 @@ MIMI = tuple(
 BOTH_STACKS = tuple(
     Family(
         model_type=name,
-        missing="a layer of both stacks at once (give --part encoder or --part decoder)",
+        missing="a layer of both stacks at once (give `part`=encoder or `part`=decoder)",
         towers={"encoder": f"{name}_encoder", "decoder": f"{name}_decoder"},
     )
     for name in ("mimi", "pocket_tts_audio_tokenizer")
