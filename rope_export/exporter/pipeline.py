@@ -124,7 +124,7 @@ def export(
 def _refuse_unread(source: Layer) -> None:
     """Raises: SpecError for a config key that transformers, where it is installed, reads for this
     attention and that is not implemented here."""
-    from rope_export.parity.reading.unread import refuse_unread
+    from rope_export.reading.unread import refuse_unread
 
     refuse_unread(source)
 

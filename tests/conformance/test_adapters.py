@@ -20,7 +20,7 @@ from rope_export.checkpoints import open_model
 from rope_export.checkpoints.adapter import Adapter
 from rope_export.cli import run
 from rope_export.errors import ArtifactError, CheckpointError
-from rope_export.parity.reading import reading
+from rope_export.parity.layer.reading import ask_transformers
 from tests.support.peft_adapters import SMALL, adapted, merged, model_in, peft
 
 
@@ -144,7 +144,7 @@ def test_peft_in_transformers_module_is_the_second_reading(
         monkeypatch.setattr(Adapter, "product", lambda *given: right(*given) / 2)
     elif wrong == "left out":
         monkeypatch.setattr(Adapter, "product", lambda *given: right(*given) * 0)
-    found = reading(source.spec, source.facts, source.path, source.adapter)
+    found = ask_transformers(source.spec, source.facts, source.path, source.adapter)
     assert found.status == ("failed" if wrong else "proven")
 
 

@@ -17,7 +17,7 @@ from rope_export import AttentionSpec, export
 from rope_export.checkpoints import open_model
 from rope_export.checkpoints.families import keys_read
 from rope_export.errors import InputError, SpecError
-from rope_export.parity.reading import config_reads
+from rope_export.reading import config_reads
 from rope_export.rope.default import DefaultRope
 from rope_export.rope.longrope import LongRope
 from tests.support.layer_of import TOKENS, layer_of, tiny

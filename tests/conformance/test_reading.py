@@ -20,8 +20,9 @@ from rope_export.checkpoints import families, keys, open_model
 from rope_export.checkpoints.gguf import GgufFile
 from rope_export.cli import run
 from rope_export.errors import SpecError
-from rope_export.parity.reading import Reading, config_reads, reading
-from rope_export.parity.reading import sources as reading_sources
+from rope_export.parity.layer import reading as reading_sources
+from rope_export.parity.layer.reading import ask_transformers
+from rope_export.reading import Reading, config_reads
 from rope_export.spec import NormSpec
 from tests.conformance.models import reduced
 from tests.support.quantized_files import awq
@@ -53,7 +54,7 @@ def config_file(folder: Path, model_type: str, **keys: Any) -> Path:
 def read_twice(source: Path, layer: int = 0) -> Reading:
     """Our reading of the source, as it is now, against transformers'."""
     spec = AttentionSpec.from_hf(source, layer=layer)
-    return reading(spec, {"layer": layer, "seed": 0}, str(source))
+    return ask_transformers(spec, {"layer": layer, "seed": 0}, str(source))
 
 
 def wrongly(monkeypatch: pytest.MonkeyPatch, model_type: str, **changes: Any) -> None:
@@ -253,7 +254,7 @@ def test_code_that_lies_in_a_folder_is_never_run(smollm2: Path, tmp_path: Path) 
     (source / "brought_along.py").write_text("raise SystemExit('it was run')")
     spec = AttentionSpec.from_hf(smollm2)
     (source / "config.json").write_text(json.dumps(facts))
-    found = reading(spec, {"layer": 0}, str(source))
+    found = ask_transformers(spec, {"layer": 0}, str(source))
     assert found.status == "unproven"
     assert "brought_along" not in sys.modules
 
@@ -274,7 +275,7 @@ def test_published_configs_are_proven(path: Path, tmp_path: Path) -> None:
             continue  # refused, with its reason, in docs/models.md
         if spec not in done:
             done.add(spec)
-            found = reading(spec, {"layer": layer, "seed": 0}, str(source))
+            found = ask_transformers(spec, {"layer": layer, "seed": 0}, str(source))
             assert found.status == "proven", found.lines()
 
 
@@ -298,7 +299,7 @@ def test_a_key_that_only_transformers_reads_is_refused(
 
 def read_source_twice(path: Path, layer: int = 0) -> Reading:
     source = open_model(path).layer(layer)
-    return reading(source.spec, source.facts, str(path))
+    return ask_transformers(source.spec, source.facts, str(path))
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2"])

@@ -24,7 +24,6 @@ NAMED_ALIKE = {
     "parity/layer/limits.py",
     "parity/layer/properties.py",
     "parity/layer/visible.py",
-    "parity/reading/unread.py",
 }
 LOGIC = {"__init__.py", "bench/__init__.py"}
 """Packages whose __init__ does more than re-export: the first loads the public names when used."""

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rope_export.parity.reading.verdict import Reading
 from rope_export.parity.rows import Row
+from rope_export.reading.verdict import Reading
 
 
 @dataclass(kw_only=True)

@@ -18,11 +18,11 @@ from rope_export.parity.layer.inputs import layer_inputs
 from rope_export.parity.layer.inv_freq import frequencies
 from rope_export.parity.layer.limits import slot_limits
 from rope_export.parity.layer.properties import layer_properties
+from rope_export.parity.layer.reading import ask_transformers
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.layer.visible import revealing_calls
 from rope_export.parity.layer.weights import Weights, true_weights
 from rope_export.parity.metrics import errors
-from rope_export.parity.reading.sources import reading
 from rope_export.parity.report.result import Report
 from rope_export.parity.subject import Call, Property, Request, Revealing, Subject
 from rope_export.parity.subjects.opening import open_on
@@ -69,7 +69,7 @@ class LayerSubject(Subject):
         return Report(
             weights=self.weights.verdict,
             rows=self.weights.rows,
-            reading=reading(self.spec, self.artifact.manifest.source, path, adapter),
+            reading=ask_transformers(self.spec, self.artifact.manifest.source, path, adapter),
         )
 
     def cases(self) -> Iterable[Case]:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from rope_export.checkpoints.config import read_config, select, spec_of
-from rope_export.parity.reading.captures import Arguments, arguments
-from rope_export.parity.reading.folders import config_folder
-from rope_export.parity.reading.models import configured, quiet
-from rope_export.parity.reading.skeleton import Skeleton, is_rotary, skeleton_of, width
+from rope_export.reading.captures import Arguments, arguments
+from rope_export.reading.folders import config_folder
+from rope_export.reading.models import configured, quiet
+from rope_export.reading.skeleton import Skeleton, is_rotary, skeleton_of, width
 
 _RECORDING = threading.Lock()
 

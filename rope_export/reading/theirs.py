@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rope_export.parity.reading.calls import Calls
-from rope_export.parity.reading.captures import Arguments, arguments
-from rope_export.parity.reading.models import Unread, reason
-from rope_export.parity.reading.skeleton import Skeleton, is_rotary, width
+from rope_export.reading.calls import Calls
+from rope_export.reading.captures import Arguments, arguments
+from rope_export.reading.models import Unread, reason
+from rope_export.reading.skeleton import Skeleton, is_rotary, width
 from rope_export.spec import AttentionSpec
 
 LOWEST = torch.finfo(torch.float32).min

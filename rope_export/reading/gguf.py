@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rope_export.parity.reading.models import Unread, reason
-from rope_export.parity.reading.skeleton import Skeleton
-from rope_export.parity.reading.weights import put
+from rope_export.reading.models import Unread, reason
+from rope_export.reading.skeleton import Skeleton
+from rope_export.reading.weights import put
 
 LARGEST = 2**29
 """Bytes of a file of which every tensor is dequantized to read some."""

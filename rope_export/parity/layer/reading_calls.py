@@ -11,11 +11,11 @@ from rope_export.attention.layer import RotaryAttention
 from rope_export.parity.bounds import UNIT_ROUNDOFF, tolerance
 from rope_export.parity.layer.chain import longest_reduction
 from rope_export.parity.metrics import errors
-from rope_export.parity.reading.calls import Calls, every_call
-from rope_export.parity.reading.models import Unread
-from rope_export.parity.reading.skeleton import Skeleton
-from rope_export.parity.reading.theirs import Theirs, cast
-from rope_export.parity.reading.verdict import Difference
+from rope_export.reading.calls import Calls, every_call
+from rope_export.reading.models import Unread
+from rope_export.reading.skeleton import Skeleton
+from rope_export.reading.theirs import Theirs, cast
+from rope_export.reading.verdict import Difference
 from rope_export.spec import AttentionSpec, DType
 
 AS_IS = 2e-6

@@ -16,17 +16,17 @@ from rope_export.checkpoints.gguf import GgufFile
 from rope_export.checkpoints.stacks import StacksError
 from rope_export.checkpoints.tensors import layer_tensors, read_layer, reader
 from rope_export.errors import CheckpointError, InputError
-from rope_export.parity.reading.adapters import merge
-from rope_export.parity.reading.calls import BEYOND
-from rope_export.parity.reading.compare import compared
-from rope_export.parity.reading.folders import config_folder
-from rope_export.parity.reading.gguf import Loader
-from rope_export.parity.reading.models import Unread, configured, quiet, reason
-from rope_export.parity.reading.recorder import Reads, recorded
-from rope_export.parity.reading.skeleton import Skeleton, inner_config, skeleton_of
-from rope_export.parity.reading.unread import only_theirs, sentence, unread
-from rope_export.parity.reading.verdict import Difference, Reading, installed
-from rope_export.parity.reading.weights import WrongWeights, drawn, loaded, saved
+from rope_export.parity.layer.reading_calls import compared
+from rope_export.reading.adapters import merge
+from rope_export.reading.calls import BEYOND
+from rope_export.reading.folders import config_folder
+from rope_export.reading.gguf import Loader
+from rope_export.reading.models import Unread, configured, quiet, reason
+from rope_export.reading.recorder import Reads, recorded
+from rope_export.reading.skeleton import Skeleton, inner_config, skeleton_of
+from rope_export.reading.unread import keys_unread, only_theirs, sentence
+from rope_export.reading.verdict import Difference, Reading, installed
+from rope_export.reading.weights import WrongWeights, drawn, loaded, saved
 from rope_export.spec import AttentionSpec
 
 DRAWN = "of the config; its weights are drawn"
@@ -54,7 +54,7 @@ class _Asked:
         return self.facts.get("part")
 
 
-def reading(
+def ask_transformers(
     spec: AttentionSpec, facts: Mapping[str, Any], path: str | None, adapter: str | None = None
 ) -> Reading:
     """Whether transformers' own module, made from the same files, computes what `spec` does.
@@ -210,7 +210,7 @@ def _judged(
     undone = [x for x in found.left_out if not x.startswith(BEYOND)]
     if undone:
         return Reading(status="unproven", reason=f"not compared: {undone[0]}")
-    for key, value in unread(skeleton, reads, read).items():
+    for key, value in keys_unread(skeleton, reads, read).items():
         return Reading(status="unproven", reason=sentence(read.kind.model_type, key, value))
     limit = f"transformers itself does not go {found.left_out[0]}" if found.left_out else None
     return Reading(status="proven", reason=limit)

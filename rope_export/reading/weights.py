@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rope_export.checkpoints.files import open_tensors
-from rope_export.parity.reading.models import Unread, reason
-from rope_export.parity.reading.skeleton import Skeleton
+from rope_export.reading.models import Unread, reason
+from rope_export.reading.skeleton import Skeleton
 from rope_export.spec import AttentionSpec
 
 MANY = 4_096

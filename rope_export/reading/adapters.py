@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from rope_export.parity.reading.models import Unread, reason
-from rope_export.parity.reading.skeleton import Skeleton
+from rope_export.reading.models import Unread, reason
+from rope_export.reading.skeleton import Skeleton
 
 
 def merge(skeleton: Skeleton, adapter: str) -> None:

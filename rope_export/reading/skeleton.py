@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rope_export.checkpoints.config import Read
 from rope_export.checkpoints.tensors import layer_tensors
-from rope_export.parity.reading.models import Unread, built, reason
+from rope_export.reading.models import Unread, built, reason
 from rope_export.spec import AttentionSpec
 
 SMALL = 2**24

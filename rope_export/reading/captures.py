@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rope_export.parity.reading.models import Unread, reason
-from rope_export.parity.reading.skeleton import Skeleton, hollow
+from rope_export.reading.models import Unread, reason
+from rope_export.reading.skeleton import Skeleton, hollow
 
 CACHES = ("cache", "past_key_values", "past_key_value", "layer_past")
 """What the cache is called in a forward; `cache` since transformers 5.24."""

@@ -9,11 +9,11 @@ from rope_export.checkpoints import Layer
 from rope_export.checkpoints.config import Read, read_config, select, spec_of
 from rope_export.checkpoints.keys import ELSEWHERE, HARMLESS_KEYS, is_off, short
 from rope_export.errors import SpecError
-from rope_export.parity.reading.folders import config_folder
-from rope_export.parity.reading.models import configured, quiet
-from rope_export.parity.reading.recorder import Reads, recorded, run_on_meta
-from rope_export.parity.reading.skeleton import Skeleton, skeleton_of
-from rope_export.parity.reading.verdict import installed
+from rope_export.reading.folders import config_folder
+from rope_export.reading.models import configured, quiet
+from rope_export.reading.recorder import Reads, recorded, run_on_meta
+from rope_export.reading.skeleton import Skeleton, skeleton_of
+from rope_export.reading.verdict import installed
 
 _ASKED: dict[tuple[Any, ...], dict[str, Any]] = {}
 
@@ -28,7 +28,7 @@ def only_theirs(skeleton: Skeleton, reads: Reads, read: Read) -> dict[str, Any]:
     }
 
 
-def unread(skeleton: Skeleton, reads: Reads, read: Read) -> dict[str, Any]:
+def keys_unread(skeleton: Skeleton, reads: Reads, read: Read) -> dict[str, Any]:
     """Of those, the ones that the file gives another value than their default."""
     found = {}
     given = {**read.unread, **read.facts.facts}
@@ -87,6 +87,6 @@ def _asked(facts: Mapping[str, Any], layer: int, part: str | None) -> dict[str, 
         with quiet(), config_folder(facts) as folder, recorded() as reads:
             skeleton = skeleton_of(configured(folder), read, spec, layer)
             run_on_meta(skeleton, tokens=8)
-            return unread(skeleton, reads, read)
+            return keys_unread(skeleton, reads, read)
     except Exception:  # verify tells why transformers cannot be asked
         return {}
