@@ -221,3 +221,15 @@ def numpy_dtype(name: str) -> np.dtype:
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(name)
+
+
+def fill_cache(cache: Any, past: Any, axis: int, lengths: Sequence[int]) -> None:
+    """Copies each row's valid slots of a past into a fixed cache, in place.
+
+    cache, past: two numpy arrays or two torch tensors. axis: of both, on which the slots lie;
+    axis 0 is the batch. lengths: valid slots of each row.
+    """
+    between = (slice(None),) * (axis - 1)
+    for row, length in enumerate(lengths):
+        slots = (row, *between, slice(int(length)))
+        cache[slots] = past[slots]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import ClassVar
 
-from rope_export.arrays import to_numpy, to_torch
+from rope_export.arrays import fill_cache, to_numpy, to_torch
 from rope_export.bench.contenders import CannotError, Contender, Ready
 from rope_export.bench.proof import Truth
 from rope_export.bench.roofline import weight_bytes
@@ -43,7 +43,7 @@ class Baseline(Contender):
         answer = to_numpy(self.first(call))
         if truth is None:
             return Ready(call=call)
-        return Ready(call=call, error=truth.check(answer, truth.budget), allowed=truth.budget)
+        return Ready(call=call, error=truth.check(answer, truth.tolerance), allowed=truth.tolerance)
 
     def first(self, call: Callable[[], Tensor]) -> Tensor:
         """The answer of the first call."""
@@ -102,7 +102,8 @@ class SdpaBaseline(Baseline):
             size = (shape.batch, spec.kv_heads, shape.total, width)
             cache = torch.zeros(size, dtype=hidden.dtype)
             if shape.past:
-                cache[:, :, : shape.past] = inputs[interface.caches[at].input]
+                pair = interface.caches[at]
+                fill_cache(cache, inputs[pair.input], pair.axis, [shape.past] * shape.batch)
             caches.append(cache)
         mask = None
         if shape.past and shape.sequence > 1:

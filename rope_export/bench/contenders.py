@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rope_export.arrays import to_numpy
+from rope_export.arrays import fill_cache, to_numpy
 from rope_export.artifacts.artifact import Artifact
 from rope_export.bench.proof import Truth, WrongError, apart, timed_on
 from rope_export.bench.shapes import Arrays, Shape, growing_interface
@@ -89,7 +89,7 @@ class ArtifactContender(Contender):
         feeds = feeds_of(self.session.interface, self.spec, shape, inputs, capacity)
         error = allowed = None
         if truth is not None:
-            allowed = max(truth.budget, 2 * self.proven)
+            allowed = max(truth.tolerance, 2 * self.proven)
             output = self._run(feeds)[self.session.interface.main_output]
             error = truth.check(output, allowed)
         if self.manifest.cache != "fixed":
@@ -163,8 +163,7 @@ def feeds_of(
         feeds[pair.input] = cache = inputs[source.input]
         if interface.cache == "fixed":
             feeds[pair.input] = np.zeros(interface.input(pair.input).sized(axes), cache.dtype)
-            slots = (slice(None),) * pair.axis
-            feeds[pair.input][(*slots, slice(shape.past))] = cache
+            fill_cache(feeds[pair.input], cache, pair.axis, [shape.past] * shape.batch)
     for tensor in interface.inputs:
         if tensor.name not in feeds:
             raise CannotError(f"it takes {tensor.name!r}, which bench does not know")

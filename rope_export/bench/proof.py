@@ -127,7 +127,7 @@ class Truth:
     relative L2."""
 
     expected: np.ndarray
-    budget: float
+    tolerance: float
 
     @classmethod
     def of(cls, layer: RotaryAttention, inputs: Arrays, shape: Shape) -> "Truth":
@@ -135,7 +135,7 @@ class Truth:
         expected, moved = _eager(layer, inputs), _eager(layer, _rounded_once(inputs))
         once = max(apart(moved, expected), UNIT_ROUNDOFF[spec.dtype])
         chain = longest_reduction(spec, shape.total)
-        return cls(expected=expected, budget=2 * chain**0.5 * once)
+        return cls(expected=expected, tolerance=2 * chain**0.5 * once)
 
     def check(self, answer: np.ndarray, allowed: float) -> float:
         """How far `answer` is off.

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from rope_export.bench.markdown import table_lines
 from rope_export.bench.result import Bench, Row
 
 COLUMNS = ("shape", "contender", "median ms", "rounds ms", "median, 95 %", "of limit", "speed-up")
@@ -34,12 +35,13 @@ def markdown(bench: Bench) -> str:
     lines = [f"Reprinted by `{bench.command}`. {title(bench)}.", ""]
     versions = ", ".join(f"{name} {found}" for name, found in bench.machine.versions.items())
     lines += [f"{bench.machine.date[:10]}, {versions}.", ""]
-    lines += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    rows = []
     for row in bench.rows:
         cells = _cells(row, bench.machine.quiet)
         if row.status != "measured":
             cells[2] = str(_problem(row))
-        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+        rows.append(cells)
+    lines += table_lines(COLUMNS, rows)
     return "\n".join([*lines, "", *(f"- {line}" for line in footer(bench))]) + "\n"
 
 

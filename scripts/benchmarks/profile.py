@@ -22,6 +22,7 @@ from rope_export import export
 from rope_export.artifacts.artifact import Artifact
 from rope_export.bench.contenders import steps
 from rope_export.bench.machine import cpu_name
+from rope_export.bench.markdown import table_lines
 from rope_export.bench.roofline import Limits, cores, measured_limits, weight_bytes, work
 from rope_export.bench.shapes import Shape, drawn
 from rope_export.runtimes.onnxruntime import RUNTIMES, OnnxRuntimeRunner
@@ -119,18 +120,20 @@ def page(found: dict[Shape, list[Share]], limits: Limits) -> Iterator[str]:
         yield ""
         yield f"## {shape.name}: {1e3 * whole:.2f} ms"
         yield ""
-        yield "| operator | nodes | ms | share | reads MB | GB/s | of the bandwidth |"
-        yield "|---|---|---|---|---|---|---|"
-        for x in shares:
-            line = f"| {x.what} | {x.nodes or ''} | {1e3 * x.seconds:.3f} "
-            line += f"| {100 * x.seconds / whole:.0f} % "
-            if x.read:
-                rate = x.read / x.seconds
-                line += f"| {x.read / 1e6:.1f} | {rate / 1e9:.1f} "
-                line += f"| {100 * rate / limits.bandwidth:.0f} % |"
-            else:
-                line += "| | | |"
-            yield line
+        yield from table_lines(HEADS, (_cells(share, whole, limits) for share in shares))
+
+
+HEADS = ("operator", "nodes", "ms", "share", "reads MB", "GB/s", "of the bandwidth")
+
+
+def _cells(share: Share, whole: float, limits: Limits) -> list[str]:
+    cells = [share.what, str(share.nodes or ""), f"{1e3 * share.seconds:.3f}"]
+    cells.append(f"{100 * share.seconds / whole:.0f} %")
+    if not share.read:
+        return [*cells, "", "", ""]
+    rate = share.read / share.seconds
+    of_bandwidth = f"{100 * rate / limits.bandwidth:.0f} %"
+    return [*cells, f"{share.read / 1e6:.1f}", f"{rate / 1e9:.1f}", of_bandwidth]
 
 
 def main() -> int:

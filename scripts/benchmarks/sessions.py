@@ -19,6 +19,7 @@ from rope_export import export
 from rope_export.artifacts.artifact import Artifact
 from rope_export.bench.contenders import steps
 from rope_export.bench.machine import cpu_name
+from rope_export.bench.markdown import table_lines
 from rope_export.bench.roofline import cores
 from rope_export.bench.shapes import Shape, drawn
 from rope_export.bench.timing import Call, Plan, Timing, measure
@@ -102,15 +103,15 @@ def page(found: list[Found]) -> Iterator[str]:
     )
     yield ""
     others = [name for name in CHANGES if name != DEFAULT]
-    yield f"| layer | call | {DEFAULT} | {' | '.join(others)} |"
-    yield "|---" * (3 + len(others)) + "|"
+    rows = []
     for one in found:
         first = one.timings[DEFAULT].median
         cells = [one.source, one.shape.name, f"{1e3 * first:.3f} ms"]
         for timing in (one.timings[name] for name in others):
             low, high = (bound / first for bound in timing.interval)
             cells.append(f"{timing.median / first:.2f} ({low:.2f} - {high:.2f})")
-        yield f"| {' | '.join(cells)} |"
+        rows.append(cells)
+    yield from table_lines(("layer", "call", DEFAULT, *others), rows)
 
 
 def main() -> int:

@@ -26,9 +26,10 @@ from rope_export.arrays import to_numpy
 from rope_export.artifacts.artifact import Artifact
 from rope_export.artifacts.deployed import file_weights
 from rope_export.bench.machine import cpu_name
+from rope_export.bench.markdown import table_lines
 from rope_export.bench.proof import apart
 from rope_export.parity import frequencies
-from rope_export.parity.bounds import floors
+from rope_export.parity.bounds import floors, tolerance
 from rope_export.parity.layer.chain import longest_reduction
 from rope_export.parity.layer.deviations import ceiling
 from rope_export.parity.layer.reference import ReferenceLayer
@@ -46,7 +47,6 @@ SMALL = 8_000_000
 """Bytes that Python and its allocator may take meanwhile; a copy of the cache of every hundredth of
 10,000 steps would be more."""
 
-KEPT = ("key", "value")
 Arrays = dict[Any, np.ndarray]
 
 
@@ -96,18 +96,19 @@ def _compared(
     growing: Artifact, hidden: np.ndarray, answers: dict[int, np.ndarray]
 ) -> Iterator[float]:
     """Distance of each answer to the growing cache's, as a share of what it may be: each of the two
-    is within twice the floor of the truth, so they are apart by four at most."""
+    is within its tolerance of the truth, so they are apart by two of them at most."""
     spec = AttentionSpec.from_json(growing.manifest.spec)
     weights = {name: w.double().numpy() for name, w in file_weights(growing).items()}
     layer = ReferenceLayer(spec, weights, frequencies(spec))
     with open_session(growing) as session:
-        stream = session.start()
+        stream, interface = session.start(), session.interface
+        types = [interface.input(pair.input) for pair in interface.caches]
+        empty = {x.name: np.zeros(x.sized({"batch": 1, "past": 0})) for x in types}
         for at, token in enumerate(hidden):
             cache = dict(stream._caches.tensors)
             answer = to_numpy(stream.step(token))
             if at not in answers:
                 continue
-            empty = {f"past_{n}": np.zeros((1, spec.kv_heads, 0, spec.head_dim)) for n in KEPT}
             inputs = {"hidden_states": token, "position_ids": np.array([[at]]), **(cache or empty)}
             trace = layer(inputs)
             bound = ceiling(layer, trace)["attention_output"]
@@ -117,7 +118,7 @@ def _compared(
                 errors(bound, trace.output),
                 trace.output.size,
             )
-            yield apart(answers[at], answer) / (4 * floor["relative L2"])
+            yield apart(answers[at], answer) / (2 * tolerance(0.0, floor["relative L2"]))
 
 
 def one_session(artifact: Artifact, seconds: float) -> Finding:
@@ -218,17 +219,18 @@ def _call(session: Session, batch: int, sequence: int, past: int) -> Arrays:
     stream = np.random.default_rng(past)
     axes = {"batch": batch, "sequence": sequence, "capacity": past + sequence + 2}
     inputs: Arrays = {}
-    for tensor in session.inputs:
+    interface = session.interface
+    for tensor in interface.inputs:
         shape = tensor.sized(axes)
-        if tensor.name == "cache_lengths":
+        if tensor.name == interface.lengths:
             inputs[tensor.name] = np.full(shape, past)
-        elif tensor.name == "position_ids":
+        elif tensor.name == interface.positions:
             inputs[tensor.name] = np.broadcast_to(past + np.arange(sequence), shape).copy()
         else:
             inputs[tensor.name] = stream.standard_normal(shape, dtype=np.float32)
     # What lies beyond the entries of a cache after a call is nobody's: it is zero before and after.
-    for name in [name for name in inputs if name.endswith("_cache")]:
-        inputs[name][..., past:, :] = 0
+    for pair in interface.caches:
+        inputs[pair.input][(slice(None),) * pair.axis + (slice(past, None),)] = 0
     return inputs
 
 
@@ -251,10 +253,8 @@ def page(findings: list[Finding], command: str) -> Iterator[str]:
         f"in float32; every answer of the threads is compared bit for bit with what one thread got."
     )
     yield ""
-    yield "| run | calls | wrong | |"
-    yield "|---|---|---|---|"
-    for x in findings:
-        yield f"| {x.what} | {x.calls} | {x.wrong} | {x.figures} |"
+    rows = [(x.what, x.calls, x.wrong, x.figures) for x in findings]
+    yield from table_lines(("run", "calls", "wrong", ""), rows)
 
 
 def main() -> int:

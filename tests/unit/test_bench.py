@@ -327,15 +327,15 @@ def test_gross_faults_are_told_from_rounding(dtype) -> None:
     truth = Truth.of(module, inputs, shape)
     right = truth.expected
     spacing = 2 * proof.UNIT_ROUNDOFF[dtype]
-    truth.check((right.astype(np.float64) * (1 + spacing)).astype(right.dtype), truth.budget)
+    truth.check((right.astype(np.float64) * (1 + spacing)).astype(right.dtype), truth.tolerance)
     for wrong in (np.roll(right, 1, axis=0), right[..., :-1], right.astype(np.float64)):
         with pytest.raises(WrongError):
-            truth.check(wrong, truth.budget)
+            truth.check(wrong, truth.tolerance)
     with pytest.raises(WrongError, match="nan"):
-        truth.check(right * np.array(np.nan, right.dtype), truth.budget)
+        truth.check(right * np.array(np.nan, right.dtype), truth.tolerance)
     stale = inputs | {"past_key": np.roll(inputs["past_key"], 1, axis=2)}
     with pytest.raises(WrongError):
-        truth.check(Truth.of(module, stale, shape).expected, truth.budget)
+        truth.check(Truth.of(module, stale, shape).expected, truth.tolerance)
 
 
 @pytest.mark.parametrize("name", ["artifact", "fixed"])

@@ -213,7 +213,7 @@ def test_the_page_holds_refusals() -> None:
     text = "\n".join(lines)
     assert "| other | not installed: no matching distribution |" in text
     assert "| peer | 2e-07 | 2e-07 | 2e-07 | refused: batch_size must be 1 |" in text
-    assert "| 2.00 (1.00–3.00) | refused: past 2,048 / too long |" in text  # noqa: RUF001
+    assert r"| 2.00 (1.00–3.00) | refused: past 2,048 \| too long |" in text  # noqa: RUF001
     tables = [line for line in lines if line.startswith("|")]
     assert all(line.endswith("|") for line in tables)
 

@@ -12,10 +12,6 @@ LONGEST, MEDIAN = 350, 130
 LONG = {"exporter/pipeline.py", "parity/layer/reference.py"}
 NAMED_ALIKE = {
     "artifacts/exchange.py",
-    "bench/__init__.py",
-    "bench/plot.py",
-    "bench/table.py",
-    "bench/timing.py",
     "engines/fusion.py",
     "parity/engine/corners.py",
     "parity/engine/numbers.py",
@@ -25,7 +21,7 @@ NAMED_ALIKE = {
     "parity/layer/properties.py",
     "parity/layer/visible.py",
 }
-LOGIC = {"__init__.py", "bench/__init__.py"}
+LOGIC = {"__init__.py"}
 """Packages whose __init__ does more than re-export: the first loads the public names when used."""
 
 

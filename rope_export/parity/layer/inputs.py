@@ -5,7 +5,7 @@ from zlib import crc32
 
 import numpy as np
 
-from rope_export.arrays import numpy_dtype
+from rope_export.arrays import numpy_dtype, fill_cache
 from rope_export.interface import Interface
 from rope_export.parity.cases import FAR, Case
 from rope_export.parity.layer.reference import ReferenceLayer
@@ -87,8 +87,7 @@ class _Inputs:
         shape = (*past.shape[:-2], capacity, past.shape[-1])
         stale = STALE * self.stream.standard_normal(shape, dtype=np.float32)
         cache = stale.astype(past.dtype)
-        for row, values, at in zip(cache, past, self.case.starts, strict=True):
-            row[..., :at, :] = values[..., :at, :]
+        fill_cache(cache, past, past.ndim - 2, self.case.starts.tolist())
         return cache
 
     def _positions(self) -> np.ndarray:

@@ -1,17 +1,16 @@
 """Cases and errors against the float64 reference, and times in blocks that take turns."""
 
-import random
 import re
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
+from rope_export.bench.timing import Call as TimedCall
+from rope_export.bench.timing import Plan, measure
 from rope_export.checkpoints import open_model
 from rope_export.parity import frequencies
 from rope_export.parity.layer.reference import ReferenceLayer
@@ -22,6 +21,7 @@ from scripts.benchmarks.peers.contenders import Call, Contender
 BATCH = 2
 FOLDERS = re.compile(r"(?<![\w.])/\S*/(?=[^/\s]+\.(?:onnx|data|py|json|cc|h)\b)")
 P = ParamSpec("P")
+T = TypeVar("T")
 Progress = Callable[[str], None]
 
 
@@ -132,42 +132,35 @@ def latencies(
     shapes: tuple[Shape, ...] = SHAPES,
     seed: int = 0,
 ) -> dict[str, dict[str, Latency | str]]:
-    """The time of every shape in every contender, or why there is none.
-
-    In a round each contender has one block of calls per shape, in an order that is drawn anew:
-    idle threads of one session disturb the next, and the clock of a machine wanders.
-    """
-    order, generator = list(contenders), random.Random(seed)
-    medians: dict[str, dict[str, list[float]]] = {
-        name: {str(shape): [] for shape in shapes} for name in contenders
-    }
-    refused: dict[str, dict[str, str]] = {name: {} for name in contenders}
-    for at in range(rounds):
-        for shape in shapes:
-            progress(f"round {at + 1} of {rounds}: {shape}")
-            generator.shuffle(order)
-            for name in order:
-                if str(shape) in refused[name]:
-                    continue
-                found = _or_refused(_block, contenders[name], shape, hidden)
-                if isinstance(found, str):
-                    refused[name][str(shape)] = found
-                else:
-                    medians[name][str(shape)].append(found)
-    return {
-        name: {shape: refused[name].get(shape) or _latency(times) for shape, times in taken.items()}
-        for name, taken in medians.items()
-    }
+    """The time of every shape in every contender, or why there is none."""
+    found: dict[str, dict[str, Latency | str]] = {name: {} for name in contenders}
+    for shape in shapes:
+        progress(f"timing {shape}")
+        calls: dict[str, TimedCall] = {}
+        for name, contender in contenders.items():
+            call = _or_refused(_repeatable, contender, shape, hidden)
+            if isinstance(call, str):
+                found[name][str(shape)] = call
+            else:
+                calls[name] = call
+        plan = Plan(
+            rounds=rounds,
+            calls=shape.timed,
+            seconds=0.0,
+            warm_calls=shape.warm,
+            warm_seconds=0.0,
+            seed=seed,
+        )
+        for name, timing in measure(calls, plan).items():
+            found[name][str(shape)] = Latency(
+                median=1e3 * timing.median, least=1e3 * timing.low, most=1e3 * timing.high
+            )
+    return found
 
 
-def _latency(milliseconds: list[float]) -> Latency:
-    return Latency(
-        median=statistics.median(milliseconds), least=min(milliseconds), most=max(milliseconds)
-    )
-
-
-def _block(contender: Contender, shape: Shape, hidden: int) -> float:
-    """Median milliseconds of one block of calls that all start from the same cache."""
+def _repeatable(contender: Contender, shape: Shape, hidden: int) -> TimedCall:
+    """A call of the shape that starts from the same cache each time; made once, to see that it can
+    be. Raises: what the contender raises."""
     generator = np.random.default_rng(shape.past)
     total = shape.past + shape.new
     call = Call(
@@ -175,18 +168,15 @@ def _block(contender: Contender, shape: Shape, hidden: int) -> float:
         positions=np.tile(np.arange(shape.past, total), (shape.batch, 1)),
         mask=np.ones((shape.batch, total), np.int64),
     )
-    state, times = contender.begin(shape.batch, shape.past), []
-    for _ in range(shape.warm + shape.timed):
-        start = time.perf_counter()
-        contender.call(state, call)
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[shape.warm :])
+    state = contender.begin(shape.batch, shape.past)
+    contender.call(state, call)
+    return lambda: contender.call(state, call)
 
 
-def _or_refused(measure: Callable[P, float], *given: P.args, **named: P.kwargs) -> float | str:
-    """What it measures, or "refused: " and the first line of what it raised."""
+def _or_refused(made: Callable[P, T], *given: P.args, **named: P.kwargs) -> T | str:
+    """What it makes, or "refused: " and the first line of what it raised."""
     try:
-        return measure(*given, **named)
+        return made(*given, **named)
     except Exception as error:  # onnxruntime's own kinds derive from Exception alone
         return refusal(error)
 
@@ -196,6 +186,4 @@ def refusal(error: Exception) -> str:
     without the folders that files of this machine lie in."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     said = re.sub(r"^.*Status Message: ", "", lines[0])
-    return "refused: " + re.sub(
-        r"(?<![\w.])/\S*/(?=[^/\s]+\.(?:onnx|data|py|json|cc|h)\b)", "", said
-    )
+    return "refused: " + FOLDERS.sub("", said)

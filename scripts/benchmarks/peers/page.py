@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rope_export.bench.markdown import table_lines
 from scripts.benchmarks.peers.measure import BATCH, CASES, SHAPES, Latency
 
 ROUNDING = 1e-3
@@ -31,8 +32,8 @@ ERROR = (
 )
 LATENCY = (
     "Median over {rounds} rounds of the median of a block of calls, and the least and the most of "
-    "these medians. Contenders take turns in blocks, in an order drawn anew for each round and "
-    "call; the first calls of a block are discarded. Growing caches are allocated in each call, "
+    "these medians. Contenders take turns in blocks, in an order drawn anew for each round; the "
+    "first calls of a block are discarded. Growing caches are allocated in each call, "
     "shared buffers and fixed caches have {capacity:,} slots and are written in place. Ours run by "
     "`session.run` and `stream.step`, the others by a binding that is made for each call."
 )
@@ -101,7 +102,7 @@ def page(results: Results) -> Iterator[str]:
         f"of. All layers run in the onnxruntime of `rope_export`'s environment."
     )
     yield ""
-    yield from _table(("environment", "versions"), _versions(facts))
+    yield from table_lines(("environment", "versions"), _versions(facts))
     heads: tuple[str, ...]
     heads = ("exporter", "seconds", "peak MB", "files MB", "layer MB", "nodes of the layer")
     yield from _section("Export", EXPORT, heads, [_export(export) for export in results.exports])
@@ -116,14 +117,7 @@ def _section(
     title: str, how: str, heads: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> Iterator[str]:
     yield from ("", f"## {title}", "", how, "")
-    yield from _table(heads, rows)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(heads)} |"
-    yield "|---" * len(heads) + "|"
-    for row in rows:
-        yield f"| {' | '.join(cell.replace('|', '/') for cell in row)} |"
+    yield from table_lines(heads, rows)
 
 
 def _versions(facts: Facts) -> list[tuple[str, str]]:

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from rope_export import Artifact, RotaryAttention, export, open_session
+from rope_export.arrays import fill_cache
 from rope_export.checkpoints import open_model
 from rope_export.errors import CheckpointError, SpecError
+from rope_export.interface import Interface, attention_interface
 from rope_export.lowerings import lowerings, refusal
-from rope_export.parity.bounds import UNIT_ROUNDOFF
+from rope_export.parity.bounds import floors, tolerance
 from rope_export.parity.layer.chain import longest_reduction
+from rope_export.parity.metrics import SCALED_MAX
 from rope_export.sessions import Session
 from rope_export.spec import AttentionSpec
 from tests.conformance.families import kept
@@ -161,7 +164,7 @@ def _as_trained(cos_sin: Any, tables: list[tuple[Tensor, Tensor]]) -> Any:
 
 def largest_error(spec: AttentionSpec, calls: list[Call], run: Any, *, exact: bool) -> float:
     """Largest error of any call, scaled by the largest value of the expected output."""
-    names = ("past_key", "past_value") if spec.latent is None else ("past_latent", "past_key_rope")
+    names = [pair.input for pair in growing(spec).caches]
     largest = 0.0
     at: dict[int, int] = {}
     # A module that runs several times a step has as many caches, by the length they have come to.
@@ -197,7 +200,7 @@ def artifact_outcome(
     transformers in float64. every_way: by every lowering and cache that can, the worst
     of them. quick: see `compared`."""
     calls = [call for call in calls if spec.causal or not call.past]
-    padding = any("attention_mask" in inputs_of(call, spec) for call in calls)
+    padding = any(growing(spec).mask in inputs_of(call, spec) for call in calls)
     found = []
     for lowering, cache in _ways(spec) if every_way else [("auto", _plain_cache(spec))]:
         key = kept.key(spec, capture.variant, calls, lowering, cache, padding, quick=quick)
@@ -261,63 +264,60 @@ def exported(
 def runtime_errors(
     spec: AttentionSpec, weights: dict[str, Tensor], calls: list[Call], session: Session
 ) -> tuple[float, float]:
-    """The session's largest error, and what it may be: twice eager's in float32, or the floor."""
+    """The session's largest error, and what it may be by the acceptance rule."""
     single = RotaryAttention.from_weights(spec, {k: v.float() for k, v in weights.items()})
-    padding = any(tensor.name == "attention_mask" for tensor in session.inputs)
     with torch.no_grad():
         eager = largest_error(spec, calls, lambda x: single(**_single(x)), exact=True)
-    error = largest_error(spec, calls, lambda x: _run(session, _single(x), padding), exact=True)
+    error = largest_error(spec, calls, lambda x: _run(session, spec, _single(x)), exact=True)
     total = max(call.past + call.output.shape[1] for call in calls)
-    floor = UNIT_ROUNDOFF["float32"] * longest_reduction(spec, total) ** 0.5
-    return error, 2 * max(eager, floor)
+    roundings = longest_reduction(spec, total)
+    floor = floors("float32", roundings, {SCALED_MAX: 0.0}, 1)[SCALED_MAX]
+    return error, tolerance(eager, floor)
 
 
 def _single(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in inputs.items()}
 
 
-def _run(session: Any, inputs: dict[str, Tensor], padding: bool) -> list[Tensor]:
-    """The session's outputs; an empty past and a mask of ones where the call has none, and a cache
-    of fixed size in place of one that grows."""
-    if session.manifest.cache == "fixed":
-        return _run_fixed(session, inputs, padding)
-    sequence = inputs["hidden_states"].shape[1]
-    batch = inputs["hidden_states"].shape[0]
-    full = dict(inputs)
-    past = 0
-    for tensor in session.inputs:
-        if tensor.name.startswith("past_") and tensor.name not in full:
-            shape = tensor.sized({"batch": batch, "past": 0})
-            full[tensor.name] = torch.zeros(shape)
-        if tensor.name.startswith("past_"):
-            past = full[tensor.name].shape[-2]
-    if padding and "attention_mask" not in full:
-        full["attention_mask"] = torch.ones(batch, past + sequence, dtype=torch.int64)
-    outputs = session.run({k: v.contiguous() for k, v in full.items()})
-    return [outputs[tensor.name] for tensor in session.outputs]
-
-
 FREE = 3
 """Slots of a fixed cache that stay free after the call."""
+STALE = 100.0
+"""What lies in the slots of a fixed cache after the valid ones."""
 
 
-def _run_fixed(session: Any, inputs: dict[str, Tensor], padding: bool) -> list[Tensor]:
-    """The past copied to where a fixed cache has it, and the entries in use taken back."""
-    batch, sequence = inputs["hidden_states"].shape[:2]
-    given = {name: value for name, value in inputs.items() if not name.startswith("past_")}
-    past = next((x.shape[-2] for n, x in inputs.items() if n.startswith("past_")), 0)
-    total = past + sequence
-    for tensor in session.inputs:
-        if tensor.name.endswith("_cache"):
-            cache = torch.full(tensor.sized({"batch": batch, "capacity": total + FREE}), 100.0)
-            if past:
-                before = inputs["past_" + tensor.name.removesuffix("_cache")]
-                cache[..., :past, :] = before
-            given[tensor.name] = cache
-    given["cache_lengths"] = torch.full((batch,), past)
-    if padding:
-        mask = inputs.get("attention_mask", torch.ones(batch, total, dtype=torch.int64))
-        given["attention_mask"] = torch.nn.functional.pad(mask, (0, FREE), value=1)
+def _run(session: Any, spec: AttentionSpec, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """The session's output and its caches after the call, without the free slots of fixed ones.
+
+    inputs: as those of a growing cache, without a past or a mask where the call has none.
+    """
+    own, interface = growing(spec), session.interface
+    hidden = inputs[own.main_input]
+    batch, sequence = hidden.shape[:2]
+    pasts = [inputs.get(pair.input) for pair in own.caches]
+    past = 0 if pasts[0] is None else pasts[0].shape[own.caches[0].axis]
+    total, free = past + sequence, FREE if interface.cache == "fixed" else 0
+    axes = {"batch": batch, "sequence": sequence, "past": past, "capacity": total + free}
+    given = {interface.main_input: hidden}
+    if interface.positions is not None:
+        given[interface.positions] = inputs[str(own.positions)]
+    for pair, value in zip(interface.caches, pasts, strict=False):  # some have none
+        cache = torch.full(interface.input(pair.input).sized(axes), STALE)
+        if value is not None:
+            fill_cache(cache, value, pair.axis, [past] * batch)
+        given[pair.input] = cache
+    if interface.lengths is not None:
+        given[interface.lengths] = torch.full((batch,), past)
+    mask = inputs.get(str(own.mask))
+    if interface.mask is not None:
+        mask = torch.ones(batch, total, dtype=torch.int64) if mask is None else mask
+        given[interface.mask] = torch.nn.functional.pad(mask, (0, free), value=1)
+    elif mask is not None or (past and not interface.caches):
+        raise ValueError("the artifact has no input for the mask or the past of this call")
     outputs = session.run({k: v.contiguous() for k, v in given.items()})
-    first, *caches = (outputs[tensor.name] for tensor in session.outputs)
-    return [first, *(cache[..., :total, :].contiguous() for cache in caches)]
+    after = [outputs[x.output].narrow(x.axis, 0, total).contiguous() for x in interface.caches]
+    return [outputs[interface.main_output], *after]
+
+
+def growing(spec: AttentionSpec) -> Interface:
+    """The interface of the layer with a growing cache and a mask, by whose names calls go."""
+    return attention_interface(spec, cache="growing", padding=True)
