@@ -5,7 +5,7 @@ from zlib import crc32
 
 import numpy as np
 
-from rope_export.arrays import numpy_dtype, fill_cache
+from rope_export.arrays import fill_cache, numpy_dtype
 from rope_export.interface import Interface
 from rope_export.parity.cases import FAR, Case
 from rope_export.parity.layer.reference import ReferenceLayer
