@@ -9,7 +9,7 @@ from rich.table import Table
 from rope_export import Artifact, export, verify
 from rope_export.cli.output import out, progress
 from rope_export.parity import Report
-from rope_export.parity.report.text import table
+from rope_export.parity.report.tables import summary
 
 LOWERINGS = ("portable", "standard")
 DTYPES = ("float32", "float16")
@@ -33,12 +33,12 @@ def main(source: str, folder: str) -> int:
                 made.append((artifact, report))
     console = out()
     for artifact, report in made:
-        console.print(table(report, f"{artifact.path}: layer 0 of {Path(source).name}"))
-    console.print(summary(made))
+        console.print(summary(report, f"{artifact.path}: layer 0 of {Path(source).name}"))
+    console.print(overview(made))
     return 0 if all(report.passed for _, report in made) else 1
 
 
-def summary(made: list[tuple[Artifact, Report]]) -> Table:
+def overview(made: list[tuple[Artifact, Report]]) -> Table:
     """What lies where, and the largest share of its tolerance that each artifact used."""
     grid = Table(title="artifacts", title_justify="left")
     for name in ("lowering", "dtype", "verdict", "weights", "comparisons", "tolerance used", "in"):

@@ -10,6 +10,7 @@ from rope_export.errors import InputError
 
 
 def export_layer(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -95,17 +96,14 @@ def export_layer(
             report = verify(artifact, source=source, progress=step)
     if report is not None:
         output.warn(report.notes)
-    parity: dict[str, Any] | None = report.to_json() if report else None
+    parity = output.report_json(report, context) if report else None
     if as_json:
         facts = {"artifact": str(artifact.path), "manifest": artifact.manifest.to_json()}
         output.print_json({**facts, "parity": parity})
     else:
         output.out().print(f"{artifact.path}: {summary(artifact)}", soft_wrap=True)
         if report:
-            from rope_export.parity.report.text import verdict
-
-            for line in verdict(report):
-                output.out().print(line, soft_wrap=True)
+            output.print_report(report, "against eager PyTorch", context, every_row=False)
     return output.PASSED[report.status] if report else 0
 
 

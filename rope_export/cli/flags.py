@@ -5,7 +5,8 @@ these are --opset 7, --profile and --tf32.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 ARGUMENTS = {"source": "SOURCE", "artifact": "DIR"}
 """Parameters that are positional arguments of a command, where no option has their name."""
@@ -30,6 +31,12 @@ def spelled(message: str, flags: Mapping[str, str]) -> str:
         return f"{word} {constant or ''}" if assigned else word
 
     return PARAMETER.sub(replaced, message)
+
+
+def flags_of(parameters: Iterable[Any]) -> dict[str, str]:
+    """The flag of every option among a command's parameters, by the parameter's name."""
+    options = [p for p in parameters if p.name and p.param_type_name == "option"]
+    return {option.name: option.opts[0] for option in options}
 
 
 def flag(name: str, flags: Mapping[str, str]) -> str | None:

@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from rope_export.cli.flags import flags_of, spelled
 
 PASSED = {"passed": 0, "failed": 1, "nothing compared": 3}
 """Exit status of each verdict."""
@@ -37,6 +40,30 @@ def warn(notes: Iterable[str]) -> None:
     """Warnings that change no verdict, a line each."""
     for note in notes:
         print(f"rope-export: warning: {' '.join(note.split())}", file=sys.stderr)
+
+
+def print_report(report: Any, title: str, context: typer.Context, *, every_row: bool) -> None:
+    """A report on stdout: the verdict and the worst rows, or every row."""
+    from rope_export.parity.report.tables import summary, table
+
+    show = table if every_row else summary
+    out().print(show(report, title, speller(context)))
+    if not every_row and report.rows:
+        out().print("rope-export verify --all shows every case.")
+
+
+def report_json(report: Any, context: typer.Context) -> dict[str, Any]:
+    """A report as one JSON object, its sentences with the flags of the command line."""
+    spell, facts = speller(context), report.to_json()
+    for name in ("problems", "left_out"):
+        facts[name] = [spell(line) for line in facts[name]]
+    return dict(facts)
+
+
+def speller(context: typer.Context) -> Callable[[str], str]:
+    """Rewrites messages with the flags of the command that runs."""
+    flags = flags_of(context.command.params)
+    return lambda message: spelled(message, flags)
 
 
 def print_json(value: Any) -> None:

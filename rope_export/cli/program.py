@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from rope_export.cli import bench, build, doctor, export, inspect, output, verify
-from rope_export.cli.flags import spelled
+from rope_export.cli.flags import flags_of, spelled
 from rope_export.errors import RopeExportError
 from rope_export.version import VERSION
 
@@ -84,8 +84,7 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
     """The flag of every option of the command that was given, by its parameter's name."""
     group = typer.main.get_command(app)
     command = getattr(group, "commands", {}).get(next(iter(arguments), ""))
-    options = [] if command is None else command.params
-    return {o.name: o.opts[0] for o in options if o.name and o.param_type_name == "option"}
+    return {} if command is None else flags_of(command.params)
 
 
 def _meaning(error: BaseException) -> tuple[str, int]:

@@ -10,6 +10,7 @@ from rope_export.errors import InputError, UnavailableError
 
 
 def verify_artifact(
+    context: typer.Context,
     path: Annotated[
         Path, typer.Argument(metavar="DIR", help="The artifact's folder, or an engine's.")
     ],
@@ -34,6 +35,9 @@ def verify_artifact(
         list[str] | None,
         typer.Option(metavar="reading", help="What must be proven for status 0: reading."),
     ] = None,
+    all_rows: Annotated[
+        bool, typer.Option("--all", help="Show every case, not the worst of each output alone.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Compare an artifact with eager PyTorch and a float64 reference, case by case."""
@@ -43,7 +47,6 @@ def verify_artifact(
     with output.progress() as step:
         step("loading PyTorch", None)
         from rope_export.parity import verify as run
-        from rope_export.parity.report.text import table
 
         report = run(
             path,
@@ -56,9 +59,10 @@ def verify_artifact(
         )
     output.warn(report.notes)
     if as_json:
-        output.print_json(report.to_json())
+        output.print_json(output.report_json(report, context))
     else:
-        output.out().print(table(report, f"{path} against eager PyTorch"))
+        title = f"{path} against eager PyTorch"
+        output.print_report(report, title, context, every_row=all_rows)
     status = output.PASSED[report.status]
     if require and status == 0 and report.reading.status != "proven":
         output.error(f"--require reading: it is unproven ({report.reading.reason}).")

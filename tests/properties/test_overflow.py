@@ -14,7 +14,8 @@ from rope_export import AttentionSpec, RopeExportError, export, verify
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.parity import Report
 from rope_export.parity.cases import Case
-from rope_export.parity.report.text import table, verdict
+from rope_export.parity.report.lines import every_line
+from rope_export.parity.report.tables import table
 from rope_export.parity.rows import CALLS_FAILED
 from rope_export.parity.subject import Revealing
 from rope_export.parity.subjects import layer as layer_subject
@@ -69,7 +70,7 @@ def test_scores_beyond_float16_are_one_line(tmp_path: Path, few_cases) -> None:
     rows = report.to_json()["rows"]
     assert any(row["status"] == "failed" for row in rows)
     assert "FAILED" not in shown(report)
-    assert problem in list(verdict(report))
+    assert problem in list(every_line(report))
 
 
 @pytest.mark.parametrize(("bias", "dtype"), [(1.0, "float16"), (100.0, "float32")])

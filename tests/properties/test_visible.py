@@ -17,7 +17,7 @@ from rope_export.errors import TensorError
 from rope_export.parity.layer.counterfactuals import COUNTERFACTUALS, counterfactuals
 from rope_export.parity.layer.inv_freq import frequencies
 from rope_export.parity.layer.reference import ReferenceLayer
-from rope_export.parity.report.text import verdict
+from rope_export.parity.report.lines import every_line
 from rope_export.rope.default import DefaultRope
 from rope_export.spec import LatentSpec, NormSpec, PositionScale
 from rope_export.spec.features import SIZES
@@ -127,7 +127,7 @@ def test_weights_that_make_a_feature_do_nothing_are_told(tmp_path: Path) -> None
     assert report.status == "passed"
     assert [hidden["feature"] for hidden in report.not_visible] == ["q bias"]
     assert "the same in all of" in report.not_visible[0]["reason"]
-    assert any(line.startswith("not visible: q bias: ") for line in verdict(report))
+    assert any(line.startswith("not visible: q bias: ") for line in every_line(report))
     kept = json.loads((tmp_path / "layer" / "evidence.json").read_text())["parity"]
     assert kept["not_visible"] == report.to_json()["not_visible"] == report.not_visible
 

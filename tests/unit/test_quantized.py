@@ -14,7 +14,7 @@ from rope_export.artifacts.deployed import file_weights
 from rope_export.checkpoints.stored import store
 from rope_export.errors import InputError
 from rope_export.exporter import pipeline
-from rope_export.parity.report.text import verdict
+from rope_export.parity.report.lines import every_line
 from rope_export.quantization import Quantization, pack, unpack
 from tests.conftest import TINY
 
@@ -77,7 +77,7 @@ def test_what_the_bits_cost_is_told_and_falls_with_more_of_them(tiny_config, tmp
     for weights in ("int4", "int8"):
         report = verify(export(tiny_config, out=tmp_path / weights, weights=weights))
         assert report.quantization_error is not None
-        assert any("the source's own weights" in line for line in verdict(report))
+        assert any("the source's own weights" in line for line in every_line(report))
         assert (
             json.loads(json.dumps(report.to_json()))["quantization_error"]
             == report.quantization_error

@@ -98,11 +98,11 @@ def _from_source(
     if found.spec != spec or found.facts["kind"] != facts["kind"]:
         raise ArtifactError(
             f"{given}: its layer {facts['layer']} is not what {artifact.path} was made from; "
-            f"the specs differ. Give the right --source, or export again."
+            f"the specs differ. Give the right `source`, or export again."
         )
     if found.facts.get("adapter") != facts.get("adapter"):
         raise ArtifactError(
             f"{artifact.path}: the adapter at {adapter} is not what was merged into its weights. "
-            f"Give the right --adapter, or export again."
+            f"Give the right `adapter`, or export again."
         )
     return found.weights(), found.integers()

@@ -1,0 +1,55 @@
+"""A report in sentences: the verdict first, then what it is limited to."""
+
+from collections.abc import Iterator, Sequence
+
+from rope_export.parity.report.result import Report
+
+
+def every_line(report: Report) -> Iterator[str]:
+    """The verdict, and everything that was skipped, left out or not visible, with its reason."""
+    yield from _verdict(report)
+    for skipped in report.skipped:
+        yield f"skipped {skipped['runtime']}: {skipped['reason']}"
+    yield from report.left_out
+    for hidden in report.not_visible:
+        yield f"not visible: {hidden['feature']}: {hidden['reason']}."
+    yield from report.problems
+
+
+def short_lines(report: Report) -> Iterator[str]:
+    """The same, but what takes nothing from the verdict is named without its reason."""
+    if report.status == "nothing compared":
+        yield from every_line(report)
+        return
+    yield from _verdict(report)
+    yield from report.problems
+    yield from _named("skipped", [x["runtime"] for x in report.skipped])
+    yield from _named("not visible", list(dict.fromkeys(x["feature"] for x in report.not_visible)))
+    if report.left_out:
+        yield f"left out: {len(report.left_out)}, the first: {report.left_out[0]}"
+
+
+def _verdict(report: Report) -> Iterator[str]:
+    failed = sum(row.status == "failed" for row in report.rows)
+    gone = " (the source is gone; give it with `source`)" if report.weights == "unproven" else ""
+    yield (
+        f"{report.status}: {len(report.rows)} comparisons, {failed} failed; weights "
+        f"{report.weights}{gone}."
+    )
+    yield from report.reading.lines()
+    if report.numbers == "unverified":
+        proven = "structure and ONNX proven" if report.passed else "nothing proven"
+        yield (
+            f"numbers unverified: {proven}; on a machine with the GPU, verify adds what the plan "
+            f"computes."
+        )
+    elif report.numbers is not None:
+        yield f"numbers {report.numbers}."
+    if report.quantization_error is not None:
+        figures = ", ".join(f"{name} {x:.1e}" for name, x in report.quantization_error.items())
+        yield f"quantization error, against the source's own weights: {figures} (not judged)."
+
+
+def _named(what: str, names: Sequence[str]) -> Iterator[str]:
+    if names:
+        yield f"{what}: {', '.join(names)}."

@@ -1,0 +1,141 @@
+"""A report on a screen: the verdict and the worst rows, or every case."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from rope_export.parity.report.lines import every_line, short_lines
+from rope_export.parity.report.result import Report
+from rope_export.parity.rows import CALLS_FAILED, Row
+
+MOST = 10
+"""Worst rows that are shown, so that the whole fits a screen."""
+
+GAP = 2
+"""Blanks between two columns."""
+
+Spell = Callable[[str], str]
+
+
+def summary(report: Report, title: str, spell: Spell = str) -> RenderableType:
+    """The verdict, everything that failed, and the worst row of each runtime and output.
+
+    spell: rewrites the lines for those who read them.
+    """
+    parts: list[RenderableType] = [Text(spell(line)) for line in short_lines(report)]
+    failed = [row for row in _without_repeats(report) if row.status == "failed"]
+    if failed:
+        parts.append(
+            _Grid(worst_of(failed, lambda x: (x.case, x.runtime, x.output)), "failed", whole=True)
+        )
+    worst = worst_rows(report)
+    if worst:
+        parts.append(_Grid(worst[:MOST], f"{title}, the worst case of each output"))
+    if len(worst) > MOST:
+        parts.append(Text(f"... and {len(worst) - MOST} outputs more."))
+    return Group(*parts)
+
+
+def table(report: Report, title: str, spell: Spell = str) -> RenderableType:
+    """Every case and runtime by its worst row, then the verdict. What failed in one case after the
+    other for one reason is a line of the verdict instead."""
+    rows = worst_of(_without_repeats(report), lambda x: (x.case, x.runtime))
+    grid = Table(title=escape(title), title_justify="left")
+    for name in ("case", "runtime", "worst output", "metric"):
+        grid.add_column(name, overflow="fold")
+    for name in ("error", "eager's", "tolerance", "used"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column("", no_wrap=True)
+    for row in rows:
+        names = (row.case, row.runtime, row.output, row.metric)
+        errors = (row.error, row.eager_error, row.tolerance)
+        grid.add_row(*map(escape, names), *map(_figure, errors), _used(row), _mark(row))
+    return Group(grid, *(Text(spell(line)) for line in every_line(report)))
+
+
+def worst_rows(report: Report) -> list[Row]:
+    """The row of each runtime and output that passed and used most of its tolerance, the runtimes'
+    before eager's, the largest share first."""
+    passed = [row for row in report.rows if row.status == "passed" and row.runtime != "file"]
+    worst = worst_of(passed, lambda row: (row.runtime, row.output))
+    return sorted(worst, key=lambda row: (row.runtime == "eager", row.runtime, -row.used))
+
+
+def worst_of(rows: Iterable[Row], key: Callable[[Row], tuple[str, ...]]) -> list[Row]:
+    """The row of each group that used most of its tolerance, failed rows first."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return [max(x, key=lambda row: (row.status == "failed", row.used)) for x in groups.values()]
+
+
+def _without_repeats(report: Report) -> list[Row]:
+    """Without rows whose only news is in a line of the verdict: calls that failed, but the first on
+    each runtime, and where float16 overflowed those in which eager's answer is not a number."""
+    seen: set[str] = set()
+    rows = []
+    for row in report.rows:
+        if report.overflow and not math.isfinite(row.eager_error):
+            continue
+        if row.metric == CALLS_FAILED:
+            if row.runtime in seen:
+                continue
+            seen.add(row.runtime)
+        rows.append(row)
+    return rows
+
+
+class _Grid:
+    """Rows as wide as the console; names of cases that do not fit are cut, or wrapped if whole."""
+
+    def __init__(self, rows: Sequence[Row], title: str, *, whole: bool = False) -> None:
+        self.title = title
+        self.overflow: Literal["fold", "ellipsis"] = "fold" if whole else "ellipsis"
+        self.names = {
+            "runtime": [row.runtime for row in rows],
+            "output": [row.output for row in rows],
+            "case": [row.case for row in rows],
+        }
+        self.figures = {
+            "error": [_figure(row.error) for row in rows],
+            "tolerance": [_figure(row.tolerance) for row in rows],
+            "used": [_used(row) for row in rows],
+        }
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        columns = self.names | self.figures
+        widths = {name: max(map(len, (name, *cells))) for name, cells in columns.items()}
+        others = sum(widths.values()) - widths["case"] + GAP * (len(widths) - 1)
+        widths["case"] = max(GAP, min(widths["case"], options.max_width - others))
+        yield Text()
+        yield Text(self.title)
+        grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+        for name, width in widths.items():
+            justify: Literal["left", "right"] = "right" if name in self.figures else "left"
+            grid.add_column(
+                name,
+                justify=justify,
+                width=width,
+                no_wrap=self.overflow == "ellipsis",
+                overflow=self.overflow,
+            )
+        for row in zip(*columns.values(), strict=True):
+            grid.add_row(*map(escape, row))
+        yield grid
+
+
+def _used(row: Row) -> str:
+    return f"{100 * row.used:.0f} %" if row.used < 1e4 else "> 1e6 %"
+
+
+def _mark(row: Row) -> Text:
+    return Text("ok", "green") if row.status == "passed" else Text("FAILED", "bold red")
+
+
+def _figure(value: float) -> str:
+    return "0" if value == 0 else f"{value:.1e}"

@@ -1,0 +1,103 @@
+"""Judge, harness and report take any subject: here a stack of two toy layers with other names."""
+
+import ast
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from rope_export import parity
+from rope_export.parity.harness import compare
+from rope_export.parity.report.tables import summary, table
+from tests.support.interfaces import decoder_interface
+from tests.support.toy_stack import ToySubject
+
+KINDS = [("growing", 2), ("growing", 1), ("fixed", 2), ("fixed", 3)]
+
+
+def changing(output: str, index: tuple, by: float = 1e-3):
+    """A fault: one element of one output is off."""
+
+    def fault(outputs):
+        outputs[output][index] += by
+        return outputs
+
+    return fault
+
+
+def failed(report) -> set[tuple[str, str, str]]:
+    return {(r.runtime, r.output, r.metric) for r in report.rows if r.status == "failed"}
+
+
+@pytest.mark.parametrize(("cache", "axis"), KINDS)
+def test_a_sound_stack_passes_layer_by_layer_and_end_to_end(cache, axis) -> None:
+    subject = ToySubject(decoder_interface(cache, axis=axis))
+    report = compare(subject)
+    assert report.passed, failed(report)
+    by_runtime = {(row.runtime, row.output) for row in report.rows}
+    outputs = {"logits"} | {f"present.{n}.{part}" for n in range(2) for part in ("key", "value")}
+    assert by_runtime == {(runtime, x) for runtime in ("eager", "toy") for x in outputs}
+    unchanged = {row.output for row in report.rows if row.metric == "past values changed"}
+    assert unchanged == outputs - {"logits"}
+    assert subject.kept["status"] == "passed"
+    assert any(row.case == "a row alone" and row.runtime == "toy" for row in report.rows)
+
+
+@pytest.mark.parametrize(("cache", "axis"), KINDS)
+def test_a_fault_is_found_in_the_layer_that_has_it(cache, axis) -> None:
+    interface = decoder_interface(cache, axis=axis)
+    first = (0,) * 4  # slot 0 of the first row: past where there is one
+    past = compare(ToySubject(interface, fault=changing("present.1.value", first, 1e-7)))
+    assert ("toy", "present.1.value", "past values changed") in failed(past)
+    assert {output for _, output, _ in failed(past)} == {"present.1.value"}
+    wrong = compare(ToySubject(interface, fault=changing("logits", (-1, -1, -1))))
+    assert {output for _, output, _ in failed(wrong)} == {"logits"}
+
+
+def test_slots_beyond_the_new_tokens_are_nobody_s() -> None:
+    interface = decoder_interface("fixed")
+    last = (0, 0, -1, 0)
+    assert compare(ToySubject(interface, fault=changing("present.0.key", last, 9.0))).passed
+
+
+def test_what_eager_and_the_session_share_fails_too() -> None:
+    fault = changing("present.0.key", (0, 0, -1, 0))
+    report = compare(ToySubject(decoder_interface("growing"), fault=fault, shared=fault))
+    assert {("eager", "present.0.key", "scaled max")} <= failed(report)
+    assert {runtime for runtime, _, _ in failed(report)} == {"eager", "toy"}
+
+
+def test_its_report_is_printed_with_its_names() -> None:
+    report = compare(ToySubject(decoder_interface("growing")))
+    console = Console(file=io.StringIO(), width=80)
+    console.print(summary(report, "toy"))
+    printed = console.file.getvalue()
+    assert printed.startswith("passed: ")
+    assert "present.1.value" in printed
+    wide = Console(file=io.StringIO(), width=150)
+    wide.print(table(report, "toy"))
+    assert wide.file.getvalue().count("a row alone") == 2
+
+
+CORE = [
+    p for folder in ("", "report") for p in (Path(parity.__file__).parent / folder).glob("*.py")
+]
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
+def test_the_core_of_parity_names_no_subject(path: Path) -> None:
+    text = path.read_text()
+    for word in ("TensorRT", "attention_output", "hidden_states", "RotaryAttention", "Engine("):
+        assert word not in text
+    if path.name == "__init__.py":  # what it re-exports
+        return
+    imported = {x.module for x in ast.walk(ast.parse(text)) if isinstance(x, ast.ImportFrom)}
+    parts = ("rope_export.parity.layer", "rope_export.parity.engine", "rope_export.engines")
+    assert not [name for name in imported if name.startswith((*parts, "rope_export.attention"))]
+
+
+def test_numbers_that_are_not_finite_fail_in_silence() -> None:
+    nan = changing("logits", (0, 0, 0), np.nan)
+    assert compare(ToySubject(decoder_interface("growing"), fault=nan)).status == "failed"
