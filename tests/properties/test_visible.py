@@ -14,7 +14,7 @@ from rope_export import AttentionSpec, export, open_session, verify
 from rope_export.arrays import to_numpy
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.errors import TensorError
-from rope_export.parity.layer.counterfactuals import COUNTERFACTUALS, counterfactuals
+from rope_export.parity.layer.counterfactuals import COUNTERFACTUALS, counterfactuals_of
 from rope_export.parity.layer.inv_freq import frequencies
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.report.lines import every_line
@@ -86,7 +86,7 @@ def test_every_fact_of_a_spec_has_a_feature_with_a_counterfactual() -> None:
         before = PLAIN if name == "latent" else {**PLAIN, **beside}
         more = set(spec.features()) - set(AttentionSpec(**before).features())
         layer = layer_of(spec)
-        assert any(list(counterfactuals(layer, feature)) for feature in more), name
+        assert any(list(counterfactuals_of(layer, feature)) for feature in more), name
 
 
 OWN: dict[type, dict[str, Any]] = {

@@ -9,17 +9,10 @@ import rope_export
 PACKAGE = Path(rope_export.__file__).parent
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 LONGEST, MEDIAN = 350, 130
-LONG = {"exporter/pipeline.py", "parity/layer/reference.py"}
+LONG = {"exporter/pipeline.py"}
 NAMED_ALIKE = {
     "artifacts/exchange.py",
     "engines/fusion.py",
-    "parity/engine/corners.py",
-    "parity/engine/numbers.py",
-    "parity/layer/cases.py",
-    "parity/layer/deviations.py",
-    "parity/layer/limits.py",
-    "parity/layer/properties.py",
-    "parity/layer/visible.py",
 }
 LOGIC = {"__init__.py"}
 """Packages whose __init__ does more than re-export: the first loads the public names when used."""

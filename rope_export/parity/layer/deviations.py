@@ -1,20 +1,11 @@
-"""How far rounding alone can take a sound implementation from the reference.
+"""How far rounding alone can take an attention layer from its reference: the ceiling.
 
-Two figures, neither of which looks at anything measured:
-
-The *ceiling* bounds eager PyTorch. Every stored or summed number is off by a factor 1 + d with
-|d| <= u, and the d are taken as independent and of mean zero. Carried to first order through the
-layer, an output's error is a sum of a_k d_k, and Hoeffding's inequality gives
-P(|error| > t u ||a||) <= 2 exp(-t^2 / 2). So `deviations` carries u ||a|| forward, element by
-element, and the ceiling is t times that, with t such that all elements of an output together
-exceed it with probability at most ODDS. Numbers are stored in the artifact's dtype, unit roundoff
-u; products are summed in float32 or better, unit roundoff v, by every CPU kernel of PyTorch.
-Source: Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, SIAM J. Sci.
-Comput. 41 (2019), and Ipsen and Zhou, Probabilistic Error Analysis for Inner Products, SIAM J.
-Matrix Anal. Appl. 41 (2020).
-
-The *floor* is what a sound implementation may be off by where eager happens to be nearly exact:
-the root mean square of the same sum, see `bounds.floors`.
+Every stored or summed number is off by a factor 1 + d with |d| <= u, and the d are taken as
+independent and of mean zero. Carried to first order through the layer, an output's error is a sum
+of a_k d_k, and Hoeffding's inequality gives P(|error| > t u ||a||) <= 2 exp(-t^2 / 2). So
+`rounding_deviations` carries u ||a|| forward, element by element, and the ceiling is t times that,
+with the t of `bounds`. Numbers are stored in the artifact's dtype, unit roundoff u; products are
+summed in float32 or better, unit roundoff v, by every CPU kernel of PyTorch.
 """
 
 from dataclasses import dataclass
@@ -39,7 +30,7 @@ INT8 = 127
 def ceiling(layer: ReferenceLayer, trace: Trace) -> dict[str, np.ndarray]:
     """Bounds on eager's absolute errors in this call, for each output; 0 for slots that were there
     before."""
-    squares = deviations(layer, trace)
+    squares = rounding_deviations(layer, trace)
     bounds = {trace.main_output: TIMES * np.sqrt(squares.output)}
     for name, new in squares.cache.items():
         bounds[trace.cache_output(name)] = TIMES * np.sqrt(trace.placed(new))
@@ -54,7 +45,7 @@ class Deviations:
     cache: dict[str, np.ndarray]
 
 
-def deviations(layer: ReferenceLayer, trace: Trace) -> Deviations:
+def rounding_deviations(layer: ReferenceLayer, trace: Trace) -> Deviations:
     """u ||a||, squared, carried through the layer from its input."""
     u = UNIT_ROUNDOFF[layer.spec.dtype]
     new = _latent if layer.spec.latent is not None else _plain

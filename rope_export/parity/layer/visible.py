@@ -11,7 +11,7 @@ from rope_export.interface import Interface
 from rope_export.parity.cases import FAR, SPARE, Case
 from rope_export.parity.comparison import Arrays
 from rope_export.parity.layer.call import LayerExpected
-from rope_export.parity.layer.counterfactuals import Counterfactual, counterfactuals
+from rope_export.parity.layer.counterfactuals import Counterfactual, counterfactuals_of
 from rope_export.parity.layer.counterfactuals.rotation import trained_length
 from rope_export.parity.layer.deviations import steady
 from rope_export.parity.layer.reference import ReferenceLayer
@@ -62,7 +62,7 @@ def revealing_calls(
     named = [*spec.features(), *(_beyond(limit) for limit in sorted(limits))]
     not_visible = []
     for feature in named:
-        for fault in counterfactuals(layer, feature):
+        for fault in counterfactuals_of(layer, feature):
             reason = search.hidden(fault)
             if reason is not None:
                 line = {"feature": str(feature), "reason": f"{fault.fault}: {reason}"}

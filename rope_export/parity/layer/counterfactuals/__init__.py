@@ -8,14 +8,14 @@ from rope_export.parity.layer.counterfactuals import attention, projections, rot
 from rope_export.parity.layer.counterfactuals.base import (
     COUNTERFACTUALS,
     Counterfactual,
-    counterfactuals,
+    counterfactuals_of,
 )
 
 __all__ = [
     "COUNTERFACTUALS",
     "Counterfactual",
     "attention",
-    "counterfactuals",
+    "counterfactuals_of",
     "projections",
     "rotation",
 ]

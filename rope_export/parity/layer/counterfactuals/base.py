@@ -35,7 +35,7 @@ Maker = Callable[[ReferenceLayer, Feature], Iterator[Counterfactual]]
 COUNTERFACTUALS: dict[str, Maker] = {}
 
 
-def counterfactuals(layer: ReferenceLayer, feature: Feature) -> Iterator[Counterfactual]:
+def counterfactuals_of(layer: ReferenceLayer, feature: Feature) -> Iterator[Counterfactual]:
     """Every counterfactual of one feature of the layer's spec.
 
     Raises: KeyError for a kind of feature that has none.
