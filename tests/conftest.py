@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from rope_export import Artifact, export
+from rope_export import Artifact, export, open_session
+from rope_export.errors import UnavailableError
+from rope_export.runtimes import all_runtimes
+from rope_export.sessions import Session
 
 TINY = {
     "model_type": "llama",
@@ -30,6 +33,42 @@ def taking_turns(combinations: Iterable[tuple[object, ...]]) -> list[object]:
         one if (at + at // 2) % 2 == 0 else pytest.param(*one, marks=pytest.mark.long)
         for at, one in enumerate(combinations)
     ]
+
+
+ON_EVERY_MACHINE = ("eager", "onnxruntime", "reference")
+"""Runtimes that come with what the tests need."""
+
+
+class OneRuntime:
+    """A runtime that a test runs on, by name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def open(self, artifact: Artifact) -> Session:
+        """A session on it; the test is skipped with the reason where it cannot run the artifact."""
+        try:
+            return open_session(artifact, self.name)
+        except UnavailableError as error:
+            pytest.skip(str(error))
+
+
+def _every_runtime() -> Iterable[object]:
+    """Each runtime that is here, and one parameter that is skipped for those that are not."""
+    reasons = {name: one.unavailable() for name, one in all_runtimes().items()}
+    for name in ON_EVERY_MACHINE:
+        assert reasons[name] is None, reasons[name]
+    yield from (name for name, reason in reasons.items() if reason is None)
+    missing = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items() if reason)
+    if missing:
+        yield pytest.param("not here", marks=pytest.mark.skip(reason=f"runtimes {missing}"))
+
+
+@pytest.fixture(scope="module", params=list(_every_runtime()))
+def runtime(request: pytest.FixtureRequest) -> OneRuntime:
+    """Each runtime there is: a test that takes it runs on all, and is skipped with the reason where
+    one is not on this machine."""
+    return OneRuntime(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,7 @@ from rope_export.parity.cases import Case
 from rope_export.parity.subject import Revealing
 from rope_export.parity.subjects import layer as layer_subject
 from rope_export.runtimes import all_runtimes
-
-HERE = ("eager", "onnxruntime", "reference")
-"""Runtimes that every machine with the tests has."""
+from tests.conftest import ON_EVERY_MACHINE
 
 ARTIFACTS = [
     (lowering, cache, dtype, padding)
@@ -69,21 +67,21 @@ def inputs_of(artifact: Artifact) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(("lowering", "cache", "dtype", "padding"), KINDS)
-@pytest.mark.parametrize("runtime", sorted(all_runtimes()))
+@pytest.mark.parametrize("name", list(all_runtimes()))
 def test_sessions_and_streams_run_or_refuse(
-    tiny: Callable[..., Artifact], runtime, lowering, cache, dtype, padding
+    tiny: Callable[..., Artifact], name, lowering, cache, dtype, padding
 ) -> None:
     artifact = tiny(lowering, dtype, cache, padding)
-    reason = all_runtimes()[runtime].unavailable(artifact.manifest)
+    reason = all_runtimes()[name].unavailable(artifact.manifest)
     if reason is not None:
         with pytest.raises(UnavailableError) as error:
-            open_session(artifact, runtime)
-        assert str(error.value) == f"runtime {runtime!r}: {reason}"
+            open_session(artifact, name)
+        assert str(error.value) == f"runtime {name!r}: {reason}"
         assert "\n" not in reason
-        unable = lowering == "ort" and runtime == "reference"
-        assert runtime not in HERE or unable or dtype == "bfloat16"
+        unable = lowering == "ort" and name == "reference"
+        assert name not in ON_EVERY_MACHINE or unable or dtype == "bfloat16"
         return
-    session = open_session(artifact, runtime)
+    session = open_session(artifact, name)
     inputs = inputs_of(artifact)
     with session:
         session.run(inputs)
@@ -98,16 +96,15 @@ def test_sessions_and_streams_run_or_refuse(
 
 
 @pytest.mark.parametrize(("lowering", "cache", "dtype", "padding"), KINDS)
-@pytest.mark.parametrize("runtime", HERE)
 def test_verify_compares_or_says_why_not(
     tiny: Callable[..., Artifact], few_cases, runtime, lowering, cache, dtype, padding
 ) -> None:
-    report = verify(tiny(lowering, dtype, cache, padding), runtimes=[runtime])
+    report = verify(tiny(lowering, dtype, cache, padding), runtimes=[runtime.name])
     if report.skipped:
         assert report.status == "nothing compared"
         return
     assert report.problems == []
-    assert report.status == ("nothing compared" if runtime == "eager" else "passed")
+    assert report.status == ("nothing compared" if runtime.name == "eager" else "passed")
 
 
 def test_an_artifact_of_onnxruntimes_operators_names_the_way_out(tiny, capsys) -> None:
@@ -118,7 +115,7 @@ def test_an_artifact_of_onnxruntimes_operators_names_the_way_out(tiny, capsys) -
     assert "com.microsoft" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("runtime", HERE)
+@pytest.mark.parametrize("runtime", ON_EVERY_MACHINE)
 def test_a_library_that_fails_is_one_line(tiny, monkeypatch, runtime) -> None:
     """Whatever kind of exception it raises."""
 

@@ -51,16 +51,15 @@ def cached(artifact: Path, cache: Path, monkeypatch, inside: str = "") -> Path:
 @pytest.mark.parametrize("inside", ["", "onnx/layer0"])
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_an_artifact_in_the_hubs_cache_opens(
-    size, inside, tiny, large, tmp_path, monkeypatch, capsys
+    size, inside, tiny, large, runtime, tmp_path, monkeypatch, capsys
 ) -> None:
     source = large if size == "large" else tiny().path
     folder = cached(source, tmp_path, monkeypatch, inside)
     blobs = contents(tmp_path / "models--org--layer" / "blobs")
     inputs = call(2, 3, 4)
-    for runtime in ("onnxruntime", "eager", "reference"):
-        with open_session(folder, runtime) as session, open_session(source, runtime) as known:
-            for name, value in known.run(inputs).items():
-                np.testing.assert_array_equal(session.run(inputs)[name], value)
+    with runtime.open(folder) as session, runtime.open(source) as known:
+        for name, value in known.run(inputs).items():
+            np.testing.assert_array_equal(session.run(inputs)[name], value)
     assert Artifact.open(folder).record(parity={"status": "passed"}) is None
     assert Artifact.open(folder).evidence["parity"] == {"status": "passed"}
     assert contents(tmp_path / "models--org--layer" / "blobs") == blobs  # not through the link

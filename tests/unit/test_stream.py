@@ -33,10 +33,9 @@ def whole(tiny):
 
 
 @pytest.mark.parametrize(("lowering", "cache"), KINDS)
-@pytest.mark.parametrize("runtime", ["onnxruntime", "eager"])
 def test_steps_add_up_to_one_pass(tiny, whole, lowering, cache, runtime) -> None:
     x = tokens(2, 12)
-    with open_session(tiny(lowering, "float32", cache), runtime) as session:
+    with runtime.open(tiny(lowering, "float32", cache)) as session:
         stream = session.start(batch=2, capacity=12)
         parts = [stream.step(x[:, a:b]) for a, b in ((0, 7), (7, 8), (8, 11), (11, 12))]
         assert stream.lengths.tolist() == [12, 12]
