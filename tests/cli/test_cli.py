@@ -16,6 +16,7 @@ from rope_export.artifacts.artifact import file_hash
 from rope_export.cli import run
 from rope_export.spec import AttentionSpec
 from tests.conftest import TINY
+from tests.support.gpus import without_cuda
 
 
 @pytest.fixture
@@ -178,9 +179,13 @@ def test_one_wrong_weight_fails(artifact, capsys) -> None:
     assert ("onnxruntime", "present_key") not in failed
 
 
-def test_missing_runtime_is_status_3(artifact, capsys) -> None:
+def test_unknown_runtime_is_status_3(artifact, capsys) -> None:
     assert run(["verify", str(artifact), "--runtime", "abacus"]) == 3
     assert "abacus" in capsys.readouterr().err
+
+
+@without_cuda
+def test_missing_runtime_is_status_3(artifact, capsys) -> None:
     assert run(["verify", str(artifact), "--runtime", "onnxruntime:cuda", "--json"]) == 3
     report = json.loads(capsys.readouterr().out)
     assert report["status"] == "nothing compared"

@@ -16,6 +16,7 @@ from rope_export.runtimes.tensorrt import EngineRunner, TensorrtRuntime
 from rope_export.sessions import Session
 from tests.conftest import TINY
 from tests.support.fake_context import FakeMachine
+from tests.support.gpus import with_gpu, without_gpu
 
 HIDDEN = TINY["hidden_size"]
 CAPACITY = 24
@@ -315,9 +316,37 @@ def test_wrong_numbers_fail_and_are_not_forgotten(engine, here, few_cases) -> No
     (engine("growing").path / "evidence.json").unlink()
 
 
-def test_without_a_gpu_the_runtime_says_what_is_missing(engine, tiny) -> None:
-    with pytest.raises(UnavailableError, match=r"tensorrt-rtx': there is no NVIDIA driver"):
+@without_gpu
+def test_without_a_gpu_the_runtime_says_what_is_missing(engine) -> None:
+    with pytest.raises(UnavailableError, match=r"tensorrt-rtx': .*NVIDIA driver"):
         open_session(engine("growing"), "tensorrt-rtx")
+
+
+@with_gpu
+@pytest.mark.parametrize("cache", ["growing", "fixed"])
+def test_the_gpu_that_is_here_computes_what_the_model_says(tiny, cache, tmp_path) -> None:
+    x = tokens(2, 12)
+    built = build_engine(
+        tiny("tensorrt", "float16", cache),
+        out=tmp_path / "engine",
+        profiles=PROFILES[cache],
+        compute_capabilities=[gpu.here().capability],
+        engine="tensorrt-rtx",
+        cache=False,
+    )
+    with open_session(built) as model:
+        whole = model.start(batch=2, capacity=CAPACITY).step(x)
+    with open_session(built, "tensorrt-rtx") as session:
+        for place in ("cpu", "cuda"):
+            stream = session.start(batch=2)
+            spans = ((0, 7), (7, 8), (8, 9), (9, 10), (10, 12))
+            parts = [stream.step(x[:, a:b].to(place)) for a, b in spans]
+            assert {part.device.type for part in parts} == {place}
+            found = torch.cat(parts, dim=1).cpu()
+            torch.testing.assert_close(found, whole, rtol=0, atol=ATOL)
+
+
+def test_a_runtime_of_engines_refuses_what_it_does_not_run(engine, tiny) -> None:
     with pytest.raises(UnavailableError, match=r"plan is one of tensorrt-rtx's"):
         open_session(engine("growing"), "tensorrt")
     with pytest.raises(UnavailableError, match=r"runs engines; .*rope-export build"):

@@ -1,6 +1,7 @@
 """Engines: profiles, builds with the real builder, the folder, and what bad input leaves behind."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -25,10 +26,14 @@ from rope_export.parity.engine.corners import corner_cases
 from rope_export.parity.subject import Request
 from rope_export.parity.subjects.engine import make_subject
 from tests.cli.test_cli import refused, rewrite
+from tests.support.gpus import with_gpu, without_gpu
 
 GROWING = "batch=1:1:3,sequence=1:8:32,past=0:0:64"
 FIXED = "batch=1:1:3,sequence=1:8:16,capacity=24"
 CAPABILITIES = ["8.0", "8.6", "8.9", "12.0"]
+NO_TENSORRT = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt") is not None, reason="the package tensorrt is installed"
+)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +169,7 @@ REAL = {
 }
 
 
+@without_gpu
 @pytest.mark.parametrize("cache", REAL)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_real_weights_become_a_fused_engine_that_passes_at_its_corners(
@@ -224,6 +230,24 @@ def test_larger_heads_are_fused_too(dtype, cache, head_dim, tmp_path, kept) -> N
     assert engine.facts.fusion["fused"]
 
 
+@with_gpu
+@pytest.mark.parametrize("cache", REAL)
+def test_numbers_of_real_weights_pass_on_the_gpu_that_is_here(
+    layer, cache, tmp_path, kept, capsys
+) -> None:
+    engine = build_engine(
+        layer("float16", cache),
+        out=tmp_path / "engine",
+        profiles=REAL[cache],
+        engine="tensorrt-rtx",
+        compute_capabilities=[gpu.here().capability],
+        cache=kept,
+    )
+    assert verify(engine).numbers == f"passed on {gpu.here()}"
+    assert run(["inspect", str(engine.path)]) == 0
+    assert "numbers passed on" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_three_scripts_lead_from_a_checkpoint_to_a_session(smollm2, tmp_path, kept) -> None:
     artifact, engine = str(tmp_path / "layer0"), str(tmp_path / "engine")
 
@@ -250,6 +274,7 @@ def test_the_three_scripts_lead_from_a_checkpoint_to_a_session(smollm2, tmp_path
 # ----------------------------------------------------------------------------------- the folder
 
 
+@without_gpu
 def test_an_engine_is_an_artifact_wherever_one_is_taken(build, capsys, monkeypatch) -> None:
     monkeypatch.setattr("rope_export.parity.subjects.layer.regular_cases", lambda *_, **__: [])
     monkeypatch.setattr("rope_export.parity.subjects.layer.layer_properties", lambda *_: [])
@@ -271,6 +296,7 @@ def test_an_engine_is_an_artifact_wherever_one_is_taken(build, capsys, monkeypat
     assert "not its plan but its ONNX model" in " ".join(capsys.readouterr().out.split())
 
 
+@without_gpu
 def test_doctor_names_modules_runtimes_and_the_gpu(capsys) -> None:
     assert run(["doctor", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -279,8 +305,22 @@ def test_doctor_names_modules_runtimes_and_the_gpu(capsys) -> None:
     reasons = {row["runtime"]: row["reason"] for row in facts["runtimes"]}
     for name in ("tensorrt", "tensorrt-rtx", "onnxruntime:tensorrt", "onnxruntime:tensorrt-rtx"):
         assert reasons[name]
+    assert facts["gpu"] == f"none: {gpu.missing()}"
+
+
+@with_gpu
+def test_doctor_names_the_gpu_that_is_here(capsys) -> None:
+    assert run(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["gpu"] == str(gpu.here())
+
+
+@NO_TENSORRT
+def test_doctor_says_what_to_install(capsys) -> None:
+    assert run(["doctor", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["runtimes"]
+    reasons = {row["runtime"]: row["reason"] for row in rows}
     assert "rope_export[tensorrt]" in reasons["tensorrt"]
-    assert facts["gpu"].startswith("none: ") or gpu.here()
 
 
 def truncate(engine: Engine) -> None:
@@ -400,7 +440,10 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("fault", OPTIONS)
+ABSENT = {"refit without a GPU": without_gpu, "an engine that is not here": NO_TENSORRT}
+
+
+@pytest.mark.parametrize("fault", [pytest.param(x, marks=ABSENT.get(x, ())) for x in OPTIONS])
 def test_an_option_that_cannot_be_met_is_one_line(fault, tiny, tmp_path, capfd) -> None:
     """Nor does native code write beside it."""
     words, status, named = OPTIONS[fault]
@@ -412,6 +455,11 @@ def test_an_option_that_cannot_be_met_is_one_line(fault, tiny, tmp_path, capfd) 
     assert printed.err.count("\n") == 1
     assert printed.out == ""
     assert not list(tmp_path.iterdir())
+
+
+@with_gpu
+def test_weights_can_be_exchanged_where_a_gpu_is(build) -> None:
+    assert build(refit=True, engine="tensorrt-rtx").facts.options.refit
 
 
 def test_native_code_is_silenced_and_python_is_not(capfd) -> None:
