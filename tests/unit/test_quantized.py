@@ -64,18 +64,18 @@ def test_a_packed_weight_stands_for_what_onnxruntime_multiplies_with(
     ],
     ids=str,
 )
-def test_sound_artifacts_pass(tiny_config, tmp_path, weights, options) -> None:
-    artifact = export(tiny_config, out=tmp_path / "x", weights=weights, **options)
+def test_sound_artifacts_pass(exported, weights, options) -> None:
+    artifact = exported(TINY, weights=weights, **options)
     assert artifact.manifest.lowering == "ort"
     report = verify(artifact)
     assert (report.status, report.weights) == ("passed", "proven")
     assert {node.op_type for node in onnx.load(artifact.model).graph.node} >= {"MatMulNBits"}
 
 
-def test_what_the_bits_cost_is_told_and_falls_with_more_of_them(tiny_config, tmp_path) -> None:
+def test_what_the_bits_cost_is_told_and_falls_with_more_of_them(exported, tiny) -> None:
     loss = {}
     for weights in ("int4", "int8"):
-        report = verify(export(tiny_config, out=tmp_path / weights, weights=weights))
+        report = verify(exported(TINY, weights=weights))
         assert report.quantization_error is not None
         assert any("the source's own weights" in line for line in every_line(report))
         assert (
@@ -85,7 +85,7 @@ def test_what_the_bits_cost_is_told_and_falls_with_more_of_them(tiny_config, tmp
         loss[weights] = report.quantization_error["relative L2"]
     # Sixteen times the steps, and a scale that is set by one value of 32.
     assert 8 < loss["int4"] / loss["int8"] < 32
-    assert verify(export(tiny_config, out=tmp_path / "whole")).loss is None
+    assert verify(tiny()).loss is None
 
 
 def test_other_scales_than_the_sources_fail(tiny_config, tmp_path, monkeypatch) -> None:
@@ -101,9 +101,9 @@ def test_other_scales_than_the_sources_fail(tiny_config, tmp_path, monkeypatch) 
     assert {("file", f"{name}_proj.weight") for name in "qkvo"} <= failed
 
 
-def test_a_value_off_by_one_step_fails(tiny_config, tmp_path, monkeypatch) -> None:
+def test_a_value_off_by_one_step_fails(exported, monkeypatch) -> None:
     """A kernel that is right but reads another weight than the one that is proven."""
-    artifact = export(tiny_config, out=tmp_path / "x", weights="int4", accuracy_level=1)
+    artifact = exported(TINY, weights="int4", accuracy_level=1, block_size=16)
 
     def shifted(opened):
         weights = file_weights(opened)
@@ -133,10 +133,8 @@ def test_what_cannot_be_is_refused(tiny_config, tmp_path, options, named) -> Non
     assert not (tmp_path / "x").exists()
 
 
-def test_every_projection_is_stored_in_few_bits_and_nothing_else(tmp_path) -> None:
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({**TINY, "model_type": "qwen3"}))
-    artifact = export(config, out=tmp_path / "x", weights="int4")
+def test_every_projection_is_stored_in_few_bits_and_nothing_else(exported) -> None:
+    artifact = exported({**TINY, "model_type": "qwen3"}, weights="int4")
     names = {t.name for t in onnx.load(artifact.model).graph.initializer}
     for name in AttentionSpec.from_json(artifact.manifest.spec).weight_shapes:
         assert (name in names) == (not name.endswith("_proj.weight"))
