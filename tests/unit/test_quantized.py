@@ -85,7 +85,7 @@ def test_what_the_bits_cost_is_told_and_falls_with_more_of_them(exported, tiny) 
         loss[weights] = report.quantization_error["relative L2"]
     # Sixteen times the steps, and a scale that is set by one value of 32.
     assert 8 < loss["int4"] / loss["int8"] < 32
-    assert verify(tiny()).loss is None
+    assert verify(tiny()).quantization_error is None
 
 
 def test_other_scales_than_the_sources_fail(tiny_config, tmp_path, monkeypatch) -> None:
