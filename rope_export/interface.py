@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from rope_export.errors import TensorError
 from rope_export.spec import AttentionSpec
@@ -20,20 +20,24 @@ MASK = "attention_mask"
 """An attention layer's input that says which slots are padding."""
 
 
+DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8", "bool")
+"""Of tensors that go in and out."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorType:
-    """A tensor's name, dtype and shape; an axis is a size, the name of a dynamic one, or a sum."""
+    """A tensor's name, dtype and shape; an axis is a size, the name of a dynamic one, or a sum.
+
+    Raises: ValueError for a dtype that no tensor has.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
-
-    @classmethod
-    def from_json(cls, facts: Mapping[str, Any]) -> "TensorType":
-        return cls(name=facts["name"], dtype=facts["dtype"], shape=tuple(facts["shape"]))
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r}: use one of {', '.join(DTYPES)}")
 
     def sized(self, axes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with its dynamic axes filled in."""

@@ -4,10 +4,10 @@ A source that is quantized itself is kept bit for bit where the operator can hol
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -37,6 +37,8 @@ class Quantization:
     accuracy_level: int = 4
 
     def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise InputError(f"bits={self.bits}: use 4 or 8.")
         if self.block_size < 16 or self.block_size & (self.block_size - 1):
             raise InputError(
                 f"block_size={self.block_size}: MatMulNBits takes a power of two, 16 or more."
@@ -46,20 +48,6 @@ class Quantization:
                 f"accuracy_level={self.accuracy_level}: use one of "
                 f"{', '.join(map(str, ACCURACY_LEVELS))}."
             )
-
-    def to_json(self) -> dict[str, int]:
-        return dict(vars(self))
-
-    @classmethod
-    def from_json(cls, facts: Mapping[str, Any] | None) -> "Quantization | None":
-        """Raises: InputError for facts that are not those of this version."""
-        try:
-            return None if facts is None else cls(**facts)
-        except TypeError as error:
-            raise InputError(
-                f"the manifest's quantization does not fit this version of rope_export ({error}). "
-                f"Export the artifact again."
-            ) from error
 
 
 Stored = Literal["kept", "kept, offsets rounded", "requantized", "quantized"]

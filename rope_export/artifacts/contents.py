@@ -6,7 +6,6 @@ where a cache of links has its files: Hugging Face's has `snapshots/REVISION/nam
 """
 
 import hashlib
-import json
 import mmap
 import os
 import stat
@@ -14,7 +13,6 @@ import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rope_export import paths
 from rope_export.artifacts import external_data
@@ -186,40 +184,20 @@ def verify(path: Path, sha256: str) -> None:
         file.close()
 
 
-def parsed(contents: bytes, path: Path) -> dict[str, Any]:
-    """The object in a JSON file's bytes.
-
-    Raises: ArtifactError if they are none.
-    """
-    try:
-        facts = json.loads(contents.decode("utf-8"))
-    except RecursionError:
-        raise ArtifactError(f"{path}: is not JSON of ours; it is nested too deeply.") from None
-    except ValueError as error:
-        raise ArtifactError(f"{path}: is not JSON ({error}).") from error
-    if not isinstance(facts, dict):
-        raise ArtifactError(f"{path}: holds {type(facts).__name__}, not an object.")
-    return facts
-
-
-def model_files(folder: Path, files: Mapping[str, Mapping[str, Any]], whose: Path) -> Contents:
+def model_files(folder: Path, files: Mapping[str, str]) -> Contents:
     """The files of the ONNX model in `folder`, each opened once.
 
-    files: of a manifest, which is `whose`.
+    files: the sha256 of each, by name, as a manifest has them.
     Raises: ArtifactError if one is not what the manifest says, or the model keeps weights in a
         file that the manifest does not list.
     """
-    if not {MODEL} <= files.keys() <= {MODEL, DATA}:
-        other = sorted(files.keys() - {MODEL, DATA})
-        wrong = f"lists the file {other[0]!r}" if other else f"does not list {MODEL}"
-        raise ArtifactError(f"{whose}: {wrong}.")
     opened = {name: _Open(folder / name) for name in files}
     if len({file.real.parent.resolve() for file in opened.values()}) > 1:
         raise ArtifactError(
             f"{folder / DATA}: leads to another folder than {MODEL}; the two belong together."
         )
     model = opened[MODEL].read()
-    if hashlib.sha256(model).hexdigest() != files[MODEL]["sha256"]:
+    if hashlib.sha256(model).hexdigest() != files[MODEL]:
         raise mismatch(folder / MODEL)
     opened[MODEL].close()
     try:
@@ -236,10 +214,10 @@ def model_files(folder: Path, files: Mapping[str, Mapping[str, Any]], whose: Pat
     source = opened[DATA]
     if source.size <= MAPPED_ABOVE:
         data = source.read()
-        if hashlib.sha256(data).hexdigest() != files[DATA]["sha256"]:
+        if hashlib.sha256(data).hexdigest() != files[DATA]:
             raise mismatch(folder / DATA)
         return Contents(model, data)
-    if _hash(source) != files[DATA]["sha256"]:
+    if _hash(source) != files[DATA]:
         raise mismatch(folder / DATA)
     mapped = source.map()
     source.check()

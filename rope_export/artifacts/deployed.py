@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rope_export.artifacts.artifact import Artifact
 from rope_export.artifacts.contents import Contents
+from rope_export.artifacts.folder import Folder
 from rope_export.errors import ArtifactError, extra
-from rope_export.quantization import Packed, Quantization, unpack
+from rope_export.quantization import Packed, unpack
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
     from torch import Tensor
 
 
-def read_model(artifact: Artifact) -> "ModelProto":
+def read_model(artifact: Folder) -> "ModelProto":
     """The ONNX model with all its weights inside, from the files that its manifest names.
 
     Raises: ArtifactError if it cannot be read.
@@ -57,7 +57,7 @@ def _take_in(tensor: "TensorProto", files: Contents, model: Path) -> None:
     tensor.raw_data = files.data[start:end]
 
 
-def file_weights(artifact: Artifact) -> "dict[str, Tensor]":
+def file_weights(artifact: Folder) -> "dict[str, Tensor]":
     """Each tensor of the layer as the file has it, by its name in the spec.
 
     Raises: ArtifactError if an initializer that the manifest names is missing or unreadable.
@@ -74,18 +74,19 @@ def file_weights(artifact: Artifact) -> "dict[str, Tensor]":
             raise ArtifactError(f"{artifact.model}: has no initializer {name!r}.")
         return numpy_helper.to_array(initializers[name])
 
-    how = Quantization.from_json(artifact.manifest.quantization)
+    how = artifact.manifest.quantization
     weights = {}
     for name, facts in artifact.manifest.weights.items():
-        if how is not None and "scales" in facts:
+        if how is not None and facts.scales is not None:
             stored = Packed(
-                packed=array(facts["initializer"]),
-                scales=array(facts["scales"]),
-                zeros=array(facts["zero_points"]) if "zero_points" in facts else None,
-                offsets=array(facts["offsets"]) if "offsets" in facts else None,
+                packed=array(facts.initializer),
+                scales=array(facts.scales),
+                zeros=None if facts.zero_points is None else array(facts.zero_points),
+                offsets=None if facts.offsets is None else array(facts.offsets),
             )
-            weights[name] = to_torch(unpack(stored, how, facts["inputs"]))
+            assert facts.inputs is not None  # as every quantized weight's
+            weights[name] = to_torch(unpack(stored, how, facts.inputs))
             continue
-        value = to_torch(array(facts["initializer"]).copy())
-        weights[name] = value.t().contiguous() if facts["transposed"] else value
+        value = to_torch(array(facts.initializer).copy())
+        weights[name] = value.t().contiguous() if facts.transposed else value
     return weights

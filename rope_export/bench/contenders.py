@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rope_export.arrays import fill_cache, to_numpy
-from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.folder import Folder
 from rope_export.bench.proof import Truth, WrongError, apart, timed_on
 from rope_export.bench.shapes import Arrays, Shape, growing_interface
 from rope_export.bench.timing import Call
@@ -68,7 +68,7 @@ class ArtifactContender(Contender):
     def __init__(
         self,
         name: str,
-        artifact: Artifact,
+        artifact: Folder,
         *,
         threads: int | None,
         capacity: int | None = None,
@@ -77,7 +77,7 @@ class ArtifactContender(Contender):
         self.name, self.manifest, self.proven = name, artifact.manifest, proven
         self.capacity = capacity
         self.spec = AttentionSpec.from_json(artifact.manifest.spec)
-        self.weight_bytes = sum(int(f["bytes"]) for f in artifact.manifest.files.values())
+        self.weight_bytes = sum(file.bytes for file in artifact.manifest.files.values())
         self.session = open_session(artifact, timed_on(artifact), threads=threads)
 
     def prepare(self, shape: Shape, inputs: Arrays, truth: Truth | None) -> Ready:

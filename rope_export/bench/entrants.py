@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rope_export.artifacts.artifact import Artifact
 from rope_export.artifacts.deployed import file_weights
+from rope_export.artifacts.folder import Folder, open_folder
 from rope_export.bench.baselines import BASELINES, Baseline
 from rope_export.bench.contenders import ArtifactContender, Contender
 from rope_export.bench.proof import Proof
@@ -21,7 +21,7 @@ with extra("export", "benchmarking"):
 KINDS = tuple(baseline.kind for baseline in BASELINES)
 
 
-def named(paths: Iterable[str | Path]) -> dict[str, Artifact]:
+def named(paths: Iterable[str | Path]) -> dict[str, Folder]:
     """Artifacts by the name of their folder, or by their path where that is not enough.
 
     Raises: InputError if there are none, or one is given twice; ArtifactError for what is none.
@@ -30,13 +30,13 @@ def named(paths: Iterable[str | Path]) -> dict[str, Artifact]:
     if not given:
         raise InputError("no artifact is given; name the folder of at least one.")
     short = [os.path.basename(os.path.realpath(path)) for path in given]
-    artifacts: dict[str, Artifact] = {}
+    artifacts: dict[str, Folder] = {}
     for path, name in zip(given, short, strict=True):
         unique = short.count(name) == 1 and name not in KINDS
         key = name if unique else str(path)
         if key in artifacts:
             raise InputError(f"{path}: is given twice.")
-        artifacts[key] = Artifact.open(path)
+        artifacts[key] = open_folder(path)
     return artifacts
 
 
@@ -67,7 +67,7 @@ class Entrant:
     """A contender, the artifact it is or takes its weights from, and eager PyTorch with them."""
 
     contender: Contender
-    artifact: Artifact
+    artifact: Folder
     module: RotaryAttention
 
     @property
@@ -91,7 +91,7 @@ class Layer:
 
 
 def layers(
-    artifacts: Mapping[str, Artifact],
+    artifacts: Mapping[str, Folder],
     proofs: Mapping[str, Proof],
     choice: Choice,
     stack: ExitStack,
@@ -103,7 +103,7 @@ def layers(
 
     proofs: of the artifacts that take part.
     """
-    groups: dict[AttentionSpec, dict[str, Artifact]] = {}
+    groups: dict[AttentionSpec, dict[str, Folder]] = {}
     for name, artifact in artifacts.items():
         spec = AttentionSpec.from_json(artifact.manifest.spec)
         groups.setdefault(spec, {})[name] = artifact
@@ -130,8 +130,8 @@ class _Modules:
         self.spec = spec
         self.made: dict[tuple[str, ...], RotaryAttention] = {}
 
-    def __call__(self, artifact: Artifact) -> RotaryAttention:
-        key = tuple(str(facts["sha256"]) for facts in artifact.manifest.weights.values())
+    def __call__(self, artifact: Folder) -> RotaryAttention:
+        key = tuple(facts.sha256 for facts in artifact.manifest.weights.values())
         if key not in self.made:
             self.made[key] = RotaryAttention.from_weights(self.spec, file_weights(artifact))
         return self.made[key]
@@ -140,7 +140,7 @@ class _Modules:
 def _enter(
     layer: Layer,
     name: str,
-    artifact: Artifact,
+    artifact: Folder,
     proof: Proof,
     modules: _Modules,
     stack: ExitStack,
@@ -161,7 +161,7 @@ def _enter(
 
 
 def _oppose(
-    layer: Layer, artifact: Artifact, module: RotaryAttention, choice: Choice, suffix: str
+    layer: Layer, artifact: Folder, module: RotaryAttention, choice: Choice, suffix: str
 ) -> None:
     for baseline in BASELINES:
         if not choice.takes(baseline.kind):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.folder import Folder, hashes
 from rope_export.bench.contenders import CannotError, Ready
 from rope_export.bench.entrants import Choice, Entrant, Layer, layers, named
 from rope_export.bench.machine import BackgroundLoad, Machine
@@ -20,6 +20,7 @@ from rope_export.bench.shapes import DEFAULT, Arrays, Shape, drawn
 from rope_export.bench.timing import Call, Plan, measure
 from rope_export.engines.plan import Engine
 from rope_export.errors import InputError, RopeExportError, extra
+from rope_export.typed_json import plain
 
 with extra("export", "benchmarking"):
     import torch
@@ -93,7 +94,7 @@ def _torch_threads(threads: int) -> Iterator[None]:
 
 
 def _proofs(
-    artifacts: Mapping[str, Artifact], choice: Choice, trust: bool, progress: Progress
+    artifacts: Mapping[str, Folder], choice: Choice, trust: bool, progress: Progress
 ) -> dict[str, Proof]:
     """Of the artifacts that take part."""
     proofs = {}
@@ -199,20 +200,20 @@ def _memory(
     return tuple(found)
 
 
-def _facts(artifact: Artifact, proof: Proof | None, capacity: int | None) -> dict[str, Any]:
+def _facts(artifact: Folder, proof: Proof | None, capacity: int | None) -> dict[str, Any]:
     manifest = artifact.manifest
     names = ("lowering", "opset", "dtype", "cache", "padding", "quantization")
     return {
         "path": str(artifact.path),
-        **{name: getattr(manifest, name) for name in names},
-        "files": {name: facts["sha256"] for name, facts in manifest.files.items()},
+        **{name: plain(getattr(manifest, name)) for name in names},
+        "files": hashes(manifest),
         "parity": proof and proof.status,
         "trusted": proof is not None and proof.trusted,
         "slots": capacity if manifest.cache == "fixed" else None,
     }
 
 
-def _notes(artifacts: Mapping[str, Artifact], machine: Machine) -> Iterator[str]:
+def _notes(artifacts: Mapping[str, Folder], machine: Machine) -> Iterator[str]:
     limits = machine.limits
     for name, artifact in artifacts.items():
         if isinstance(artifact, Engine):
@@ -228,7 +229,7 @@ def _notes(artifacts: Mapping[str, Artifact], machine: Machine) -> Iterator[str]
     small = [
         name
         for name, artifact in artifacts.items()
-        if sum(int(f["bytes"]) for f in artifact.manifest.files.values()) <= limits.cache_bytes
+        if sum(file.bytes for file in artifact.manifest.files.values()) <= limits.cache_bytes
     ]
     if small:
         yield (

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from rope_export.arrays import dtype_name, to_numpy, to_torch
-from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.folder import Folder, model_hashes
 from rope_export.bench.shapes import Arrays, Shape
 from rope_export.engines.plan import Engine
 from rope_export.errors import RopeExportError, extra
@@ -38,7 +38,7 @@ PRESSURE = 4
 Progress = Callable[[str, float], None]
 
 
-def timed_on(artifact: Artifact) -> str:
+def timed_on(artifact: Folder) -> str:
     """The runtime: of an engine its own where the GPU is that it is for, RUNTIME otherwise.
 
     Raises: ArtifactError for an engine that the GPU or the module here does not take.
@@ -46,7 +46,7 @@ def timed_on(artifact: Artifact) -> str:
     if not isinstance(artifact, Engine):
         return RUNTIME
     own = artifact.facts.engine
-    return own if find_runtime(own).unavailable(artifact.manifest) is None else RUNTIME
+    return own if find_runtime(own).unavailable(artifact) is None else RUNTIME
 
 
 class WrongError(RopeExportError):
@@ -70,7 +70,7 @@ class Proof:
     reason: str = ""
 
 
-def prove(artifact: Artifact, *, trust: bool, progress: Progress) -> Proof:
+def prove(artifact: Folder, *, trust: bool, progress: Progress) -> Proof:
     """Verify an artifact and write down which files that was about.
 
     trust: believe a verdict "passed" in its evidence, if that was about the same files.
@@ -92,13 +92,13 @@ def prove(artifact: Artifact, *, trust: bool, progress: Progress) -> Proof:
         return Proof(status="nothing compared", reason=reason)
     output = artifact.manifest.interface.main_output
     error = 0.0 if artifact.manifest.quantization is None else _worst(here, output)
-    artifact.record(proven={"runtime": place, "files": _hashes(artifact), "error": error})
+    artifact.record(proven={"runtime": place, "files": model_hashes(artifact), "error": error})
     return Proof(status="passed", error=error)
 
 
-def _evidence(artifact: Artifact) -> Proof | None:
+def _evidence(artifact: Folder) -> Proof | None:
     """What the evidence proves of these very files, if it does."""
-    evidence, files, place = artifact.evidence, _hashes(artifact), timed_on(artifact)
+    evidence, files, place = artifact.evidence, model_hashes(artifact), timed_on(artifact)
     parity, own = evidence.get("parity", {}), evidence.get("proven", {})
     if parity.get("status") != "passed":
         return None
@@ -115,10 +115,6 @@ def _worst(rows: Iterable[Row], output: str) -> float:
     """The largest relative L2 error of an output."""
     wanted = (output, "relative L2")
     return max((row.error for row in rows if (row.output, row.metric) == wanted), default=0.0)
-
-
-def _hashes(artifact: Artifact) -> dict[str, str]:
-    return {name: facts["sha256"] for name, facts in artifact.manifest.files.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

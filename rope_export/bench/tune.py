@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rope_export.artifacts.artifact import Artifact, check_target
+from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.saving import check_target
 from rope_export.bench import Bench, Choice, Plan, Progress, Shape, benchmark
 from rope_export.errors import InputError, RopeExportError
 from rope_export.exporter.pipeline import export
@@ -42,7 +43,7 @@ def tuned(
     Raises: InputError as `export` does, or if no lowering could be measured; RopeExportError if one
         of them computes something wrong. Nothing is written then.
     """
-    check_target(Path(out))
+    check_target(Path(out), Artifact)
     cache = options.get("cache", "growing")
     chosen = tuple(shapes or (WITHOUT_CACHE if cache == "none" else SHAPES))
     with tempfile.TemporaryDirectory() as name:

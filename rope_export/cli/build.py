@@ -1,16 +1,18 @@
 """rope-export build: a TensorRT engine from an artifact."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rope_export.cli import output
 from rope_export.errors import InputError
+from rope_export.typed_json import plain
 
 if TYPE_CHECKING:
     from rope_export.engines import Engine
+    from rope_export.engines.fusion import Fusion
+    from rope_export.engines.network import NetworkFacts
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -91,7 +93,7 @@ def build_plan(
             progress=lambda name: step(name, None),
         )
     if as_json:
-        output.print_json({"engine": str(made.path), **made.facts.to_json()})
+        output.print_json({"engine": str(made.path), **plain(made.facts)})
         return 0
     for line in summary(made):
         output.out().print(line, soft_wrap=True)
@@ -112,7 +114,7 @@ def size(text: str) -> int:
 def summary(engine: "Engine") -> list[str]:
     """An engine in a few lines."""
     facts = engine.facts
-    plan = facts.files["engine.plan"]["bytes"] / 1e6
+    plan = facts.files["engine.plan"].bytes / 1e6
     return [
         f"{engine.path}: {facts.engine} {facts.version}, compute capability "
         f"{', '.join(facts.compute_capabilities)}, {engine.manifest.dtype}, cache "
@@ -123,12 +125,12 @@ def summary(engine: "Engine") -> list[str]:
     ]
 
 
-def fused(network: Mapping[str, Any], fusion: Mapping[str, Any]) -> str:
+def fused(network: "NetworkFacts", fusion: "Fusion") -> str:
     """What became of the layers, in one line."""
     counts = (
-        f"{network['rotary']} rotary, {network['attention']} attention, "
-        f"{network['kv_cache_updates']} KV-cache updates"
+        f"{network.rotary} rotary, {network.attention} attention, "
+        f"{network.kv_cache_updates} KV-cache updates"
     )
-    if fusion["fused"]:
-        return f"attention fused ({', '.join(fusion['kernels'])}); {counts}"
-    return f"attention NOT fused: {fusion['reason']}; remedy: {fusion['remedy']}; {counts}"
+    if fusion.fused:
+        return f"attention fused ({', '.join(fusion.kernels)}); {counts}"
+    return f"attention NOT fused: {fusion.reason}; remedy: {fusion.remedy}; {counts}"

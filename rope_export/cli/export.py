@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from rope_export.cli import output
+from rope_export.cli.inspect import manifest_facts
 from rope_export.errors import InputError
 
 
@@ -98,7 +99,7 @@ def export_layer(
         output.warn(report.notes)
     parity = output.report_json(report, context) if report else None
     if as_json:
-        facts = {"artifact": str(artifact.path), "manifest": artifact.manifest.to_json()}
+        facts = {"artifact": str(artifact.path), "manifest": manifest_facts(artifact.manifest)}
         output.print_json({**facts, "parity": parity})
     else:
         output.out().print(f"{artifact.path}: {summary(artifact)}", soft_wrap=True)

@@ -8,11 +8,13 @@ import typer
 from rich.table import Table
 
 from rope_export import paths
-from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.folder import Folder, open_folder
+from rope_export.artifacts.manifest import Manifest
 from rope_export.cli import output
 from rope_export.engines.plan import Engine
-from rope_export.engines.profiles import Profile
+from rope_export.engines.profiles import Profile, Range
 from rope_export.errors import ArtifactError, extra
+from rope_export.typed_json import plain, typed
 
 
 def inspect_path(
@@ -25,26 +27,32 @@ def inspect_path(
     if paths.readable(path).is_file():
         facts = _model(path)
     else:
-        artifact = Artifact.open(path)
-        facts = {**_facts(path, artifact), "evidence": artifact.evidence}
+        folder = open_folder(path)
+        facts = {**_facts(path, folder), "evidence": folder.evidence}
     if as_json:
         output.print_json(facts)
         return 0
     grid = Table(show_header=False, box=None, pad_edge=False)
     for name, value in facts.items():
-        grid.add_row(name, _text(name, value))
+        if name != "interface":  # its tensors are shown as inputs and outputs
+            grid.add_row(name, _text(name, value))
     output.out().print(grid)
     return 0
 
 
-def _facts(path: Path, artifact: Artifact) -> dict[str, Any]:
+def _facts(path: Path, folder: Folder) -> dict[str, Any]:
     """Of an engine what the plan is, and in a few words what it was built from."""
-    if not isinstance(artifact, Engine):
-        return {"artifact": str(path), **artifact.manifest.to_json()}
-    manifest = artifact.manifest
+    if not isinstance(folder, Engine):
+        return {"artifact": str(path), **manifest_facts(folder.manifest)}
     names = ("lowering", "dtype", "cache", "padding", "source")
-    origin = {name: getattr(manifest, name) for name in names}
-    return {"engine folder": str(path), **artifact.facts.to_json(), "built from": origin}
+    origin = {name: getattr(folder.manifest, name) for name in names}
+    return {"engine folder": str(path), **plain(folder.facts), "built from": origin}
+
+
+def manifest_facts(manifest: Manifest) -> dict[str, Any]:
+    """A manifest as JSON prints it, with the inputs and outputs of its interface."""
+    facts: dict[str, Any] = plain(manifest)
+    return facts | {name: facts["interface"][name] for name in ("inputs", "outputs")}
 
 
 def _model(path: Path) -> dict[str, Any]:
@@ -104,7 +112,7 @@ def _text(name: str, value: Any) -> str:
             f"weights {parity.get('weights')}{numbers}"
         )
     if name == "profiles":
-        return "\n".join(str(Profile.from_json(profile)) for profile in value)
+        return "\n".join(str(Profile(typed(axes, dict[str, Range], "profile"))) for axes in value)
     if name == "fusion":
         return "\n".join(f"{key}: {_flat(part)}" for key, part in value.items())
     if isinstance(value, dict):

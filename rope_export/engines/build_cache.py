@@ -9,14 +9,19 @@ import functools
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+from platformdirs import user_cache_path
+
 from rope_export.artifacts import contents, swap
+from rope_export.engines.fusion import Fusion
+from rope_export.engines.network import NetworkFacts
 from rope_export.errors import ArtifactError
+from rope_export.typed_json import parse, text, typed
 
 VARIABLE = "ROPE_EXPORT_CACHE"
 PLAN, FACTS = "engine.plan", "facts.json"
@@ -24,27 +29,32 @@ PLAN, FACTS = "engine.plan", "facts.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """What the builder gave. network, fusion: as in `EngineFacts`."""
+    """What the builder gave. network, fusion: as in `EngineManifest`."""
 
     plan: bytes
-    network: Mapping[str, Any]
-    fusion: Mapping[str, Any]
+    network: NetworkFacts
+    fusion: Fusion
+
+
+class _Facts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an entry states of its plan, whose sha256 is `plan`."""
+
+    plan: str
+    network: NetworkFacts
+    fusion: Fusion
 
 
 def location() -> Path | None:
-    """The folder of the cache: ROPE_EXPORT_CACHE, or the user's own cache folder; nothing for a
-    user who has no home."""
-    given = os.environ.get(VARIABLE)
-    if given:
-        return Path(given) / "engines"
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-        return Path(base or Path.home() / "AppData" / "Local") / "rope_export" / "engines"
-    base = os.environ.get("XDG_CACHE_HOME")
+    """The folder of the cache: ROPE_EXPORT_CACHE, or the user's own cache folder as the system has
+    it (XDG_CACHE_HOME on Linux); nothing for a user who has no home."""
+    chosen = os.environ.get(VARIABLE)
+    if chosen:
+        return Path(chosen) / "engines"
     try:
-        return Path(base or Path.home() / ".cache") / "rope_export" / "engines"
+        folder = user_cache_path("rope_export", appauthor=False, opinion=False)
     except RuntimeError:
         return None
+    return folder / "engines" if folder.is_absolute() else None
 
 
 def key(inputs: Mapping[str, Any]) -> str:
@@ -66,22 +76,17 @@ def get(folder: Path, name: str) -> Built | None:
         swap.heal(entry)
         facts = _facts(entry)
         plan = (entry / PLAN).read_bytes()
-        if hashlib.sha256(plan).hexdigest() != facts["plan"]:
+        if hashlib.sha256(plan).hexdigest() != facts.plan:
             return None
-        return Built(plan=plan, network=facts["network"], fusion=facts["fusion"])
-    except (OSError, ValueError, ArtifactError):
+        return Built(plan=plan, network=facts.network, fusion=facts.fusion)
+    except (OSError, ArtifactError):
         return None
 
 
-def _facts(entry: Path) -> dict[str, Any]:
-    """Raises: ValueError or ArtifactError if what lies there is no entry."""
-    facts = contents.parsed(contents.read(entry / FACTS, contents.LARGEST_JSON), entry / FACTS)
-    kinds = {"plan": str, "network": dict, "fusion": dict}
-    if facts.keys() != kinds.keys():
-        raise ValueError(f"{entry}: has other facts than an entry")
-    if not all(isinstance(facts[fact], kind) for fact, kind in kinds.items()):
-        raise ValueError(f"{entry}: has other facts than an entry")
-    return facts
+def _facts(entry: Path) -> _Facts:
+    """Raises: ArtifactError if what lies there is no entry."""
+    where = entry / FACTS
+    return typed(parse(contents.read(where, contents.LARGEST_JSON), where), _Facts, where)
 
 
 def put(folder: Path, name: str, built: Built) -> None:
@@ -89,15 +94,12 @@ def put(folder: Path, name: str, built: Built) -> None:
 
     Raises: OSError if the folder cannot be written, or something else lies there.
     """
-    facts = {
-        "plan": hashlib.sha256(built.plan).hexdigest(),
-        "network": dict(built.network),
-        "fusion": dict(built.fusion),
-    }
+    plan = hashlib.sha256(built.plan).hexdigest()
+    facts = text(_Facts(plan=plan, network=built.network, fusion=built.fusion))
 
     def fill(entry: Path) -> None:
         (entry / PLAN).write_bytes(built.plan)
-        (entry / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (entry / FACTS).write_text(facts, encoding="utf-8")
 
     swap.replace(folder / name, fill, _check_entry)
 
@@ -112,7 +114,7 @@ def _check_entry(entry: Path) -> None:
     try:
         if names:
             _facts(entry)
-    except (ValueError, ArtifactError):
+    except ArtifactError:
         ours = False
     if not ours:
         raise FileExistsError(errno.EEXIST, "it holds something else", str(entry))

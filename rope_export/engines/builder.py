@@ -16,10 +16,12 @@ from rope_export.artifacts.contents import MODEL
 from rope_export.engines import fusion, network, static
 from rope_export.engines.build_cache import Built
 from rope_export.engines.module import Module
+from rope_export.engines.network import NetworkFacts
 from rope_export.engines.plan import Engine, Options, fixed_tensors
 from rope_export.engines.profiles import Profile, sizes_of
 from rope_export.errors import InputError, RopeExportError
 from rope_export.interface import TensorType
+from rope_export.typed_json import plain
 
 Progress = Callable[[str], None]
 
@@ -78,10 +80,10 @@ def build(module: Module, order: Order, progress: Progress) -> Built:
         cache = bytes(memoryview(config.get_timing_cache().serialize()))
         swap.write(order.timing_cache, cache)
     found = fusion.fusion(log.lines, facts, order.dtype)
-    return Built(plan=bytes(memoryview(plan)), network=facts.to_json(), fusion=found.to_json())
+    return Built(plan=bytes(memoryview(plan)), network=facts, fusion=found)
 
 
-def again(module: Module, engine: Engine) -> dict[str, Any]:
+def again(module: Module, engine: Engine) -> NetworkFacts:
     """What an engine's model is parsed to now, as its manifest has it.
 
     Raises: as `build`.
@@ -107,7 +109,7 @@ def again(module: Module, engine: Engine) -> dict[str, Any]:
         files.write(private)
         model = _sized(replace(order, model=private / MODEL), Path(folder))
         parsed = _parsed(module, trt.Builder(log), model, order, log)
-        return network.facts(trt, parsed).to_json()
+        return network.facts(trt, parsed)
 
 
 def _sized(order: Order, folder: Path) -> Path:
@@ -226,7 +228,7 @@ def type_name(trt: Any, dtype: Any) -> str:
 def _failed(errors: Sequence[str], order: Order) -> RopeExportError:
     """The builder's own words in one line, and what helps where an option was given."""
     told = fusion.told([e for e in errors if not WITHOUT_GPU.search(e)] or errors)
-    options = order.options.to_json()
+    options = plain(order.options)
     ways = [way for name, way in REMEDIES.items() if options[name]]
     kind = InputError if ways else RopeExportError
     remedy = f" Remedy: {'; '.join(ways)}." if ways else ""

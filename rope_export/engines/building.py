@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rope_export import gpu, paths
-from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.folder import Folder, model_hashes, open_folder
+from rope_export.artifacts.saving import check_target
 from rope_export.engines import build_cache, plan
 from rope_export.engines import module as modules
 from rope_export.engines.module import Module
-from rope_export.engines.plan import Engine, EngineFacts, Options
+from rope_export.engines.plan import Engine, EngineManifest, Options
 from rope_export.engines.profiles import profiles_for, sizes_of
 from rope_export.errors import InputError, UnavailableError
+from rope_export.typed_json import plain
 from rope_export.version import VERSION
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ LEVELS = range(6)
 
 
 def build_engine(
-    artifact: str | Path | Artifact,
+    artifact: str | Path | Folder,
     *,
     out: str | Path,
     profiles: Sequence[str] = (),
@@ -72,9 +74,9 @@ def build_engine(
     from rope_export.engines import network
     from rope_export.engines.builder import Order
 
-    out, given = Path(out), Artifact.open(artifact)
-    plan.check_target(out)
-    source = plan.built_from(given)
+    out, given = Path(out), open_folder(artifact)
+    check_target(out, Engine)
+    source = given.artifact
     wanted = profiles_for(source.manifest, profiles)
     options = Options(
         workspace=workspace,
@@ -114,25 +116,25 @@ def build_engine(
             options=options,
             timing_cache=timings,
         )
-        built = _built(module, order, plan.model_hashes(source), here, folder, progress)
-        if require_fused and not built.fusion["fused"]:
+        built = _built(module, order, model_hashes(source), here, folder, progress)
+        if require_fused and not built.fusion.fused:
             raise InputError(
-                f"{source.path}: attention is not fused: {built.fusion['reason']}. Remedy: "
-                f"{built.fusion['remedy']}, or build without `require_fused`."
+                f"{source.path}: attention is not fused: {built.fusion.reason}. Remedy: "
+                f"{built.fusion.remedy}, or build without `require_fused`."
             )
         inputs, outputs = order.tensors
-        facts = EngineFacts(
-            engine=module.engine,
+        facts = EngineManifest(
+            engine=module.engine,  # type: ignore[arg-type]  # one of PACKAGES
             version=module.version,
             compute_capabilities=capabilities or (here.capability if here else "",),
             gpu=None if here is None else here.name,
-            profiles=wanted,
+            ranges=tuple(profile.axes for profile in wanted),
             options=options,
             inputs=inputs,
             outputs=outputs,
             network=built.network,
             fusion=built.fusion,
-            model=plan.model_hashes(source),
+            model=model_hashes(source),
         )
         progress("writing")
         return plan.save(out, copied, facts, built.plan)
@@ -209,8 +211,8 @@ def _built(
             "version": module.version,
             "gpu": None if here is None else str(here) + here.driver,
             "compute_capabilities": order.compute_capabilities,
-            "profiles": [profile.to_json() for profile in order.profiles],
-            "options": order.options.to_json(),
+            "profiles": [plain(profile.axes) for profile in order.profiles],
+            "options": plain(order.options),
         }
     )
     found = None if folder is None else build_cache.get(folder, name)

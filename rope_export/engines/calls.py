@@ -12,7 +12,7 @@ from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING, Any
 
 from rope_export.engines.execution import Context, Device
-from rope_export.engines.plan import EngineManifest
+from rope_export.interface import Interface
 
 if TYPE_CHECKING:
     import torch
@@ -68,17 +68,17 @@ class Calls:
     """Runs calls on tensors that lie on the device; may be used from several threads."""
 
     def __init__(
-        self, manifest: EngineManifest, context: Callable[[], Context], device: Device
+        self, interface: Interface, context: Callable[[], Context], device: Device
     ) -> None:
         import torch
 
-        self._manifest, self._make, self._device = manifest, context, device
-        self._fixed = manifest.interface.cache == "fixed"
+        self._outputs, self._make, self._device = interface.outputs, context, device
+        self._fixed = interface.cache == "fixed"
         self._free: list[_Held] = []
         self._lock, self._slots = Lock(), BoundedSemaphore(CONTEXTS)
         self._graphs: OrderedDict[Any, _Graph | None] = OrderedDict()
         self._some = torch.zeros(256, dtype=torch.uint8, device=device.place)
-        pairs = manifest.interface.caches if self._fixed else ()
+        pairs = interface.caches if self._fixed else ()
         self.pairs = {pair.output: pair.input for pair in pairs}
 
     def run(
@@ -101,7 +101,7 @@ class Calls:
             graph = self._graph(profile, given, axes, outputs)
         if graph is not None:
             return self._repeat(graph, profile, given, outputs)
-        for tensor in self._manifest.outputs:
+        for tensor in self._outputs:
             if tensor.name not in outputs:
                 outputs[tensor.name] = self._new(tensor.sized(axes), tensor.dtype)
         with self._context() as held:
@@ -146,7 +146,7 @@ class Calls:
                 kept = {n: self._copy(x) for n, x in inputs.items() if n not in self.pairs.values()}
                 made = {
                     t.name: self._new(t.sized(axes), t.dtype)
-                    for t in self._manifest.outputs
+                    for t in self._outputs
                     if t.name not in caches
                 }
                 graph = _Graph(held=_Held(self._make()), inputs=kept, outputs=made)

@@ -181,7 +181,7 @@ def _kernels_of(engine: Engine) -> Path | None:
     plans = build_cache.location()
     if plans is None:
         return None
-    return plans.with_name("kernels") / str(engine.facts.files["engine.plan"]["sha256"])
+    return plans.with_name("kernels") / str(engine.facts.files["engine.plan"].sha256)
 
 
 def _check_validity(trt: Any, runtime: Any, engine: Engine, plan: bytes, here: gpu.Gpu) -> None:

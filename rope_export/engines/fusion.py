@@ -1,12 +1,12 @@
 """Whether the builder made one kernel of each attention layer, as its own log tells."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from typing import Any
 
+from msgspec import Struct
+
 from rope_export.engines.network import KERNEL_HEADS, NetworkFacts
-from rope_export.errors import InputError
 
 KERNEL = re.compile(r"^Name: (\w*mha\w*), LayerType:", re.MULTILINE)
 """A fused attention kernel in the list of layers, such as _gemm_mha_v2_myl1_5."""
@@ -15,8 +15,7 @@ LAYERS = "Layers:\n"
 SCRATCH = re.compile(r"(?:Max|Total) Scratch Memory: (\d+) bytes")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fusion:
+class Fusion(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What became of the attention of a network.
 
     fused: every attention layer is one kernel. kernels: the fused ones by name. rotary, attention,
@@ -33,21 +32,6 @@ class Fusion:
     scratch_bytes: int | None
     reason: str | None = None
     remedy: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return found | {"kernels": list(self.kernels)}
-
-    @classmethod
-    def from_json(cls, given: Mapping[str, Any]) -> "Fusion":
-        """Raises: InputError if it was written by another version."""
-        try:
-            return cls(**{**given, "kernels": tuple(given["kernels"])})
-        except (TypeError, KeyError) as error:
-            raise InputError(
-                f"the plan's fusion report does not fit this version of rope_export ({error!r}). "
-                f"Build the engine again."
-            ) from error
 
 
 def logger(trt: Any, verbose: bool) -> Any:

@@ -1,9 +1,10 @@
 """From an ONNX file to a TensorRT network that computes what the file says, and what is in it."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from rope_export.errors import InputError, RopeExportError, extra
 
@@ -12,8 +13,7 @@ KERNEL_HEADS = range(16, 257, 8)
 Source: NVIDIA TensorRT documentation, "Work with transformers", multi-head attention fusion."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworkFacts:
+class NetworkFacts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a parsed network is made of.
 
     rotary, attention, kv_cache_updates: layers of each kind. causal: how each attention layer
@@ -29,22 +29,6 @@ class NetworkFacts:
     decomposed: int = 0
     softmax: int = 0
     head_dims: tuple[int, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: list(x) if isinstance(x, tuple) else x for name, x in found.items()}
-
-    @classmethod
-    def from_json(cls, given: Mapping[str, Any]) -> "NetworkFacts":
-        """Raises: InputError if it was written by another version."""
-        plain: Any = {n: tuple(x) if isinstance(x, list) else x for n, x in given.items()}
-        try:
-            return cls(**plain)
-        except TypeError as error:
-            raise InputError(
-                f"the plan's network facts do not fit this version of rope_export ({error}). "
-                f"Build the engine again."
-            ) from error
 
 
 def refuse(model: Path, contents: bytes | None = None) -> None:

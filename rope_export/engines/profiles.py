@@ -8,7 +8,9 @@ accepts a profile whose minimum is above its maximum, so everything is checked h
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rope_export.artifacts.artifact import Manifest
+from msgspec import Struct
+
+from rope_export.artifacts.manifest import Manifest
 from rope_export.errors import InputError
 from rope_export.interface import TensorType
 
@@ -33,13 +35,16 @@ DEFAULTS: Mapping[str, tuple[str, ...]] = {
 """By the kind of cache: a profile for prompts, then one for single tokens after them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Range:
-    """Sizes of one axis: minimum, optimum and maximum."""
+class Range(Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True):
+    """Sizes of one axis: minimum, optimum and maximum. Raises: ValueError if out of order."""
 
     min: int
     opt: int
     max: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min <= self.opt <= self.max:
+            raise ValueError(f"sizes {self.min}:{self.opt}:{self.max} are out of order")
 
     def __contains__(self, size: int) -> bool:
         return self.min <= size <= self.max
@@ -55,7 +60,7 @@ class Range:
 class Profile:
     """Sizes of every axis, by name, in the order in which they are written."""
 
-    axes: Mapping[str, Range]
+    axes: dict[str, Range]
 
     def range(self, axis: int | str) -> Range:
         """Of an axis of a tensor: a size, a name, or a sum of names. "total" is past + sequence."""
@@ -94,18 +99,6 @@ class Profile:
 
     def __str__(self) -> str:
         return ",".join(f"{name}={sizes}" for name, sizes in self.axes.items())
-
-    def to_json(self) -> dict[str, list[int]]:
-        return {name: [r.min, r.opt, r.max] for name, r in self.axes.items()}
-
-    @classmethod
-    def from_json(cls, facts: Mapping[str, Sequence[int]]) -> "Profile":
-        sizes = [size for three in facts.values() for size in three]
-        if not all(type(size) is int for size in sizes):
-            raise ValueError(f"a profile has sizes {sizes}")
-        return cls(
-            {name: Range(min=low, opt=opt, max=high) for name, (low, opt, high) in facts.items()}
-        )
 
 
 def profiles_for(manifest: Manifest, words: Sequence[str]) -> tuple[Profile, ...]:

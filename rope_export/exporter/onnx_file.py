@@ -8,7 +8,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from rope_export.artifacts.artifact import DATA, MODEL, Manifest
+from rope_export.artifacts.contents import DATA, MODEL
+from rope_export.artifacts.manifest import Manifest
 from rope_export.errors import RopeExportError
 from rope_export.interface import Interface, TensorType
 

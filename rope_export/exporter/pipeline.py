@@ -15,8 +15,10 @@ with extra("export", "exporting"):
     from rope_export.exporter.translation import translate
 
 from rope_export.arrays import to_torch
-from rope_export.artifacts import artifact as artifacts
-from rope_export.artifacts.artifact import Artifact, Manifest
+from rope_export.artifacts.artifact import Artifact, save
+from rope_export.artifacts.contents import MODEL
+from rope_export.artifacts.manifest import Manifest
+from rope_export.artifacts.saving import check_target
 from rope_export.checkpoints import Layer, open_model
 from rope_export.checkpoints.stored import store
 from rope_export.exporter.weight_facts import facts_of_weights
@@ -72,7 +74,7 @@ def export(
     Raises: InputError for what is wrong or not supported; nothing is written then.
     """
     out = Path(out)
-    artifacts.check_target(out)
+    check_target(out, Artifact)
     progress("reading the source")
     opened = open_model(source, part=part, dtype=dtype, seed=seed, adapter=adapter)
     source_layer = opened.layer(layer)
@@ -90,15 +92,14 @@ def export(
         opset=chosen_opset,
         cache=cache,
         padding=padding,
-        inputs=interface.inputs,
-        outputs=interface.outputs,
+        interface=interface,
         source=source_layer.facts,
         weights=facts_of_weights(source_layer, tensors, packed, quantization),
         versions={"rope_export": VERSION}
         | {name: version(name) for name in ("torch", "onnx", "onnxscript")},
         runtimes=chosen.runtimes,
-        needs=chosen.needs,
-        quantization=None if quantization is None else quantization.to_json(),
+        needs=dict(chosen.needs),
+        quantization=quantization,
         stale_slots=chosen.stale_slots if cache == "fixed" else "any",
         first_position=spec.first_position,
     )
@@ -113,12 +114,12 @@ def export(
         progress("writing")
         write_model(model, folder)
         progress("checking the file")
-        check_model(folder / artifacts.MODEL, interface)
+        check_model(folder / MODEL, interface)
 
     origin = {"source": source_layer.path}
     if source_layer.adapter is not None:
         origin["adapter"] = source_layer.adapter
-    return artifacts.save(out, manifest, write, origin)
+    return save(out, manifest, write, origin)
 
 
 def _refuse_unread(source: Layer) -> None:

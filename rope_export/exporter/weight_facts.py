@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
+from rope_export.artifacts.manifest import Weight
 from rope_export.checkpoints import Layer
 from rope_export.lowerings import OFFSETS, SCALES, ZERO_POINTS, packed_name
 from rope_export.quantization import Packed, Quantization
@@ -17,37 +18,35 @@ def facts_of_weights(
     tensors: dict[str, Tensor],
     packed: Mapping[str, Packed],
     quantization: Quantization | None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Weight]:
     """Facts of every tensor of the layer, by its name in the spec.
 
     tensors: as deployed. packed: those that are quantized.
     """
-    facts: dict[str, dict[str, Any]] = {
-        name: {
-            "source_tensor": layer.names[name],
-            "initializer": name,
-            "transposed": name.endswith("_proj.weight"),
-            "sha256": tensor_hash(tensor),
-        }
+    facts = {
+        name: Weight(
+            source_tensor=layer.names[name],
+            initializer=name,
+            transposed=name.endswith("_proj.weight"),
+            sha256=tensor_hash(tensor),
+            source_form=layer.forms.get(name),
+        )
         for name, tensor in tensors.items()
     }
-    for name, form in layer.forms.items():
-        facts[name]["source_form"] = form
     for name, stored in packed.items():
         assert quantization is not None
         projection = name.removesuffix("weight")
-        facts[name] |= {
-            "initializer": projection + packed_name(quantization),
-            "scales": projection + SCALES,
-            "inputs": tensors[name].shape[1],
-            "block_size": stored.block_size(quantization.bits),
-            "stored": stored.stored,
-            "transposed": False,
-        }
-        if stored.zeros is not None:
-            facts[name]["zero_points"] = projection + ZERO_POINTS
-        if stored.offsets is not None:
-            facts[name]["offsets"] = projection + OFFSETS
+        facts[name] = replace(
+            facts[name],
+            initializer=projection + packed_name(quantization),
+            transposed=False,
+            scales=projection + SCALES,
+            inputs=tensors[name].shape[1],
+            block_size=stored.block_size(quantization.bits),
+            stored=stored.stored,
+            zero_points=None if stored.zeros is None else projection + ZERO_POINTS,
+            offsets=None if stored.offsets is None else projection + OFFSETS,
+        )
     return facts
 
 

@@ -1,7 +1,7 @@
 """The base class of lowerings, and what several of them share."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ class Lowering(Operators):
     needs: ClassVar[Mapping[str, str]] = {}
     quantizes: ClassVar[bool] = False
     engine: ClassVar[bool] = False
-    stale_slots: ClassVar[str] = "finite"
+    stale_slots: ClassVar[Literal["any", "finite"]] = "finite"
     heads_axis: ClassVar[int] = 1
 
     def limit(self, spec: AttentionSpec, cache: str) -> str | None:

@@ -1,7 +1,7 @@
 """onnxruntime's own operator for grouped-query attention with a cache."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Ort(Lowering):
     # query_seqlens, without which chunks of several rows on a cache are refused.
     needs: ClassVar[Mapping[str, str]] = {"onnxruntime": "1.32"}
     quantizes: ClassVar[bool] = True
-    stale_slots: ClassVar[str] = "any"
+    stale_slots: ClassVar[Literal["any", "finite"]] = "any"
     heads_axis: ClassVar[int] = 2
 
     features: ClassVar[frozenset[str]] = (

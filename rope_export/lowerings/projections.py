@@ -45,7 +45,7 @@ class QuantizedProjection(nn.Module):
         self.quantization, self.outputs = quantization, linear.out_features
         self.block = packed.block_size(quantization.bits)
         self.attributes: dict[str, Any] = {"K": linear.in_features, "N": self.outputs}
-        self.attributes |= quantization.to_json() | {"block_size": self.block}
+        self.attributes |= vars(quantization) | {"block_size": self.block}
         self.register_buffer(packed_name(quantization), torch.from_numpy(packed.packed))
         self.register_buffer(SCALES, torch.from_numpy(packed.scales))
         self.has_zeros, self.has_offsets = packed.zeros is not None, packed.offsets is not None

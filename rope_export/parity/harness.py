@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.folder import Folder, holding
 from rope_export.errors import UnavailableError
 from rope_export.parity.judge import Judge
 from rope_export.parity.report.result import Report
@@ -22,7 +22,7 @@ Progress = Callable[[str, float], None]
 
 
 def verify(
-    artifact: str | Path | Artifact,
+    artifact: str | Path | Folder,
     *,
     source: str | Path | None = None,
     adapter: str | Path | None = None,
@@ -46,7 +46,7 @@ def verify(
         that was asked for does not exist.
     """
     # Its files are in memory from here on: the verdict is about them, whatever replaces them.
-    opened = artifact.hold() if isinstance(artifact, Artifact) else Artifact.holding(Path(artifact))
+    opened = artifact.hold() if isinstance(artifact, Folder) else holding(Path(artifact))
     request = Request(
         source=None if source is None else str(source),
         adapter=None if adapter is None else str(adapter),

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from rope_export.arrays import Array
-    from rope_export.artifacts.artifact import Artifact
-    from rope_export.artifacts.manifest import Manifest
+    from rope_export.artifacts.folder import Folder
 
     Prepared: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, int]], dict[str, Array]]
 
@@ -59,10 +58,10 @@ class Runtime(Protocol):
 
     name: str
 
-    def unavailable(self, manifest: "Manifest | None" = None) -> str | None:
+    def unavailable(self, artifact: "Folder | None" = None) -> str | None:
         """Why it cannot run here, or cannot run an artifact like this; nothing if it can."""
 
-    def open(self, artifact: "Artifact", threads: int | None = None) -> Runner:
+    def open(self, artifact: "Folder", threads: int | None = None) -> Runner:
         """The artifact, ready to run on this runtime and on no other. threads: for one call.
 
         What is loaded comes from `artifact.read`, which checks it.

@@ -9,8 +9,7 @@ from rope_export.runtimes.base import NeedsPackages, Runner, written
 
 if TYPE_CHECKING:
     from rope_export.arrays import Array
-    from rope_export.artifacts.artifact import Artifact
-    from rope_export.artifacts.manifest import Manifest
+    from rope_export.artifacts.folder import Folder
     from rope_export.attention.layer import RotaryAttention
     from rope_export.interface import Interface
 
@@ -19,10 +18,10 @@ class EagerRuntime(NeedsPackages):
     name = "eager"
     needs: ClassVar[Mapping[str, str]] = {"torch": "export", "onnx": "export"}
 
-    def unavailable(self, manifest: "Manifest | None" = None) -> str | None:
+    def unavailable(self, artifact: "Folder | None" = None) -> str | None:
         return self.missing()
 
-    def open(self, artifact: "Artifact", threads: int | None = None) -> Runner:
+    def open(self, artifact: "Folder", threads: int | None = None) -> Runner:
         """threads: torch's own, which are the process's; not changed here."""
         from rope_export.artifacts.deployed import file_weights
         from rope_export.attention.layer import RotaryAttention

@@ -18,8 +18,7 @@ from rope_export.runtimes.base import NeedsPackages, Runner, allocate
 
 if TYPE_CHECKING:
     from rope_export.arrays import Array
-    from rope_export.artifacts.artifact import Artifact
-    from rope_export.artifacts.manifest import Manifest
+    from rope_export.artifacts.folder import Folder
     from rope_export.interface import Interface
     from rope_export.runtimes.base import Prepared
 
@@ -52,12 +51,13 @@ class OnnxRuntime(NeedsPackages):
         self.name, self.provider, self.device = name, provider, device
         self.extra = extra
 
-    def unavailable(self, manifest: "Manifest | None" = None) -> str | None:
+    def unavailable(self, artifact: "Folder | None" = None) -> str | None:
         reason = self.missing() or self.absent()
-        if reason or manifest is None:
+        if reason or artifact is None:
             return reason
         import onnxruntime
 
+        manifest = artifact.manifest
         wanted = manifest.needs.get("onnxruntime")
         if wanted is not None and _numbers(onnxruntime.__version__) < _numbers(wanted):
             return (
@@ -91,9 +91,9 @@ class OnnxRuntime(NeedsPackages):
         current = None if self.device == "cpu" else gpu.here()
         return 0 if current is None else current.index
 
-    def open(self, artifact: "Artifact", threads: int | None = None) -> Runner:
+    def open(self, artifact: "Folder", threads: int | None = None) -> Runner:
         """Raises: UnavailableError if the provider did not start or left operators to another."""
-        files = [str(facts["sha256"]) for _, facts in sorted(artifact.manifest.files.items())]
+        files = [file.sha256 for _, file in sorted(artifact.manifest.files.items())]
         key = (*files, self.provider, str(self.gpu_index()), str(threads))
         with OPENING:
             inner = _SHARED.get(key)
@@ -115,7 +115,7 @@ class OnnxRuntime(NeedsPackages):
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return options
 
-    def load(self, artifact: "Artifact", options: Any) -> Any:
+    def load(self, artifact: "Folder", options: Any) -> Any:
         """onnxruntime's InferenceSession of the artifact, which no other session shares.
 
         Raises: ArtifactError if onnxruntime refuses the model, or its files were changed.

@@ -10,9 +10,8 @@ from rope_export.runtimes.base import Runner
 from rope_export.runtimes.onnxruntime import OPENING, OnnxRuntime, first_line
 
 if TYPE_CHECKING:
-    from rope_export.artifacts.artifact import Artifact
     from rope_export.artifacts.contents import Contents
-    from rope_export.artifacts.manifest import Manifest
+    from rope_export.artifacts.folder import Folder
 
 PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 """The package that brings onnxruntime's provider of TensorRT for RTX."""
@@ -27,19 +26,22 @@ class TensorrtProvider(OnnxRuntime):
     What TensorRT computes otherwise than ONNX defines it, it computes otherwise here as well.
     """
 
-    def unavailable(self, manifest: "Manifest | None" = None) -> str | None:
-        reason = super().unavailable(manifest)
-        if reason or manifest is None or manifest.lowering in RIGHT_IN_TENSORRT:
+    def unavailable(self, artifact: "Folder | None" = None) -> str | None:
+        reason = super().unavailable(artifact)
+        if reason or artifact is None:
             return reason
+        lowering = artifact.manifest.lowering
+        if lowering in RIGHT_IN_TENSORRT:
+            return None
         return (
-            f"TensorRT does not compute lowering {manifest.lowering!r} as ONNX says; export with "
+            f"TensorRT does not compute lowering {lowering!r} as ONNX says; export with "
             f"lowering 'tensorrt'"
         )
 
     def absent(self) -> str | None:
         return super().absent() or gpu.missing()
 
-    def open(self, artifact: "Artifact", threads: int | None = None) -> Runner:
+    def open(self, artifact: "Folder", threads: int | None = None) -> Runner:
         """Raises: InputError for a form that TensorRT computes otherwise."""
         from rope_export.engines.network import refuse
 

@@ -9,8 +9,7 @@ from rope_export.runtimes.base import NeedsPackages, Runner, written
 
 if TYPE_CHECKING:
     from rope_export.arrays import Array
-    from rope_export.artifacts.artifact import Artifact
-    from rope_export.artifacts.manifest import Manifest
+    from rope_export.artifacts.folder import Folder
     from rope_export.interface import Interface
 
 
@@ -18,9 +17,9 @@ class ReferenceRuntime(NeedsPackages):
     name = "reference"
     needs: ClassVar[Mapping[str, str]] = {"onnx": "export"}
 
-    def unavailable(self, manifest: "Manifest | None" = None) -> str | None:
-        own = manifest is not None and (
-            "onnxruntime" in manifest.needs or manifest.quantization is not None
+    def unavailable(self, artifact: "Folder | None" = None) -> str | None:
+        own = artifact is not None and (
+            "onnxruntime" in artifact.manifest.needs or artifact.manifest.quantization is not None
         )
         if own:
             return (
@@ -29,7 +28,7 @@ class ReferenceRuntime(NeedsPackages):
             )
         return self.missing()
 
-    def open(self, artifact: "Artifact", threads: int | None = None) -> Runner:
+    def open(self, artifact: "Folder", threads: int | None = None) -> Runner:
         """threads: not used, it computes on one."""
         from onnx.reference import ReferenceEvaluator
 

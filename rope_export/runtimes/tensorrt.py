@@ -7,7 +7,7 @@ from rope_export import gpu
 from rope_export.arrays import address, is_torch, to_numpy, to_torch
 from rope_export.engines import module
 from rope_export.engines.calls import Calls
-from rope_export.engines.plan import Engine, EngineManifest, check_gpu, check_version
+from rope_export.engines.plan import Engine, check_gpu, check_version
 from rope_export.engines.profiles import selected
 from rope_export.errors import ProfileError, RopeExportError, TensorError, UnavailableError
 from rope_export.runtimes.base import NeedsPackages, Runner, written
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from rope_export.arrays import Array
-    from rope_export.artifacts.artifact import Artifact
-    from rope_export.artifacts.manifest import Manifest
+    from rope_export.artifacts.folder import Folder
     from rope_export.engines.execution import Context, Device
 
 
@@ -29,41 +28,41 @@ class TensorrtRuntime(NeedsPackages):
     def __init__(self, engine: str) -> None:
         self.name = engine
 
-    def unavailable(self, manifest: "Manifest | None" = None) -> str | None:
+    def unavailable(self, artifact: "Folder | None" = None) -> str | None:
         """Raises: ArtifactError for a plan of another version or GPU: it has to be built again."""
-        reason = self._unfit(manifest) or module.missing(self.name) or self.missing()
+        reason = self._unfit(artifact) or module.missing(self.name) or self.missing()
         if reason:
             return reason
-        if isinstance(manifest, EngineManifest):
-            check_version(None, manifest.engine, module.load(self.name).version)
+        if isinstance(artifact, Engine):
+            check_version(None, artifact.facts, module.load(self.name).version)
         reason = gpu.missing()
         if reason:
             return reason
         here = gpu.here()
-        if isinstance(manifest, EngineManifest) and here is not None:
-            check_gpu(None, manifest.engine, here)
+        if isinstance(artifact, Engine) and here is not None:
+            check_gpu(None, artifact.facts, here)
         import torch
 
         return None if torch.cuda.is_available() else "this torch was built without CUDA"
 
-    def _unfit(self, manifest: "Manifest | None") -> str | None:
-        if manifest is None:
+    def _unfit(self, artifact: "Folder | None") -> str | None:
+        if artifact is None:
             return None
-        if not isinstance(manifest, EngineManifest):
+        if not isinstance(artifact, Engine):
             return "it runs engines; make one of this artifact with: rope-export build"
-        if manifest.engine.engine != self.name:
-            return f"the plan is one of {manifest.engine.engine}'s; use that runtime"
+        if artifact.facts.engine != self.name:
+            return f"the plan is one of {artifact.facts.engine}'s; use that runtime"
         return None
 
-    def open(self, artifact: "Artifact", threads: int | None = None) -> Runner:
+    def open(self, artifact: "Folder", threads: int | None = None) -> Runner:
         """threads: not used, the GPU computes."""
         from rope_export.engines.execution import Cuda, Plan
 
         here = gpu.here()
         if not isinstance(artifact, Engine) or here is None:
-            raise UnavailableError(f"runtime {self.name!r}: {self.unavailable(artifact.manifest)}")
+            raise UnavailableError(f"runtime {self.name!r}: {self.unavailable(artifact)}")
         plan = Plan(module.load(self.name), artifact, here)
-        return EngineRunner(artifact.manifest, plan.context, Cuda(), plan.close)
+        return EngineRunner(artifact, plan.context, Cuda(), plan.close)
 
 
 class EngineRunner(Runner):
@@ -75,17 +74,17 @@ class EngineRunner(Runner):
 
     def __init__(
         self,
-        manifest: EngineManifest,
+        engine: Engine,
         context: "Callable[[], Context]",
         device: "Device",
         close: Callable[[], None] = lambda: None,
     ) -> None:
-        self._interface = manifest.interface
-        self._profiles = manifest.engine.profiles
+        self._interface = engine.manifest.interface
+        self._profiles = engine.facts.profiles
         sizes = self._profiles[0].axes.get("capacity")
         self.capacity = None if sizes is None else sizes.max  # a number in the plan
         self._device, self._close = device, close
-        self._calls: Calls | None = Calls(manifest, context, device)
+        self._calls: Calls | None = Calls(self._interface, context, device)
 
     def run(
         self, inputs: "Mapping[str, Array]", axes: Mapping[str, int], into: "Mapping[str, Array]"

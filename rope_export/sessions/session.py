@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rope_export.arrays import dtype_name, plain_inputs
-from rope_export.artifacts.artifact import Artifact, steady
+from rope_export.artifacts.folder import Folder, peek, steady
 from rope_export.errors import InputError, UnavailableError
 from rope_export.runtimes import Runner, Runtime, find_runtime
 from rope_export.sessions.stream import Stream
@@ -86,7 +86,7 @@ class Session:
 
 
 def open_session(
-    artifact: str | Path | Artifact, runtime: str = "onnxruntime", *, threads: int | None = None
+    artifact: str | Path | Folder, runtime: str = "onnxruntime", *, threads: int | None = None
 ) -> Session:
     """Open an artifact on one runtime; it never falls back to another.
 
@@ -101,14 +101,14 @@ def open_session(
         runtime is not on this machine or cannot run this artifact.
     """
     chosen = find_runtime(runtime)
-    if isinstance(artifact, Artifact):
+    if isinstance(artifact, Folder):
         return _session(artifact, chosen, threads)
     folder = Path(artifact)
-    return steady(folder, lambda: _session(Artifact.peek(folder), chosen, threads))
+    return steady(folder, lambda: _session(peek(folder), chosen, threads))
 
 
-def _session(artifact: Artifact, runtime: Runtime, threads: int | None) -> Session:
-    reason = runtime.unavailable(artifact.manifest)
+def _session(artifact: Folder, runtime: Runtime, threads: int | None) -> Session:
+    reason = runtime.unavailable(artifact)
     if reason:
         raise UnavailableError(f"runtime {runtime.name!r}: {reason}")
     if threads is not None and threads < 1:

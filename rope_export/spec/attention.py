@@ -1,8 +1,7 @@
 """One attention layer, as its weights were trained."""
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from rope_export.errors import SpecError
@@ -11,6 +10,7 @@ from rope_export.rope.variants import variant
 from rope_export.spec.features import Feature, features_of
 from rope_export.spec.parts import LatentSpec, NormSpec, PositionScale
 from rope_export.spec.reader import config_reader
+from rope_export.typed_json import brief, plain, typed
 
 DType = Literal["float32", "float16", "bfloat16"]
 Gate = Literal["head", "feature"]
@@ -238,37 +238,23 @@ class AttentionSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The spec as plain values, for a manifest."""
-        facts = dataclasses.asdict(self)
+        facts: dict[str, Any] = plain(self)
         if self.rope is not None:
-            facts["rope"] = {"rope_type": self.rope.rope_type, **facts["rope"]}
-        return _plain(facts)
+            facts["rope"] = {"rope_type": self.rope.rope_type, **plain(self.rope)}
+        return facts
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> "AttentionSpec":
         """The spec that `to_json` wrote.
 
-        Raises: SpecError for keys or variants this version does not know.
+        Raises: SpecError for values of another type, and keys or variants that there are not.
         """
-        given = dict(facts)
-        kinds = dict.fromkeys(NORMS, NormSpec)
-        kinds |= {"position_scale": PositionScale, "latent": LatentSpec}  # type: ignore[dict-item]
-        try:
-            if given["rope"] is not None:
-                rope = dict(given["rope"])
-                given["rope"] = variant(rope.pop("rope_type"))(**rope)
-            for name, kind in kinds.items():
-                if given.get(name) is not None:
-                    given[name] = kind(**given[name])
-            return cls(**given)
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise SpecError(
-                f"the manifest's spec does not fit this version of rope_export ({error}). "
-                f"Export the artifact again."
-            ) from error
-
-
-def _plain(value: Any) -> Any:
-    """With lists for tuples, as JSON gives them back."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+        where, rope = "the manifest's spec", facts.get("rope")
+        spec = typed({**facts, "rope": None}, cls, where, SpecError)
+        if rope is None:
+            return spec
+        if not isinstance(rope, dict):
+            raise SpecError(f"{where}: rope={brief(rope)}: it must be an object, or null.")
+        parameters = {name: value for name, value in rope.items() if name != "rope_type"}
+        kind = variant(str(rope.get("rope_type")))
+        return replace(spec, rope=typed(parameters, kind, f"{where}: rope", SpecError))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rope_export.artifacts.artifact import file_hash
+from rope_export.artifacts.saving import file_hash
 from rope_export.cli import run
 from rope_export.spec import AttentionSpec
 from tests.conftest import TINY

@@ -72,7 +72,7 @@ def test_sessions_and_streams_run_or_refuse(
     tiny: Callable[..., Artifact], name, lowering, cache, dtype, padding
 ) -> None:
     artifact = tiny(lowering, dtype, cache, padding)
-    reason = all_runtimes()[name].unavailable(artifact.manifest)
+    reason = all_runtimes()[name].unavailable(artifact)
     if reason is not None:
         with pytest.raises(UnavailableError) as error:
             open_session(artifact, name)

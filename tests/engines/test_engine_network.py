@@ -15,6 +15,7 @@ from rope_export.engines import fusion, network
 from rope_export.engines.fusion import Fusion
 from rope_export.engines.network import NetworkFacts
 from rope_export.errors import InputError, RopeExportError
+from rope_export.typed_json import plain, text, typed
 from tests.conftest import TINY
 from tests.engines import test_engine_forms as forms
 
@@ -104,7 +105,7 @@ def test_half_precision_is_fused_for_every_device(made, config, dtype, cache) ->
     assert found.scratch_bytes is not None
     assert found.scratch_bytes > 0
     assert (found.reason, found.remedy) == (None, None)
-    assert Fusion.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert typed(json.loads(text(found)), Fusion, "fusion") == found
 
 
 def test_a_network_says_what_it_is_made_of(made) -> None:
@@ -119,7 +120,7 @@ def test_a_network_says_what_it_is_made_of(made) -> None:
         softmax=0,
         head_dims=(64,),
     )
-    assert NetworkFacts.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert typed(json.loads(text(found)), NetworkFacts, "network") == found
 
 
 @pytest.mark.parametrize("cache", ["growing", "fixed"])
@@ -240,7 +241,9 @@ def test_a_log_tells_whether_every_layout_is_fused(lines: list[str], reason: str
 
 
 def test_reports_of_another_version_are_told_apart() -> None:
-    with pytest.raises(InputError, match="Build the engine again"):
-        NetworkFacts.from_json({"rotary": 1})
-    with pytest.raises(InputError, match="Build the engine again"):
-        Fusion.from_json({"fused": True})
+    with pytest.raises(InputError, match="missing required field attention"):
+        typed({"rotary": 1}, NetworkFacts, "network")
+    with pytest.raises(InputError, match="missing required field kernels"):
+        typed({"fused": True}, Fusion, "fusion")
+    with pytest.raises(InputError, match="unknown field heads"):
+        typed({**plain(PLAIN), "heads": 1}, NetworkFacts, "network")

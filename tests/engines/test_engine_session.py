@@ -52,7 +52,7 @@ def engine(tiny, tmp_path_factory) -> Callable[[str], Engine]:
 
 def opened(engine: Engine) -> tuple[FakeMachine, Session]:
     machine = FakeMachine(engine)
-    runner = EngineRunner(engine.manifest, machine.context, machine.device)
+    runner = EngineRunner(engine, machine.context, machine.device)
     return machine, Session(engine.manifest, runner)
 
 
@@ -279,13 +279,13 @@ def here(engine, monkeypatch) -> FakeMachine:
     monkeypatch.setattr(
         TensorrtRuntime,
         "unavailable",
-        lambda self, manifest=None: None if self.name == "tensorrt-rtx" else "not here",
+        lambda self, artifact=None: None if self.name == "tensorrt-rtx" else "not here",
     )
     monkeypatch.setattr(
         TensorrtRuntime,
         "open",
         lambda self, artifact, threads=None: EngineRunner(
-            artifact.manifest, machine.context, machine.device
+            artifact, machine.context, machine.device
         ),
     )
     monkeypatch.setattr(

@@ -16,17 +16,18 @@ import onnx
 import pytest
 
 from rope_export import Artifact, build_engine, export, gpu, open_session, verify
-from rope_export.artifacts.artifact import file_hash
+from rope_export.artifacts.saving import file_hash
 from rope_export.cli import output, run
 from rope_export.engines import build_cache, builder, module, static
 from rope_export.engines.plan import Engine, check_gpu
-from rope_export.engines.profiles import DEFAULTS, Profile, profiles_for, selected
+from rope_export.engines.profiles import DEFAULTS, Profile, Range, profiles_for, selected
 from rope_export.errors import ArtifactError, InputError, UnavailableError
 from rope_export.parity.engine.corners import corner_cases
 from rope_export.parity.subject import Request
 from rope_export.parity.subjects.engine import make_subject
 from tests.cli.test_cli import refused, rewrite
 from tests.support.gpus import with_gpu, without_gpu
+from tests.support.plans import built as built_of
 
 GROWING = "batch=1:1:3,sequence=1:8:32,past=0:0:64"
 FIXED = "batch=1:1:3,sequence=1:8:16,capacity=24"
@@ -128,7 +129,16 @@ def test_the_usual_profiles_take_prompts_and_single_tokens(tiny, cache) -> None:
 
 
 def test_a_corner_is_least_usual_or_one_axis_at_its_largest() -> None:
-    profile = Profile.from_json({"batch": (1, 2, 4), "sequence": (1, 1, 1), "past": (0, 5, 9)})
+    profile = Profile(
+        {
+            name: Range(min=low, opt=opt, max=high)
+            for name, (low, opt, high) in {
+                "batch": (1, 2, 4),
+                "sequence": (1, 1, 1),
+                "past": (0, 5, 9),
+            }.items()
+        }
+    )
     found = [tuple(corner.values()) for corner in profile.corners()]
     assert found == [(1, 1, 0), (2, 1, 5), (4, 1, 0), (1, 1, 9)]
     assert profile.range("total").max == profile.range("past + sequence").max == 10
@@ -187,12 +197,12 @@ def test_real_weights_become_a_fused_engine_that_passes_at_its_corners(
     facts = engine.facts
     assert (facts.engine, facts.version) == ("tensorrt-rtx", module.load("tensorrt-rtx").version)
     assert facts.compute_capabilities == tuple(CAPABILITIES)
-    assert (facts.fusion["fused"], facts.fusion["reason"]) == (True, None)
-    assert (facts.network["rotary"], facts.network["attention"]) == (2, 1)
-    assert facts.network["kv_cache_updates"] == (2 if cache == "fixed" else 0)
+    assert (facts.fusion.fused, facts.fusion.reason) == (True, None)
+    assert (facts.network.rotary, facts.network.attention) == (2, 1)
+    assert facts.network.kv_cache_updates == (2 if cache == "fixed" else 0)
     capacity = {axis for t in facts.inputs for axis in t.shape if t.name == "key_cache"}
     assert cache == "growing" or 128 in capacity
-    assert facts.files["engine.plan"]["sha256"] == file_hash(engine.plan)
+    assert facts.files["engine.plan"].sha256 == file_hash(engine.plan)
     monkeypatch.setattr("rope_export.parity.subjects.layer.regular_cases", lambda *_, **__: [])
     monkeypatch.setattr("rope_export.parity.subjects.layer.layer_properties", lambda *_: [])
     report = verify(engine)
@@ -227,7 +237,7 @@ def test_larger_heads_are_fused_too(dtype, cache, head_dim, tmp_path, kept) -> N
     given = {"lowering": "tensorrt", "dtype": dtype, "cache": cache}
     artifact = export(config, out=tmp_path / "artifact", **given)
     engine = build_engine(artifact, out=tmp_path / "it", profiles=REAL[cache], cache=kept)
-    assert engine.facts.fusion["fused"]
+    assert engine.facts.fusion.fused
 
 
 @with_gpu
@@ -361,9 +371,12 @@ DAMAGE = {
         "model.onnx: does not match",
     ),
     "another model": (other_model, "built from another model"),
-    "a format to come": (lambda e: edit(e, format_version=2), "format_version=2"),
-    "half a manifest": (lambda e: edit(e, profiles=[{"batch": [1]}]), "not a whole manifest"),
-    "no files": (lambda e: edit(e, files={}), "lists []"),
+    "a format to come": (lambda e: edit(e, format_version=3), "format_version=3"),
+    "half a manifest": (
+        lambda e: edit(e, profiles=[{"batch": [1]}]),
+        "profiles[0]['batch']=[1]: expected array",
+    ),
+    "no files": (lambda e: edit(e, files={}), "it lists []"),
 }
 
 
@@ -533,13 +546,13 @@ def test_a_damaged_entry_is_built_again(tiny, tmp_path) -> None:
     (entry,) = kept.iterdir()
     (entry / "engine.plan").write_bytes(b"\0" * 100)
     second = build_engine(source, out=tmp_path / "two", **options)
-    assert second.facts.files["engine.plan"]["bytes"] == first.facts.files["engine.plan"]["bytes"]
+    assert second.facts.files["engine.plan"].bytes == first.facts.files["engine.plan"].bytes
     plan = hashlib.sha256((entry / "engine.plan").read_bytes()).hexdigest()
     assert json.loads((entry / "facts.json").read_text())["plan"] == plan
 
 
 def test_writers_of_one_entry_leave_it_whole(tmp_path) -> None:
-    built = build_cache.Built(plan=b"plan" * 1000, network={"rotary": 2}, fusion={"fused": True})
+    built = built_of(b"plan" * 1000)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: build_cache.put(tmp_path, "key", built), range(32)))
     assert build_cache.get(tmp_path, "key") == built
@@ -554,7 +567,7 @@ def test_the_cache_lies_where_the_user_says(monkeypatch, tmp_path) -> None:
     assert build_cache.location() == tmp_path / "own" / "engines"
     file = tmp_path / "file"
     file.write_text("mine")
-    built = build_cache.Built(plan=b"", network={}, fusion={})
+    built = built_of(b"")
     with pytest.raises(FileExistsError):
         build_cache.put(file, "key", built)
     assert file.read_text() == "mine"

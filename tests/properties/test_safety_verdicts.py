@@ -16,23 +16,28 @@ import onnxruntime
 import pytest
 
 from rope_export import Artifact, export, open_session, verify
-from rope_export.artifacts import artifact as artifacts
 from rope_export.artifacts import contents as contents_of_files
+from rope_export.artifacts.artifact import save
+from rope_export.artifacts.folder import hashes, model_hashes
 from rope_export.bench.proof import _evidence
 from rope_export.cli import run
 from rope_export.engines import plan
-from rope_export.engines.plan import EngineFacts, Options
-from rope_export.engines.profiles import Profile, Range
+from rope_export.engines.plan import EngineManifest, Options
+from rope_export.engines.profiles import Range
 from rope_export.errors import ArtifactError, RopeExportError
 from rope_export.exporter import onnx_file
 from rope_export.interface import TensorType
 from rope_export.parity.cases import regular_cases
 from rope_export.parity.subjects import layer as layer_subject
 from tests.support.killed import killed_everywhere
+from tests.support.plans import FUSION, NETWORK
 from tests.unit.test_exporter import call
 from tests.unit.test_safety_files import contents, manifest_of, save_again, written
 
 INPUTS = call(1, 2, 0)
+
+OURS = ("format_version", "kind", "files")
+"""What the first evidence did not have."""
 
 
 @pytest.fixture(scope="module", params=["small", "large"])
@@ -59,7 +64,7 @@ def known(pair: tuple[Artifact, Artifact]) -> dict[str, bytes]:
     found = {}
     for artifact in pair:
         with open_session(artifact) as session:
-            found[json.dumps(session.manifest.files, sort_keys=True)] = answer(session)
+            found[json.dumps(hashes(session.manifest), sort_keys=True)] = answer(session)
     assert len(set(found.values())) == 2
     return found
 
@@ -71,7 +76,7 @@ def put(artifact: Artifact, out: Path) -> None:
         for name in artifact.manifest.files:
             shutil.copyfile(artifact.path / name, folder / name)
 
-    artifacts.save(out, artifact.manifest, write_model, {"source": "somewhere"})
+    save(out, artifact.manifest, write_model, {"source": "somewhere"})
 
 
 def move(artifact: Artifact, out: Path) -> None:
@@ -110,7 +115,7 @@ def test_a_session_is_of_the_manifest_that_it_shows(swap, opens, pair, tmp_path)
         for _ in range(opens):
             try:
                 with open_session(out) as session:
-                    files = json.dumps(session.manifest.files, sort_keys=True)
+                    files = json.dumps(hashes(session.manifest), sort_keys=True)
                     found.add(files)
                     if answer(session) != right[files]:
                         wrong.append(files)
@@ -145,7 +150,7 @@ def test_what_was_hashed_is_what_is_loaded(swap, pair, tmp_path, monkeypatch) ->
     put(pair[0], out)
     for _ in swapped_before_loading(monkeypatch, lambda: swap(pair[1], out)):
         with open_session(out, threads=3) as session:
-            files = json.dumps(session.manifest.files, sort_keys=True)
+            files = json.dumps(hashes(session.manifest), sort_keys=True)
             assert session.manifest.files == pair[0].manifest.files
             assert answer(session) == right[files]
 
@@ -219,16 +224,16 @@ def test_evidence_of_other_files_counts_for_nothing(pair, tmp_path) -> None:
     out = tmp_path / "artifact"
     put(pair[0], out)
     artifact = Artifact.open(out)
-    hashes = {name: facts["sha256"] for name, facts in artifact.manifest.files.items()}
-    proven = {"runtime": "onnxruntime", "files": hashes, "error": 0.0}
-    assert artifact.record(parity={"status": "passed", "files": hashes}, proven=proven) is None
+    own = model_hashes(artifact)
+    proven = {"runtime": "onnxruntime", "files": own, "error": 0.0}
+    assert artifact.record(parity={"status": "passed", "files": own}, proven=proven) is None
     found = _evidence(Artifact.open(out))
     assert found is not None
     assert found.trusted
     evidence = json.loads((out / "evidence.json").read_text())
-    assert evidence["files"] == hashes
+    assert evidence["files"] == own
     put(pair[1], out)
-    for copied in (evidence, {k: v for k, v in evidence.items() if k not in ("files", "kind")}):
+    for copied in (evidence, {k: v for k, v in evidence.items() if k not in OURS}):
         (out / "evidence.json").write_text(json.dumps(copied))
         assert "parity" not in Artifact.open(out).evidence
         assert _evidence(Artifact.open(out)) is None
@@ -237,7 +242,7 @@ def test_evidence_of_other_files_counts_for_nothing(pair, tmp_path) -> None:
 def test_recorders_at_once_lose_nothing(tiny, tmp_path) -> None:
     out = tmp_path / "artifact"
     save_again(tiny(), out, "somewhere")
-    names = ("parity", "proven", "tuning", "numbers")
+    names = ("tuning", "sweep", "replay", "other")  # those of newer versions are kept as well
     for round_ in range(10):
         threads = [
             threading.Thread(target=Artifact.open(out).record, kwargs={name: {"at": round_}})
@@ -310,32 +315,32 @@ def engine(tiny, tmp_path) -> Path:
 def save_engine(artifact: Artifact, out: Path, contents: bytes) -> Path:
     axes = {"batch": Range(min=1, opt=1, max=2)}
     tensor = TensorType(name="hidden_states", dtype="float32", shape=("batch", 2, 64))
-    facts = EngineFacts(
+    facts = EngineManifest(
         engine="tensorrt-rtx",
         version="1.0",
         compute_capabilities=("8.9",),
         gpu=None,
-        profiles=(Profile(axes),),
+        ranges=(axes,),
         options=Options(),
         inputs=(tensor,),
         outputs=(tensor,),
-        network={},
-        fusion={},
-        model=plan.model_hashes(artifact),
+        network=NETWORK,
+        fusion=FUSION,
+        model=model_hashes(artifact),
     )
     return plan.save(out, artifact, facts, contents).path
 
 
 def test_a_plan_that_was_replaced_is_not_loaded(engine, tiny) -> None:
-    opened = plan.open_engine(engine)
+    opened = Artifact.open(engine)
     assert opened.read_plan() == b"a plan"
     save_engine(tiny(), engine, b"another plan")
     with pytest.raises(ArtifactError, match=r"engine\.plan: does not match.*rope-export build"):
         opened.read_plan()
-    note = opened.record(numbers={"plan": opened.facts.files["engine.plan"]["sha256"]})
+    note = opened.record(numbers={"plan": opened.facts.files["engine.plan"].sha256})
     assert note is not None
     assert "was replaced" in note
-    assert plan.open_engine(engine).evidence == {"source": tiny().evidence["source"]}
+    assert Artifact.open(engine).evidence == {"source": tiny().evidence["source"]}
 
 
 ENGINES: dict[str, Callable[[Path], None]] = {
@@ -364,7 +369,7 @@ def test_a_killed_build_leaves_the_old_or_the_new(tiny, tmp_path) -> None:
     for _ in killed_everywhere(
         lambda: save_engine(tiny(), out, b"old"), lambda: save_engine(tiny(), out, b"new"), 4
     ):
-        assert plan.open_engine(out).read_plan() in (b"old", b"new")
+        assert Artifact.open(out).read_plan() in (b"old", b"new")
     save_engine(tiny(), out, b"last")
     assert os.listdir(tmp_path) == ["engine"]
 

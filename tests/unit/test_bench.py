@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -384,9 +385,13 @@ def test_a_shape_that_cannot_run_says_why(fixed, verified) -> None:
 
 def test_without_a_cache_there_is_no_past(artifact) -> None:
     opened = Artifact.open(artifact)
-    bare = dataclasses.replace(opened.manifest, cache="none")
+    whole = opened.manifest.interface
+    interface = dataclasses.replace(
+        whole, inputs=whole.inputs[:2], outputs=whole.outputs[:1], caches=()
+    )
+    bare = msgspec.structs.replace(opened.manifest, cache="none", interface=interface)
     contender = contenders.ArtifactContender(
-        "bare", dataclasses.replace(opened, manifest=bare), threads=1
+        "bare", dataclasses.replace(opened, facts=bare), threads=1
     )
     with pytest.raises(contenders.CannotError, match="no cache"):
         contender.prepare(SMALL[0], {}, None)

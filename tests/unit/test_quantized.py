@@ -34,7 +34,7 @@ def test_a_packed_weight_stands_for_what_onnxruntime_multiplies_with(
     node = onnx.helper.make_node(
         "MatMulNBits", ["x", "packed", "scales"], ["y"], domain="com.microsoft", K=inputs, N=24
     )
-    node.attribute.extend(onnx.helper.make_attribute(k, v) for k, v in how.to_json().items())
+    node.attribute.extend(onnx.helper.make_attribute(k, v) for k, v in vars(how).items())
     kind = onnx.TensorProto.FLOAT if dtype == torch.float32 else onnx.TensorProto.FLOAT16
     graph = onnx.helper.make_graph(
         [node],
@@ -138,6 +138,6 @@ def test_every_projection_is_stored_in_few_bits_and_nothing_else(exported) -> No
     names = {t.name for t in onnx.load(artifact.model).graph.initializer}
     for name in AttentionSpec.from_json(artifact.manifest.spec).weight_shapes:
         assert (name in names) == (not name.endswith("_proj.weight"))
-    size = sum(facts["bytes"] for facts in artifact.manifest.files.values())
+    size = sum(file.bytes for file in artifact.manifest.files.values())
     # Four bits and an eighth of a float32 for each of 64 * (64 + 32 + 32 + 64) values.
     assert size < 12_288 * 5 / 8 + 16_000

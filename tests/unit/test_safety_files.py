@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from rope_export import Artifact, RopeExportError
-from rope_export.artifacts import artifact as artifacts
+from rope_export.artifacts.artifact import save
+from rope_export.artifacts.folder import kinds
+from rope_export.artifacts.saving import check_target
 from rope_export.cli import run
-from rope_export.engines import build_cache, plan
+from rope_export.engines import build_cache
 from rope_export.errors import InputError
 from tests.cli.test_cli import refused
 from tests.support.killed import killed_everywhere
+from tests.support.plans import built
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:
@@ -85,7 +88,7 @@ USERS = {
     "a manifest that is no JSON": written("manifest.json", "port: 80"),
     "another kind": manifest_of(kind="decoder"),
     "no kind": manifest_of(kind=None),
-    "a newer format": manifest_of(format_version=2),
+    "a newer format": manifest_of(format_version=3),
     "half of a manifest": manifest_of(weights=None),
     "a version that is true": manifest_of(format_version=True),
     "notes": written("notes.txt"),
@@ -157,7 +160,7 @@ def save_again(source: Artifact, out: Path, mark: str) -> Artifact:
     def write_model(folder: Path) -> None:
         shutil.copyfile(source.model, folder / "model.onnx")
 
-    return artifacts.save(out, source.manifest, write_model, {"source": mark})
+    return save(out, source.manifest, write_model, {"source": mark})
 
 
 def test_a_killed_export_leaves_the_old_or_the_new_and_blocks_nothing(tiny, tmp_path) -> None:
@@ -185,7 +188,7 @@ def test_a_killed_verify_blocks_nothing(tiny, tmp_path) -> None:
     for _ in killed_everywhere(before, lambda: Artifact.open(out).record(parity={"status": "new"})):
         deaths += 1
         assert Artifact.open(out).evidence["parity"]["status"] in ("passed", "new")
-        artifacts.check_target(out)
+        check_target(out, Artifact)
         assert sorted(os.listdir(out)) == ["evidence.json", "manifest.json", "model.onnx"]
     assert deaths > 10
 
@@ -206,11 +209,11 @@ ENTRIES: dict[str, tuple[Callable[[Path], None], bool]] = {
 @pytest.mark.parametrize("thing", ENTRIES)
 def test_the_build_cache_replaces_its_own_entries_alone(thing, tmp_path) -> None:
     change, ours = ENTRIES[thing]
-    built = build_cache.Built(plan=b"plan", network={"rotary": 2}, fusion={"fused": True})
-    build_cache.put(tmp_path, "key", built)
+    entry = built(b"plan")
+    build_cache.put(tmp_path, "key", entry)
     change(tmp_path / "key")
     before = contents(tmp_path)
-    other = build_cache.Built(plan=b"other", network={}, fusion={})
+    other = built(b"other")
     if ours:
         build_cache.put(tmp_path, "key", other)
         assert build_cache.get(tmp_path, "key") == other
@@ -247,9 +250,9 @@ def fuzzed(artifact: Path, seed: int) -> None:
         except (OSError, ValueError):
             continue  # two that do not go together
     before = contents(artifact.parent)
-    for check in (artifacts.check_target, plan.check_target):
+    for kind in kinds().values():
         with pytest.raises(RopeExportError):
-            check(artifact)
+            check_target(artifact, kind)
     with suppress(RopeExportError):
         Artifact.open(artifact)
     assert contents(artifact.parent) == before, f"seed {seed}"

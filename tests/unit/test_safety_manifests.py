@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from rope_export import Artifact, export, open_session
-from rope_export.artifacts import artifact as artifacts
+from rope_export.artifacts import upgrade
 from rope_export.artifacts.external_data import locations
 from rope_export.artifacts.manifest import Manifest
+from rope_export.artifacts.saving import check_target
 from rope_export.cli import run
 from rope_export.errors import ArtifactError, InputError, UnavailableError
 from rope_export.spec import AttentionSpec
+from rope_export.typed_json import parse, typed
 from tests.cli.test_cli import refused
 from tests.conftest import ON_EVERY_MACHINE
 
@@ -95,7 +97,9 @@ def test_every_value_of_a_manifest_by_one_of_another_kind(artifact, tmp_path) ->
         for value in VALUES if way else ():
             text = json.dumps(with_other(facts, way, value))
             try:
-                manifest = Manifest.from_json(json.loads(text), artifact)
+                manifest = typed(
+                    upgrade.manifest(parse(text.encode(), artifact), artifact), Manifest, artifact
+                )
                 AttentionSpec.from_json(manifest.spec)
             except InputError:
                 refusals += 1
@@ -150,4 +154,4 @@ def test_another_kind_and_a_newer_version_are_named(artifact) -> None:
         with pytest.raises(ArtifactError, match=named):
             Artifact.open(artifact)
         with pytest.raises(ArtifactError, match=named):
-            artifacts.check_target(artifact)
+            check_target(artifact, Artifact)

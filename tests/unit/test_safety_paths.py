@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from rope_export import Artifact, open_session, paths
-from rope_export.artifacts import artifact as artifacts
+from rope_export.artifacts.saving import check_target
 from rope_export.cli import run
-from rope_export.engines import plan
+from rope_export.engines import Engine
 from rope_export.errors import InputError
 from tests.cli.test_cli import refused
 from tests.unit.test_exporter import call
@@ -99,14 +99,14 @@ def test_out_that_cannot_be_a_folder_is_refused_first(
     refused(capsys, "export", str(tiny_config), "--out", given)
     assert contents(inside.parent) == before
     with pytest.raises(InputError):
-        plan.check_target(Path(given))
+        check_target(Path(given), Engine)
     assert contents(inside.parent) == before
 
 
 def test_a_zero_byte_is_refused(tiny_config, tmp_path) -> None:
     for name in ("a\0b", "\ud800"):
         with pytest.raises(InputError):
-            artifacts.check_target(tmp_path / name)
+            check_target(tmp_path / name, Artifact)
         with pytest.raises(InputError):
             Artifact.open(tmp_path / name)
         with pytest.raises(InputError):

@@ -2,6 +2,7 @@
 
 from rope_export import gpu
 from rope_export.engines import builder, module
+from rope_export.engines.network import NetworkFacts
 from rope_export.engines.plan import PLAN, Engine, check_version
 from rope_export.errors import UnavailableError
 from rope_export.parity.report.result import Report
@@ -22,8 +23,11 @@ def structure_rows(engine: Engine, seed: int) -> list[Row]:
         return []
     check_version(engine.path, facts, parser.version)
     parsed = builder.again(parser, engine)
-    names = parsed.keys() | facts.network
-    differing = [name for name in names if parsed.get(name) != facts.network.get(name)]
+    differing = [
+        name
+        for name in NetworkFacts.__struct_fields__
+        if getattr(parsed, name) != getattr(facts.network, name)
+    ]
     return [
         counted(
             case="structure of the network",
@@ -41,7 +45,7 @@ def compared_numbers(engine: Engine, report: Report) -> str:
 
     Returns: "unverified", or "passed on" or "failed on" and the GPU.
     """
-    plan = engine.facts.files[PLAN]["sha256"]
+    plan = engine.facts.files[PLAN].sha256
     rows = [row for row in report.rows if row.runtime == engine.facts.engine]
     if rows:
         failed = sum(row.status == "failed" for row in rows)

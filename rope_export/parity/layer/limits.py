@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.folder import Folder
 
 SHORTEST = 1_500
 """Limits below are passed by the regular cases, whose longest past is 2,000."""
@@ -20,7 +20,7 @@ FEW = 64
 """Elements of a constant that is looked at; limits are single numbers."""
 
 
-def slot_limits(artifact: Artifact) -> frozenset[int]:
+def slot_limits(artifact: Folder) -> frozenset[int]:
     """The size of every integer constant and attribute of the model that could be one."""
     import onnx
 

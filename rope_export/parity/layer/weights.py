@@ -6,15 +6,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from rope_export.artifacts.artifact import Artifact
 from rope_export.artifacts.deployed import file_weights
+from rope_export.artifacts.folder import Folder
 from rope_export.checkpoints import NO_ADAPTER, open_model
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.checkpoints.integers import Integers
 from rope_export.checkpoints.stored import deployed
 from rope_export.errors import ArtifactError
 from rope_export.parity.rows import Row, counted
-from rope_export.quantization import Quantization
 from rope_export.spec import AttentionSpec
 
 
@@ -31,7 +30,7 @@ class Weights:
 
 
 def true_weights(
-    artifact: Artifact,
+    artifact: Folder,
     spec: AttentionSpec,
     source: str | None,
     seed: int,
@@ -48,7 +47,7 @@ def true_weights(
     if found is None:
         return Weights(tensors=in_file, verdict="unproven", rows=[])
     original, integers = found
-    how = Quantization.from_json(artifact.manifest.quantization)
+    how = artifact.manifest.quantization
     expected = deployed(original, integers, how)
     rows = [
         counted(
@@ -72,7 +71,7 @@ def true_weights(
 
 
 def _from_source(
-    artifact: Artifact, spec: AttentionSpec, source: str | None, adapter: str | None
+    artifact: Folder, spec: AttentionSpec, source: str | None, adapter: str | None
 ) -> tuple[dict[str, Tensor], dict[str, Integers]] | None:
     """The source's weights, and those of them that it has as integers."""
     facts = artifact.manifest.source

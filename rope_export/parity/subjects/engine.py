@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.folder import Folder
 from rope_export.engines.plan import Engine
 from rope_export.interface import Interface
 from rope_export.parity.cases import Case
@@ -45,7 +45,7 @@ class EngineSubject(Subject):
 
     @property
     def runtimes(self) -> Sequence[str]:
-        return self.engine.manifest.runtimes
+        return self.engine.runtimes
 
     def report(self) -> Report:
         report = self.model.report()
@@ -82,7 +82,7 @@ class EngineSubject(Subject):
         self.model.conclude(report, seed)
 
 
-def fits(opened: Artifact) -> bool:
+def fits(opened: Folder) -> bool:
     """Whether this file has the subject of what was opened."""
     return isinstance(opened, Engine)
 

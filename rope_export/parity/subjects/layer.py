@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from rope_export.arrays import to_numpy, to_torch
-from rope_export.artifacts.artifact import Artifact, Manifest
+from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.folder import Folder, model_hashes
+from rope_export.artifacts.manifest import Manifest
 from rope_export.attention.layer import RotaryAttention
 from rope_export.interface import Interface
 from rope_export.parity.cases import Case, regular_cases
@@ -26,7 +28,6 @@ from rope_export.parity.metrics import errors
 from rope_export.parity.report.result import Report
 from rope_export.parity.subject import Call, Property, Request, Revealing, Subject
 from rope_export.parity.subjects.opening import open_on
-from rope_export.quantization import Quantization
 from rope_export.sessions import Session
 from rope_export.spec import AttentionSpec
 
@@ -39,14 +40,14 @@ class LayerSubject(Subject):
     """
 
     def __init__(
-        self, artifact: Artifact, spec: AttentionSpec, weights: Weights, request: Request
+        self, artifact: Folder, spec: AttentionSpec, weights: Weights, request: Request
     ) -> None:
         self.artifact, self.spec, self.weights, self.request = artifact, spec, weights, request
         self.layer = self._reference(weights.tensors)
         self.rough = self.layer.rounding(_int8_blocks(artifact.manifest))
 
     @classmethod
-    def of(cls, artifact: Artifact, request: Request) -> "LayerSubject":
+    def of(cls, artifact: Folder, request: Request) -> "LayerSubject":
         """Raises: CheckpointError and ArtifactError if the weights cannot be had."""
         spec = AttentionSpec.from_json(artifact.manifest.spec)
         weights = true_weights(artifact, spec, request.source, request.seed, request.adapter)
@@ -102,8 +103,7 @@ class LayerSubject(Subject):
         return open_on(self.artifact, runtime)
 
     def record(self, evidence: Mapping[str, Any]) -> str | None:
-        files = {name: facts["sha256"] for name, facts in self.artifact.manifest.files.items()}
-        return self.artifact.record(parity={**evidence, "files": files})
+        return self.artifact.record(parity={**evidence, "files": model_hashes(self.artifact)})
 
     def scores(self, case: Case) -> int:
         return self.spec.heads * super().scores(case)
@@ -142,19 +142,19 @@ class LayerSubject(Subject):
 
 def _int8_blocks(manifest: Manifest) -> dict[str, int]:
     """How many features share a scale, by the projection whose kernel rounds them to int8."""
-    how = Quantization.from_json(manifest.quantization)
+    how = manifest.quantization
     if how is None or how.accuracy_level != 4:
         return {}
     return {
-        name.removesuffix("_proj.weight"): facts.get("block_size", how.block_size)
+        name.removesuffix("_proj.weight"): facts.block_size or how.block_size
         for name, facts in manifest.weights.items()
-        if "scales" in facts
+        if facts.scales is not None
     }
 
 
-def fits(opened: Artifact) -> bool:
+def fits(opened: Folder) -> bool:
     """Whether this file has the subject of what was opened."""
-    return type(opened) is Artifact
+    return isinstance(opened, Artifact)
 
 
 make_subject = LayerSubject.of

@@ -1,6 +1,6 @@
 """Which subject an opened folder is, and its sessions."""
 
-from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.folder import Folder
 from rope_export.discovery import modules_of
 from rope_export.errors import UnavailableError
 from rope_export.parity.subject import Request, Subject
@@ -8,7 +8,7 @@ from rope_export.runtimes import find_runtime
 from rope_export.sessions import Session, open_session
 
 
-def subject_of(opened: Artifact, request: Request) -> Subject:
+def subject_of(opened: Folder, request: Request) -> Subject:
     """The subject that an opened folder is judged as: the files of this folder are asked in turn,
     by their `fits`, and `make_subject` of the one that answers makes it."""
     for module in modules_of("rope_export.parity.subjects"):
@@ -18,12 +18,12 @@ def subject_of(opened: Artifact, request: Request) -> Subject:
     raise TypeError(f"{type(opened).__name__}: no file in parity/subjects judges it")
 
 
-def open_on(opened: Artifact, runtime: str) -> Session:
+def open_on(opened: Folder, runtime: str) -> Session:
     """A session on one runtime.
 
     Raises: UnavailableError with the reason if it cannot run here.
     """
-    reason = find_runtime(runtime).unavailable(opened.manifest)
+    reason = find_runtime(runtime).unavailable(opened)
     if reason is not None:
         raise UnavailableError(reason)
     return open_session(opened, runtime)

@@ -1,0 +1,126 @@
+"""Writes a folder of any kind as a whole, in place of one of its kind and of nothing else."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rope_export import paths
+from rope_export.artifacts import contents, evidence, swap
+from rope_export.artifacts.evidence import EVIDENCE
+from rope_export.artifacts.folder import (
+    MANIFEST,
+    Facts,
+    Folder,
+    open_folder,
+    parsed,
+    read_manifest,
+)
+from rope_export.artifacts.manifest import File
+from rope_export.errors import ArtifactError
+from rope_export.typed_json import text
+
+
+def save(
+    out: Path,
+    kind: type[Folder],
+    facts: Facts,
+    write_files: Callable[[Path], None],
+    measured: Mapping[str, Any],
+) -> Folder:
+    """Write a folder to `out`, in place of the one that is there, as a whole or not at all.
+
+    facts: its manifest, without files. write_files: writes the files that the manifest lists into
+    the folder it is given. measured: the first evidence.
+    Raises: InputError if `out` holds something else; then nothing is written.
+    """
+    place = check_target(out, kind)
+    written = []
+
+    def fill(folder: Path) -> None:
+        write_files(folder)
+        files = {
+            name: File(sha256=file_hash(folder / name), bytes=(folder / name).stat().st_size)
+            for name in (*kind.required, *kind.optional)
+            if (folder / name).exists()
+        }
+        whole = text(msgspec.structs.replace(facts, files=files))  # type: ignore[type-var]
+        (folder / MANIFEST).write_text(whole, encoding="utf-8")
+        evidence.write(folder, measured)
+        written.append(open_folder(folder))
+
+    swap.replace(place, fill, partial(check_folder, kind=kind))
+    return written[0].moved(out if out.exists() else place)
+
+
+def check_target(out: Path, kind: type[Folder]) -> Path:
+    """The real place of `out`, after clearing what killed writers left in it.
+
+    Raises: InputError if saving to `out` would lose something that is not such a folder, or cannot
+        work.
+    """
+    place = paths.target(out, kind.title)
+    swap.heal(place)
+    if place.exists():
+        swap.clear(place)
+        check_folder(place, kind=kind, name=out)
+    return place
+
+
+def check_folder(folder: Path, *, kind: type[Folder], name: Path | None = None) -> None:
+    """Raises: ArtifactError if the folder holds anything but a whole one of this kind.
+
+    name: how the user calls it.
+    """
+    name = name or folder
+    _check_names(folder, name, kind)
+    if not any(swap.foreign(folder)):
+        return
+    try:
+        found = parsed(folder, read_manifest(folder))
+        if not isinstance(found, kind):
+            raise ArtifactError(f"{folder / MANIFEST}: is that of {found.title}")
+        for file, facts in found.facts.files.items():
+            contents.verify(folder / file, facts.sha256)
+        for file in kind.optional:
+            if os.path.lexists(folder / file) and file not in found.facts.files:
+                raise ArtifactError(f"{name}: its {MANIFEST} does not list {file}.")
+        evidence.read(folder)
+        if found.artifact is not found:
+            check_folder(found.artifact.path, kind=type(found.artifact))
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{paths.shown(name)}: is not {kind.title} as rope_export wrote it, and would be lost "
+            f"({error}). Give a new folder, or move it away."
+        ) from error
+
+
+def _check_names(folder: Path, name: Path, kind: type[Folder]) -> None:
+    """Raises: ArtifactError if the folder is none, or holds a name that its kind has not, a link,
+    or no manifest."""
+    if folder.is_symlink() or not folder.is_dir():
+        raise ArtifactError(f"{name}: is a file; {kind.title} is a folder. Give another path.")
+    known = {file.partition("/")[0] for file in (*kind.required, *kind.optional)}
+    entries = list(swap.foreign(folder))
+    others = [path.name for path in entries if path.name not in known | {MANIFEST, EVIDENCE}]
+    links = [path.name for path in entries if path.is_symlink()]
+    if others or links:
+        what = f"which is not part of {kind.title}" if others else "a link"
+        raise ArtifactError(
+            f"{paths.shown(name)}: holds {(others or links)[0]!r}, {what} and would be lost. Give "
+            f"a new folder, or move it away."
+        )
+    if entries and not (folder / MANIFEST).is_file():
+        raise ArtifactError(
+            f"{paths.shown(name)}: is not {kind.title} and not empty. Give another path."
+        )
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
