@@ -286,4 +286,7 @@ class RotaryAttention(nn.Module):
 
 
 def _inv_freq(spec: AttentionSpec) -> Tensor | None:
-    return None if spec.rope is None else spec.rope.table()
+    if spec.rope is None:
+        return None
+    with torch.device("cpu"):  # a layer may be made on meta, which holds no numbers
+        return spec.rope.table()

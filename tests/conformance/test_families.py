@@ -2,15 +2,13 @@
 
 import json
 import re
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import logging as transformers_logging
 
-from rope_export import AttentionSpec, export, verify
-from rope_export.checkpoints import families as package
+from rope_export import AttentionSpec
 from rope_export.checkpoints.config import select, spec_of
 from rope_export.checkpoints.families import Family, class_defaults, every_family
 from rope_export.errors import SpecError
@@ -80,36 +78,6 @@ def test_what_is_missing_is_named(model_type: str) -> None:
 def test_an_unknown_family_is_refused_with_its_neighbours() -> None:
     with pytest.raises(SpecError, match=r"model_type='qwen9'.*qwen2.*docs/families\.md"):
         AttentionSpec.from_hf({**TINY, "model_type": "qwen9"})
-
-
-MADE_UP = """
-from rope_export.checkpoints.families.base import Family
-from rope_export.checkpoints.layout import TensorLayout, head_by_head
-from rope_export.checkpoints.families.reading import head_norms
-
-MADE_UP = Family(
-    model_type="made_up",
-    source="a test",
-    attention=head_norms(weight=False),
-    layout="interleaved",
-    tensors=TensorLayout(layers="blocks.{layer}.mixer.", fused=head_by_head("qkv")),
-    defaults={"rms_norm_eps": 1e-5},
-)
-"""
-
-
-def test_a_family_is_one_new_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: Path
-) -> None:
-    """Nothing else has to name it: it is read, exported and verified."""
-    (tmp_path / "made_up.py").write_text(textwrap.dedent(MADE_UP))
-    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({**TINY, "model_type": "made_up", "num_key_value_heads": 4}))
-    artifact = export(config, out=tmp_path / "artifact")
-    assert artifact.manifest.spec["rope"]["layout"] == "interleaved"
-    assert artifact.manifest.spec["q_norm"]["eps"] == 1e-5
-    assert verify(artifact).passed
 
 
 def test_every_family_says_where_its_facts_are_from() -> None:
