@@ -36,7 +36,7 @@ class Graph:
         return list(self.proto.node)
 
     @cached_property
-    def _made(self) -> dict[str, NodeProto]:
+    def _producers(self) -> dict[str, NodeProto]:
         return {name: node for node in self.proto.node for name in node.output}
 
     @cached_property
@@ -44,14 +44,14 @@ class Graph:
         return {tensor.name: tensor for tensor in self.proto.initializer}
 
     @cached_property
-    def _said(self) -> dict[str, ValueInfoProto]:
+    def _declared(self) -> dict[str, ValueInfoProto]:
         every = (*self.proto.value_info, *self.proto.input, *self.proto.output)
         return {value.name: value for value in every}
 
     def producer(self, name: str) -> NodeProto | None:
         """The node that makes a value, here or further out; none for inputs and constants."""
-        made = self._made.get(name)
-        return self.outer.producer(name) if made is None and self.outer is not None else made
+        node = self._producers.get(name)
+        return self.outer.producer(name) if node is None and self.outer is not None else node
 
     def comes_in(self, name: str) -> bool:
         """Whether a value is an input of the graph."""
@@ -62,18 +62,18 @@ class Graph:
         return name in {value.name for value in self.proto.output}
 
     def type_of(self, name: str) -> int | None:
-        """A value's element type, as far as it is known."""
+        """A value's element type, or none where it is not stated."""
         if name in self._weights:
             return int(self._weights[name].data_type)
-        if name in self._said:
-            return int(self._said[name].type.tensor_type.elem_type) or None
+        if name in self._declared:
+            return int(self._declared[name].type.tensor_type.elem_type) or None
         return None if self.outer is None else self.outer.type_of(name)
 
     def shape_of(self, name: str) -> list[int | str]:
         """A value's shape, with the names of its dynamic axes."""
-        if name not in self._said:
+        if name not in self._declared:
             return []
-        axes = self._said[name].type.tensor_type.shape.dim
+        axes = self._declared[name].type.tensor_type.shape.dim
         return [axis.dim_value if axis.HasField("dim_value") else axis.dim_param for axis in axes]
 
     def values_before(self, name: str, stop: frozenset[str] | set[str] = frozenset()) -> set[str]:
@@ -86,16 +86,16 @@ class Graph:
             if value in seen:
                 continue
             seen.add(value)
-            made = self.producer(value)
-            if made is not None and made.op_type not in stop and made.op_type != "Shape":
-                waiting += [x for x in made.input if x]
+            node = self.producer(value)
+            if node is not None and node.op_type not in stop and node.op_type != "Shape":
+                waiting += [x for x in node.input if x]
         return seen
 
     def constants_before(self, name: str, stop: set[str]) -> Iterator[TensorProto]:
         """The constants among `values_before`, unless they lie in a file of their own."""
         for value in sorted(self.values_before(name, stop)):
-            made = self.producer(value)
-            given = [self._weights[value]] if value in self._weights else []
-            if made is not None and made.op_type in ("Constant", "ConstantOfShape"):
-                given += [a.t for a in made.attribute if a.type == AttributeProto.TENSOR]
-            yield from (t for t in given if t.data_location != TensorProto.EXTERNAL)
+            node = self.producer(value)
+            tensors = [self._weights[value]] if value in self._weights else []
+            if node is not None and node.op_type in ("Constant", "ConstantOfShape"):
+                tensors += [a.t for a in node.attribute if a.type == AttributeProto.TENSOR]
+            yield from (t for t in tensors if t.data_location != TensorProto.EXTERNAL)

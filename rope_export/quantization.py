@@ -1,4 +1,4 @@
-"""Weights stored in 8 or 4 bits: blocks of one column with a scale, as MatMulNBits reads them.
+"""Weights quantized to 8 or 4 bits: blocks of one column with a scale, as MatMulNBits reads them.
 
 A source that is quantized itself is kept bit for bit where the operator can hold it.
 """
@@ -79,27 +79,27 @@ class Packed:
 
 
 def is_quantized(name: str) -> bool:
-    """Whether a tensor of the layer is stored in few bits: the projections are."""
+    """Whether a tensor of the layer is quantized where weights are: the projections are."""
     return name.endswith("_proj.weight")
 
 
-def pack(weight: "Tensor", how: Quantization) -> Packed:
-    """The weight (out, in) in few bits, by onnxruntime's own quantizer, symmetric.
+def pack(weight: "Tensor", quantization: Quantization) -> Packed:
+    """The weight (out, in) quantized by onnxruntime's own quantizer, symmetric.
 
     Raises: UnavailableError if onnxruntime is not installed.
     """
     from rope_export.arrays import to_numpy
 
-    with extra("cpu", "storing weights in few bits"), _root_logger_kept():
+    with extra("cpu", "quantizing weights"), _root_logger_kept():
         from onnxruntime.quantization.matmul_nbits_quantizer import (
             DefaultWeightOnlyQuantConfig,
             DefaultWeightOnlyQuantizer,
         )
-    asked = DefaultWeightOnlyQuantConfig(
-        block_size=how.block_size, is_symmetric=True, bits=how.bits
+    config = DefaultWeightOnlyQuantConfig(
+        block_size=quantization.block_size, is_symmetric=True, bits=quantization.bits
     )
     columns = np.ascontiguousarray(to_numpy(weight).T)
-    packed, scales, _ = DefaultWeightOnlyQuantizer(asked).qbits_block_quant(columns)
+    packed, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(columns)
     return Packed(packed=packed, scales=scales.reshape(packed.shape[:2]))
 
 
@@ -115,15 +115,15 @@ def _root_logger_kept() -> Iterator[None]:
         root.setLevel(level)
 
 
-def unpack(stored: Packed, how: Quantization, inputs: int) -> np.ndarray:
+def unpack(stored: Packed, quantization: Quantization, inputs: int) -> np.ndarray:
     """The weight (out, inputs) that is stored: (value - zero) * scale + offset, rounded once.
 
     Source: onnxruntime's description of MatMulNBits.
     """
     values: np.ndarray = stored.packed
-    if how.bits == 4:
+    if quantization.bits == 4:
         values = _halves(values)
-    wide = (values.astype(np.float32) - _zeros(stored, how.bits)) * _wide(stored.scales)
+    wide = (values.astype(np.float32) - _zeros(stored, quantization.bits)) * _wide(stored.scales)
     if stored.offsets is not None:
         wide = wide + _wide(stored.offsets.T)
     weight = wide.astype(stored.scales.dtype).reshape(wide.shape[0], -1)

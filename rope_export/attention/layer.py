@@ -30,7 +30,7 @@ class RotaryAttention(nn.Module):
     """Attention whose queries and keys are rotated by position, as transformers computes it.
 
     Angles, cos, sin, norms and the softmax are computed in float32 whatever the module's dtype is,
-    and cast last: a float16 or bfloat16 angle is wrong by whole turns beyond a few thousand
+    and cast last: a float16 or bfloat16 angle is wrong by whole circles beyond a few thousand
     positions. Positions only rotate; causality, windows and chunks count cache slots.
 
     Layers of a model can share what does not depend on their weights: `rotation` and `visibility`

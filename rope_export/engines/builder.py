@@ -1,7 +1,7 @@
 """One run of TensorRT's builder: an ONNX model and an order in, a plan and what it became out.
 
-The builder returns nothing on failure and raises nothing; it tells its logger. What it said last
-becomes the error here.
+The builder returns nothing on failure and raises nothing; it tells its logger. Its last errors
+become the error here.
 """
 
 import re
@@ -35,7 +35,7 @@ REMEDIES = {
 """What helps where a build with an option fails, by the option."""
 
 WITHOUT_GPU = re.compile(r"\(cudaError \d+: CUDA driver version is insufficient")
-"""What the builder says on a machine without a GPU and goes on."""
+"""What the builder logs on a machine without a GPU before it goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +72,15 @@ def build(module: Module, order: Order, progress: Progress) -> Built:
         facts = network.facts(trt, parsed)
         config = _config(module, builder, order)
         progress("building")
-        log.errors.clear()  # what it said while it looked for a GPU
+        log.errors.clear()  # those logged while it looked for a GPU
         plan = builder.build_serialized_network(parsed, config)
     if plan is None:
         raise _failed(log.errors, order)
     if order.timing_cache is not None:
         cache = bytes(memoryview(config.get_timing_cache().serialize()))
         swap.write(order.timing_cache, cache)
-    found = fusion.fusion(log.lines, facts, order.dtype)
-    return Built(plan=bytes(memoryview(plan)), network=facts, fusion=found)
+    report = fusion.fusion(log.lines, facts, order.dtype)
+    return Built(plan=bytes(memoryview(plan)), network=facts, fusion=report)
 
 
 def again(module: Module, engine: Engine) -> NetworkFacts:
@@ -155,10 +155,10 @@ def _config(module: Module, builder: Any, order: Order) -> Any:
                 f"this GPU, and would be lost. Give another file."
             )
     if order.compute_capabilities:
-        known = module.capabilities()
+        capabilities = module.capabilities()
         config.num_compute_capabilities = len(order.compute_capabilities)
         for at, capability in enumerate(order.compute_capabilities):
-            config.set_compute_capability(known[capability], at)
+            config.set_compute_capability(capabilities[capability], at)
     for profile in order.profiles:
         _add_profile(builder, config, profile, order)
     return config
@@ -173,13 +173,13 @@ def _flags(trt: Any, options: Options) -> Iterator[tuple[bool, Any]]:
 
 
 def _add_profile(builder: Any, config: Any, profile: Profile, order: Order) -> None:
-    made = builder.create_optimization_profile()
+    shaped = builder.create_optimization_profile()
     for tensor in order.tensors[0]:
         shapes = profile.shapes(tensor)
-        made.set_shape(tensor.name, *shapes)
-        if tuple(map(tuple, made.get_shape(tensor.name))) != shapes:
+        shaped.set_shape(tensor.name, *shapes)
+        if tuple(map(tuple, shaped.get_shape(tensor.name))) != shapes:
             raise RopeExportError(f"TensorRT did not take profile {profile} for {tensor.name}.")
-    if config.add_optimization_profile(made) < 0:
+    if config.add_optimization_profile(shaped) < 0:
         raise RopeExportError(f"TensorRT did not take profile {profile}.")
 
 
@@ -189,15 +189,15 @@ def _check_tensors(trt: Any, parsed: Any, order: Order) -> None:
         [parsed.get_input(at) for at in range(parsed.num_inputs)],
         [parsed.get_output(at) for at in range(parsed.num_outputs)],
     )
-    for tensors, found in zip(order.tensors, ends, strict=True):
+    for tensors, values in zip(order.tensors, ends, strict=True):
         expected = {t.name: (t.dtype, _dimensions(t)) for t in tensors}
-        given = {t.name: (type_name(trt, t.dtype), tuple(t.shape)) for t in found}
-        if given.keys() != expected.keys():
+        actual = {t.name: (type_name(trt, t.dtype), tuple(t.shape)) for t in values}
+        if actual.keys() != expected.keys():
             raise RopeExportError(
-                f"TensorRT parsed {sorted(given)}; the artifact has {sorted(expected)}."
+                f"TensorRT parsed {sorted(actual)}; the artifact has {sorted(expected)}."
             )
         for name, (dtype, shape) in expected.items():
-            parsed_dtype, parsed_shape = given[name]
+            parsed_dtype, parsed_shape = actual[name]
             same = len(shape) == len(parsed_shape) and all(
                 a == b or -1 in (a, b) for a, b in zip(shape, parsed_shape, strict=True)
             )
@@ -214,7 +214,7 @@ def _dimensions(tensor: TensorType) -> tuple[int, ...]:
 
 def type_name(trt: Any, dtype: Any) -> str:
     """TensorRT's dtype as the manifest spells it."""
-    known = {
+    names = {
         trt.DataType.FLOAT: "float32",
         trt.DataType.HALF: "float16",
         trt.DataType.BF16: "bfloat16",
@@ -222,14 +222,14 @@ def type_name(trt: Any, dtype: Any) -> str:
         trt.DataType.INT32: "int32",
         trt.DataType.BOOL: "bool",
     }
-    return known.get(dtype, str(dtype))
+    return names.get(dtype, str(dtype))
 
 
 def _failed(errors: Sequence[str], order: Order) -> RopeExportError:
     """The builder's own words in one line, and what helps where an option was given."""
-    told = fusion.told([e for e in errors if not WITHOUT_GPU.search(e)] or errors)
+    reason = fusion.told([e for e in errors if not WITHOUT_GPU.search(e)] or errors)
     options = plain(order.options)
     ways = [way for name, way in REMEDIES.items() if options[name]]
     kind = InputError if ways else RopeExportError
     remedy = f" Remedy: {'; '.join(ways)}." if ways else ""
-    return kind(f"TensorRT cannot build it: {told}{remedy}")
+    return kind(f"TensorRT cannot build it: {reason}{remedy}")

@@ -1,5 +1,5 @@
 """ONNX forms of attention and rotation that TensorRT computes otherwise than they are defined, or
-cannot build. Each check looks at one node and says what is wrong, or nothing.
+cannot build. Each check looks at one node and returns what is wrong, or nothing.
 
 Sources: what the parser and builder of TensorRT for RTX 1.7.1 were seen to do, and
 onnx/docs/Operators.md.
@@ -61,7 +61,7 @@ def _dropped_lengths(graph: Graph, node: NodeProto) -> str | None:
         return None
     return (
         f"takes nonpad_kv_seqlen {node.input[NONPAD]!r}, which TensorRT's parser drops without a "
-        f"word: entries not in use would be attended to; {EXPORT}, whose mask covers them"
+        f"word: slots that are not filled would be attended to; {EXPORT}, whose mask covers them"
     )
 
 
@@ -79,7 +79,7 @@ def _unknown_attributes(graph: Graph, node: NodeProto) -> str | None:
     if values.get("softcap"):
         return (
             f"has softcap={values['softcap']:g}, which TensorRT does not take; {EXPORT}, which "
-            f"says capped scores in matrix products"
+            f"expresses capped scores in matrix products"
         )
     for name in sorted(values.keys() - ATTENTION_HONOURED):
         if name.endswith("_window_size") and values[name] == -1:
@@ -93,37 +93,41 @@ def _causal_cache(graph: Graph, node: NodeProto) -> str | None:
         return None
     if _given(node, MASK):
         return f"has a mask and is_causal=1, which TensorRT does not take together; {EXPORT}"
-    # Values are looked at too: a cache may hold keys that are turned after it.
+    # Values are looked at too: a cache may hold keys that are rotated after it.
     caches = (_cache_before(graph, node.input[at]) for at in (KEY, VALUE))
-    grown = next((name for name in caches if name), None)
-    if grown is None:
+    writer = next((name for name in caches if name), None)
+    if writer is None:
         return None
     return (
-        f"has is_causal=1, which counts from the first key, on keys that {grown!r} made of a "
+        f"has is_causal=1, which counts from the first key, on keys that {writer!r} made of a "
         f"cache: new tokens would see its oldest entries only; {EXPORT}, whose mask counts slots"
     )
 
 
 def _cache_before(graph: Graph, name: str) -> str | None:
     """The node that puts new entries behind those of a cache that comes into the graph."""
-    made = graph.producer(name)
-    if made is None:
+    producer = graph.producer(name)
+    if producer is None:
         return None
-    if made.op_type in SCATTERS:
-        return made.name or made.op_type
-    if made.op_type == "Concat":
-        if _attribute(made, "axis") in (-1, 3):  # features: halves of a turned key
+    if producer.op_type in SCATTERS:
+        return producer.name or producer.op_type
+    if producer.op_type == "Concat":
+        if _attribute(producer, "axis") in (-1, 3):  # features: halves of a rotated key
             return None
-        return made.name or "Concat" if any(_from_outside(graph, x) for x in made.input) else None
-    return _cache_before(graph, made.input[0]) if made.op_type in KEPT else None
+        return (
+            producer.name or "Concat"
+            if any(_from_outside(graph, x) for x in producer.input)
+            else None
+        )
+    return _cache_before(graph, producer.input[0]) if producer.op_type in KEPT else None
 
 
 def _from_outside(graph: Graph, name: str) -> bool:
     """Whether a value is an input of the graph, or a part of one."""
-    made = graph.producer(name)
-    if made is None:
+    producer = graph.producer(name)
+    if producer is None:
         return graph.comes_in(name)
-    return made.op_type in PICKED and _from_outside(graph, made.input[0])
+    return producer.op_type in PICKED and _from_outside(graph, producer.input[0])
 
 
 def _overflowing_mask(graph: Graph, node: NodeProto) -> str | None:
@@ -135,14 +139,14 @@ def _overflowing_mask(graph: Graph, node: NodeProto) -> str | None:
 
 def _overflowing_scores(graph: Graph, node: NodeProto) -> str | None:
     """As _overflowing_mask, where a mask is added to scores that are a matrix product."""
-    made = graph.producer(node.input[0])
-    while made is not None and made.op_type == "Cast":
-        made = graph.producer(made.input[0])
-    if made is None or made.op_type != "Add":
+    producer = graph.producer(node.input[0])
+    while producer is not None and producer.op_type == "Cast":
+        producer = graph.producer(producer.input[0])
+    if producer is None or producer.op_type != "Add":
         return None
-    element = graph.type_of(made.output[0])
-    found = (_too_low(graph, name, element) for name in made.input)
-    return next((complaint for complaint in found if complaint), None)
+    element = graph.type_of(producer.output[0])
+    complaints = (_too_low(graph, name, element) for name in producer.input)
+    return next((complaint for complaint in complaints if complaint), None)
 
 
 def _too_low(graph: Graph, mask: str, element: int | None) -> str | None:
@@ -178,9 +182,9 @@ def _narrow_angles(graph: Graph, node: NodeProto) -> str | None:
 
 def _multiplied_angles(graph: Graph, node: NodeProto) -> str | None:
     products = [
-        made
-        for made in map(graph.producer, graph.values_before(node.input[0]))
-        if made is not None and made.op_type in ("MatMul", "Gemm", "Einsum")
+        producer
+        for producer in map(graph.producer, graph.values_before(node.input[0]))
+        if producer is not None and producer.op_type in ("MatMul", "Gemm", "Einsum")
     ]
     if not products:
         return None
@@ -220,8 +224,8 @@ def _given(node: NodeProto, at: int) -> bool:
 
 
 def _attribute(node: NodeProto, name: str, default: Any = 0) -> Any:
-    found = [a for a in node.attribute if a.name == name and a.type != AttributeProto.UNDEFINED]
-    return helper.get_attribute_value(found[0]) if found else default
+    named = [a for a in node.attribute if a.name == name and a.type != AttributeProto.UNDEFINED]
+    return helper.get_attribute_value(named[0]) if named else default
 
 
 CHECKS: dict[str, tuple[Check, ...]] = {

@@ -1,4 +1,4 @@
-"""Whether the builder made one kernel of each attention layer, as its own log tells."""
+"""Whether the builder made one kernel of each attention layer, read from its log."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ SCRATCH = re.compile(r"(?:Max|Total) Scratch Memory: (\d+) bytes")
 
 
 class Fusion(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What became of the attention of a network.
+    """Which kernels the attention of a network became.
 
     fused: every attention layer is one kernel. kernels: the fused ones by name. rotary, attention,
     kv_cache_updates: layers of the parsed network. scratch_bytes: memory that a call needs beside
@@ -57,26 +57,26 @@ def logger(trt: Any, verbose: bool) -> Any:
 
 
 def told(errors: Sequence[str]) -> str:
-    """What a logger was told of errors, in one line."""
+    """The errors that a logger kept, in one line."""
     return " ".join("; ".join(errors).split()) or "no reason given"
 
 
 def fusion(lines: Sequence[str], network: NetworkFacts, dtype: str) -> Fusion:
-    """What a build's log says of its attention.
+    """The kernels that a build's log shows for its attention.
 
     lines: of a logger that keeps all, from a build with ProfilingVerbosity.DETAILED. dtype: of the
     artifact, such as "float16".
     """
     lists = [line for line in lines if line.startswith(LAYERS)]
-    found = [KERNEL.findall(text) for text in lists]
+    kernels = [KERNEL.findall(text) for text in lists]
     # A list for each device or profile that the builder lays out on its own: all must be fused.
-    fused = bool(found) and network.attention > 0
-    fused = fused and network.softmax == 0 and min(map(len, found)) >= network.attention
+    fused = bool(kernels) and network.attention > 0
+    fused = fused and network.softmax == 0 and min(map(len, kernels)) >= network.attention
     scratch = [int(size) for line in lines for size in SCRATCH.findall(line)]
     reason, remedy = (None, None) if fused else _why(network, dtype, bool(lists))
     return Fusion(
         fused=fused,
-        kernels=tuple(sorted({name for names in found for name in names})),
+        kernels=tuple(sorted({name for names in kernels for name in names})),
         rotary=network.rotary,
         attention=network.attention,
         kv_cache_updates=network.kv_cache_updates,
@@ -96,8 +96,8 @@ def _why(network: NetworkFacts, dtype: str, listed: bool) -> tuple[str, str]:
         )
     if network.attention == 0 or network.softmax:
         return (
-            "attention is said in matrix products and a softmax, not as an attention layer",
-            "export with lowering 'tensorrt', which says it so only where scores are capped",
+            "attention is expressed in matrix products and a softmax, not as an attention layer",
+            "export with lowering 'tensorrt', which does so only where scores are capped",
         )
     if dtype == "float32":
         return "no attention kernel computes in float32", "export with dtype float16 or bfloat16"

@@ -1,4 +1,4 @@
-"""From an ONNX file to a TensorRT network that computes what the file says, and what is in it."""
+"""From an ONNX file to a TensorRT network that computes the same, and what is in it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +14,12 @@ Source: NVIDIA TensorRT documentation, "Work with transformers", multi-head atte
 
 
 class NetworkFacts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a parsed network is made of.
+    """The layers of a parsed network that compute rotation and attention.
 
     rotary, attention, kv_cache_updates: layers of each kind. causal: how each attention layer
-    counts causality, "NONE" where a mask says it. decomposed: attention layers that the builder may
-    take apart, having no kernel documented for them. softmax: softmaxes outside attention layers.
-    head_dims: head size of each attention layer.
+    counts causality, "NONE" where a mask holds it. decomposed: attention layers that the builder
+    may take apart, having no kernel documented for them. softmax: softmaxes outside attention
+    layers. head_dims: head size of each attention layer.
     """
 
     rotary: int
@@ -32,10 +32,9 @@ class NetworkFacts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 def refuse(model: Path, contents: bytes | None = None) -> None:
-    """Nothing is wrong with what the file's attention and rotation become in TensorRT.
+    """Refuses a file whose attention or rotation TensorRT would compute otherwise.
 
     contents: the file's bytes, where they were read already.
-
     Raises: InputError naming the node, the rule and the way out: for a form that TensorRT parses
         and computes otherwise than ONNX defines it, or that it cannot parse or build.
     """
@@ -62,10 +61,10 @@ def parse(trt: Any, network: Any, model: Path, logger: Any) -> None:
     """
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(model)):
-        said = (parser.get_error(at) for at in range(parser.num_errors))
-        errors = [f"{e.node_operator()} {e.node_name()!r}: {_line(e.desc())}" for e in said]
+        reported = (parser.get_error(at) for at in range(parser.num_errors))
+        errors = [f"{e.node_operator()} {e.node_name()!r}: {_line(e.desc())}" for e in reported]
         raise RopeExportError(
-            f"{model}: TensorRT's parser refuses it: {'; '.join(errors) or 'it does not say why'}. "
+            f"{model}: TensorRT's parser refuses it: {'; '.join(errors) or 'it gives no reason'}. "
             f"Export with lowering 'tensorrt'."
         )
     for attention in _attentions(trt, network):
@@ -74,7 +73,7 @@ def parse(trt: Any, network: Any, model: Path, logger: Any) -> None:
 
 
 def facts(trt: Any, network: Any) -> NetworkFacts:
-    """What a parsed network is made of."""
+    """The facts of a parsed network."""
     kinds = [network.get_layer(at).type for at in range(network.num_layers)]
     attentions = list(_attentions(trt, network))
     return NetworkFacts(
@@ -110,7 +109,7 @@ def _causal(trt: Any, attention: Any) -> str:
     return "UPPER_LEFT" if attention.causal else "NONE"
 
 
-def _line(said: str) -> str:
-    """One line of what the parser said, without what it adds where there is no GPU."""
-    lines = (line.strip() for line in said.splitlines())
+def _line(text: str) -> str:
+    """The parser's words in one line, without those that it adds where there is no GPU."""
+    lines = (line.strip() for line in text.splitlines())
     return " ".join(line for line in lines if line and "cudaError" not in line)

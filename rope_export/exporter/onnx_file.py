@@ -1,4 +1,4 @@
-"""The ONNX file of an artifact: what it tells of itself, written and checked."""
+"""The ONNX file of an artifact: its metadata, how it is written, how it is checked."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ EXTERNAL_ABOVE = 100_000_000
 
 
 def describe(model: ir.Model, manifest: Manifest) -> None:
-    """Puts into the model what it is, and drops what only tells how this machine made it."""
+    """Writes into the model what it is, and removes metadata of the machine that made it."""
     ClearMetadataAndDocStringPass()(model)
     model.producer_name = "rope_export"
     model.producer_version = manifest.versions["rope_export"]

@@ -53,7 +53,7 @@ def export(
     adapter: str | Path | None = None,
     progress: Progress = lambda step: None,
 ) -> Artifact:
-    """Export one attention layer as an artifact, replacing the one that is at `out`.
+    """Exports one attention layer as an artifact, replacing the one that is at `out`.
 
     source: a checkpoint folder (config.json and safetensors), a config file, whose weights are
     drawn from `seed`, or a hub id. out: the artifact's folder. layer: index of the layer. part:
@@ -145,15 +145,17 @@ def _opset(opset: int | None, lowering: Lowering, cache: str) -> int:
 def _quantization(weights: str | None, block_size: int, accuracy_level: int) -> Quantization | None:
     if weights is None:
         return None
-    known = {"int8": 8, "int4": 4}
-    if weights not in known:
-        raise InputError(f"weights={weights!r}: use one of {', '.join(known)}, or none.")
-    return Quantization(bits=known[weights], block_size=block_size, accuracy_level=accuracy_level)
+    bits = {"int8": 8, "int4": 4}
+    if weights not in bits:
+        raise InputError(f"weights={weights!r}: use one of {', '.join(bits)}, or none.")
+    return Quantization(bits=bits[weights], block_size=block_size, accuracy_level=accuracy_level)
 
 
-def _quantized(source: Layer, tensors: dict[str, Tensor], how: Quantization) -> dict[str, Packed]:
-    """The quantized projections; `tensors` has what they stand for afterwards."""
-    stored = store(tensors, source.integers(), how)
-    for name, packed in stored.items():
-        tensors[name] = to_torch(unpack(packed, how, tensors[name].shape[1]))
-    return stored
+def _quantized(
+    layer: Layer, tensors: dict[str, Tensor], quantization: Quantization
+) -> dict[str, Packed]:
+    """The quantized projections; `tensors` holds afterwards the weights that they stand for."""
+    packed = store(tensors, layer.integers(), quantization)
+    for name, stored in packed.items():
+        tensors[name] = to_torch(unpack(stored, quantization, tensors[name].shape[1]))
+    return packed

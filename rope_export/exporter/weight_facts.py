@@ -1,4 +1,4 @@
-"""What a manifest tells of each weight: its source, its place in the file, its hash."""
+"""Facts of each weight for a manifest: its source, its place in the file, its hash."""
 
 import hashlib
 from collections.abc import Mapping

@@ -42,7 +42,8 @@ def lowering_for(
 def _order(spec: AttentionSpec, cache: str) -> list[str]:
     """Names of the lowerings, the one to take first first.
 
-    The newest operators of ONNX itself tell a runtime most, and run in all that have them.
+    The newest operators of ONNX itself leave a runtime most to optimise, and run in all that have
+    them.
     With a fixed cache onnxruntime's own come first: Attention-24 computes over the whole capacity
     however few slots are filled. They are of no use in bfloat16, which needs another runtime.
     """

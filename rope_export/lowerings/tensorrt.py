@@ -1,4 +1,4 @@
-"""What TensorRT's parser takes, computes as ONNX defines it, and its builder fuses."""
+"""Operators that TensorRT's parser takes, computes as ONNX defines them, and its builder fuses."""
 
 from collections.abc import Mapping
 from typing import ClassVar

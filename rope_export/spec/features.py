@@ -75,8 +75,8 @@ def features_of(spec: "AttentionSpec") -> Iterator[Feature]:
     for name in ("window", "window_after", "chunk", "softcap", "clip"):
         if getattr(spec, name) is not None:
             yield Feature(kind=name, name=name.replace("_", " "), value=getattr(spec, name))
-    given = spec.scale is not None
-    yield Feature(kind="scale", name="scale", value=spec.softmax_scale, plain=not given)
+    default = spec.scale is None
+    yield Feature(kind="scale", name="scale", value=spec.softmax_scale, plain=default)
     if spec.sinks:
         yield Feature(kind="sinks", name="sinks")
     if spec.gate:
