@@ -79,7 +79,7 @@ def build(module: Module, order: Order, progress: Progress) -> Built:
     if order.timing_cache is not None:
         cache = bytes(memoryview(config.get_timing_cache().serialize()))
         swap.write(order.timing_cache, cache)
-    report = fusion.fusion(log.lines, facts, order.dtype)
+    report = fusion.read_fusion(log.lines, facts, order.dtype)
     return Built(plan=bytes(memoryview(plan)), network=facts, fusion=report)
 
 

@@ -37,7 +37,7 @@ class Fusion(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def logger(trt: Any, verbose: bool) -> Any:
     """An ILogger that keeps what it is told, in `lines`, and errors in `errors` as well.
 
-    verbose: keep every line, which `fusion` needs; without, only warnings and errors.
+    verbose: keep every line, which `read_fusion` needs; without, only warnings and errors.
     """
     failed = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
 
@@ -61,7 +61,7 @@ def told(errors: Sequence[str]) -> str:
     return " ".join("; ".join(errors).split()) or "no reason given"
 
 
-def fusion(lines: Sequence[str], network: NetworkFacts, dtype: str) -> Fusion:
+def read_fusion(lines: Sequence[str], network: NetworkFacts, dtype: str) -> Fusion:
     """The kernels that a build's log shows for its attention.
 
     lines: of a logger that keeps all, from a build with ProfilingVerbosity.DETAILED. dtype: of the

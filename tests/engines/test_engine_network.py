@@ -84,7 +84,7 @@ def built(model: Path, dtype: str, capabilities: tuple[str, ...] = ("SM89",)) ->
     log.errors.clear()
     plan = builder.build_serialized_network(definition, config)
     assert plan is not None, log.errors
-    return fusion.fusion(log.lines, network.facts(trt, definition), dtype)
+    return fusion.read_fusion(log.lines, network.facts(trt, definition), dtype)
 
 
 EVERY_DEVICE = ("SM80", "SM86", "SM89", "SM120")
@@ -234,7 +234,7 @@ APART = "Layers:\nName: node_matmul_3_myl1_4, LayerType: gemm, Inputs: [mha_v2]\
     ],
 )
 def test_a_log_tells_whether_every_layout_is_fused(lines: list[str], reason: str | None) -> None:
-    found = fusion.fusion(lines, PLAIN, "float16")
+    found = fusion.read_fusion(lines, PLAIN, "float16")
     assert found.fused == (reason is None)
     assert (reason or "") in (found.reason or "")
     assert found.scratch_bytes == (7 if len(lines) == 2 and lines[1] is not APART else None)
