@@ -1,4 +1,4 @@
-"""numpy arrays and torch tensors: what they are, and that their bytes are what they mean.
+"""numpy arrays and torch tensors: their dtypes, and conversion to plain memory.
 
 A tensor is bound to a runtime by its address. So what reaches one is plain: in the machine's byte
 order, contiguous, aligned, without lazy bits, and of no class that gives its bytes another meaning.
@@ -108,25 +108,25 @@ def _in_memory(name: str, value: "torch.Tensor") -> "torch.Tensor":
 def whole_numbers(name: str, values: object, count: int | None = None) -> np.ndarray:
     """`values` as int64 (count): integers in a list, a tuple, an array or a tensor.
 
-    Raises: TensorError naming what is given if it is anything else: bools and fractions too.
+    Raises: TensorError naming the values if they are anything else: bools and fractions too.
     """
     shown = f"{name}={values!r}"
     if isinstance(values, Sequence) and not isinstance(values, str):
         whole = all(isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in values)
         fits = whole and all(-(2**63) <= int(x) < 2**63 for x in values)
-        found = np.array([int(x) for x in values], np.int64) if fits else None
+        numbers = np.array([int(x) for x in values], np.int64) if fits else None
     elif not (isinstance(values, np.ndarray) or is_torch(values)):
-        found = None
+        numbers = None
     else:
         array = to_numpy(plain(name, values))
         whole = array.dtype.kind in "iu" and array.ndim == 1
         fits = whole and not np.any(array > np.uint64(2**63 - 1))
-        found = array.astype(np.int64) if fits else None
+        numbers = array.astype(np.int64) if fits else None
         shown = f"{name} of dtype {array.dtype.name} and shape {array.shape}"
-    if found is None or (count is not None and len(found) != count):
+    if numbers is None or (count is not None and len(numbers) != count):
         wanted = "whole numbers" if count is None else f"{count} whole numbers, one for each row"
         raise TensorError(f"{shown}: want {wanted}.")
-    return found
+    return numbers
 
 
 def check_mask(mask: "Array") -> None:

@@ -11,13 +11,13 @@ TOTAL = "past + sequence"
 """Cache slots after a call; the axis called "total" has as many."""
 
 SLOTS = ("past", "capacity")
-"""The axis of a cache that is given to a call: of a growing one, and of a fixed one."""
+"""The axis of slots of an input that is a cache: of a growing one, and of a fixed one."""
 
 LENGTHS = "cache_lengths"
-"""An attention layer's input that says how many slots of each row of a fixed cache are valid."""
+"""An attention layer's input with the number of valid slots of each row of a fixed cache."""
 
 MASK = "attention_mask"
-"""An attention layer's input that says which slots are padding."""
+"""An attention layer's input that is 0 for the slots that are padding."""
 
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8", "bool")
@@ -64,11 +64,12 @@ class CachePair:
 
 @dataclass(frozen=True, kw_only=True)
 class Interface:
-    """The tensors that a call takes and gives, and what each is for.
+    """The inputs and outputs of a call, and what each is for.
 
-    main_input: holds the new tokens, (batch, sequence, ...). main_output: their results.
-    positions, lengths, mask: inputs, by name, where there are such: the tokens' positions; the
-    valid slots of each row of a fixed cache; 1 for each slot that may be attended to.
+    main_input: holds the new tokens, (batch, sequence, ...). main_output: their results. caches:
+    which input and output are one cache. positions, lengths, mask: names of inputs, if it has such:
+    the tokens' positions; the number of valid slots of each row of a fixed cache; 1 for each slot
+    that may be attended to.
     Raises: ValueError if a name is not among the tensors, or a cache has no axis of slots.
     """
 
@@ -191,7 +192,7 @@ def _bind(axes: dict[str, int], expected: TensorType, dtype: str, shape: Sequenc
 def attention_interface(spec: AttentionSpec, *, cache: str, padding: bool) -> Interface:
     """The interface of an attention artifact.
 
-    A layer on which positions have no effect takes none: an input is honoured or not there.
+    A layer on which positions have no effect takes none: every input is honoured.
     """
     return attention_roles(*_attention_tensors(spec, cache=cache, padding=padding))
 
@@ -223,16 +224,13 @@ def _slots_axis(tensor: TensorType) -> int:
 
 
 CACHED = ("key", "value", "latent", "key_rope")
-"""What attention layers cache, by the names in their caches' names."""
+"""Names of what attention layers cache, as they stand in the names of inputs and outputs."""
 
 
 def _attention_tensors(
     spec: AttentionSpec, *, cache: str, padding: bool
 ) -> tuple[tuple[TensorType, ...], tuple[TensorType, ...]]:
-    """Inputs and outputs of an attention artifact, in order.
-
-    A layer on which positions have no effect takes none: an input is honoured or not there.
-    """
+    """Inputs and outputs of an attention artifact, in order."""
     hidden = ("batch", "sequence", spec.hidden_size)
     inputs = [TensorType(name="hidden_states", dtype=spec.dtype, shape=hidden)]
     outputs = [TensorType(name="attention_output", dtype=spec.dtype, shape=hidden)]
@@ -246,9 +244,9 @@ def _attention_tensors(
             past, present = (
                 tuple(axis if x == "slots" else x for x in slots) for axis in (before, after)
             )
-            taken, given = cache_names(name, cache)
-            inputs.append(TensorType(name=taken, dtype=spec.dtype, shape=past))
-            outputs.append(TensorType(name=given, dtype=spec.dtype, shape=present))
+            cache_input, cache_output = cache_names(name, cache)
+            inputs.append(TensorType(name=cache_input, dtype=spec.dtype, shape=past))
+            outputs.append(TensorType(name=cache_output, dtype=spec.dtype, shape=present))
     if cache == "fixed":
         inputs.append(TensorType(name=LENGTHS, dtype="int64", shape=("batch",)))
     if padding:
@@ -258,14 +256,14 @@ def _attention_tensors(
 
 
 def cache_names(name: str, cache: str) -> tuple[str, str]:
-    """What the input and the output are called that hold `name` of a growing or fixed cache."""
+    """The names of the input and the output that hold `name` in a growing or a fixed cache."""
     if cache == "fixed":
         return f"{name}_cache", f"{name}_cache_out"
     return f"past_{name}", f"present_{name}"
 
 
 def cached(spec: AttentionSpec) -> dict[str, tuple[int | str, ...]]:
-    """What the layer caches, by the names after past_ and present_, with shapes in "slots"."""
+    """The shapes of what the layer caches, with an axis "slots", by the names of CACHED."""
     if spec.latent is None:
         return {
             "key": ("batch", spec.kv_heads, "slots", spec.head_dim),

@@ -1,4 +1,4 @@
-"""Calls of an engine: who gives tensors their addresses, and which context runs them.
+"""Calls of an engine: which addresses its tensors get, and which context runs them.
 
 A context takes one call at a time and has a profile, so there is a small pool of them. Decoding
 with a fixed cache repeats one call with the same addresses: it is recorded as a CUDA graph.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 CONTEXTS = 2
-"""How many calls may be on their way at once; each context has scratch memory of its own."""
+"""How many calls may run at once; each context has scratch memory of its own."""
 
 GRAPHS = 4
 """How many decoding streams have a graph at once."""
@@ -28,29 +28,29 @@ Tensors = Mapping[str, "torch.Tensor"]
 
 @dataclass
 class _Held:
-    """A context, what it was told last, and the point after its last call."""
+    """A context, the shapes and addresses that were set last, and the point after its last call."""
 
     context: Context
     profile: int | None = None
-    told: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     busy: Any = None
 
     def prepare(
         self, profile: int, stream: int, inputs: Tensors, addresses: Mapping[str, int]
     ) -> None:
-        """Tell it what has changed since the last call."""
+        """Set what has changed since the last call."""
         if profile != self.profile:
             self.context.use_profile(profile, stream)
-            self.profile, self.told = profile, {}
+            self.profile, self.settings = profile, {}
         for name, tensor in inputs.items():
             shape = tuple(tensor.shape)
-            if self.told.get(f"shape of {name}") != shape:
+            if self.settings.get(f"shape of {name}") != shape:
                 self.context.set_shape(name, shape)
-                self.told[f"shape of {name}"] = shape
+                self.settings[f"shape of {name}"] = shape
         for name, address in addresses.items():
-            if self.told.get(name) != address:
+            if self.settings.get(name) != address:
                 self.context.bind(name, address)
-                self.told[name] = address
+                self.settings[name] = address
 
 
 @dataclass
@@ -89,23 +89,23 @@ class Calls:
         axes: the size of every dynamic axis. caches: outputs that are to be written where these
         tensors lie, which are inputs.
         """
-        befores = self.pairs.values()
-        given = {name: self._placed(x) for name, x in inputs.items() if name not in befores}
+        cache_inputs = self.pairs.values()
+        bound = {name: self._placed(x) for name, x in inputs.items() if name not in cache_inputs}
         outputs: dict[str, torch.Tensor] = {}
         own = {after for after, tensor in caches.items() if self._aligned(tensor)}
         for after, before in self.pairs.items():
             cache = caches[after] if after in own else self._copy(inputs[before])
-            outputs[after] = given[before] = cache
+            outputs[after] = bound[before] = cache
         graph = None
         if self._fixed and axes["sequence"] == 1 and own == self.pairs.keys():
-            graph = self._graph(profile, given, axes, outputs)
+            graph = self._graph(profile, bound, axes, outputs)
         if graph is not None:
-            return self._repeat(graph, profile, given, outputs)
+            return self._repeat(graph, profile, bound, outputs)
         for tensor in self._outputs:
             if tensor.name not in outputs:
                 outputs[tensor.name] = self._new(tensor.sized(axes), tensor.dtype)
         with self._context() as held:
-            self._enqueue(held, profile, given, outputs)
+            self._enqueue(held, profile, bound, outputs)
         return outputs
 
     def _enqueue(self, held: _Held, profile: int, inputs: Tensors, outputs: Tensors) -> None:
@@ -144,19 +144,20 @@ class Calls:
             graph = self._graphs[key]
             if graph is None:
                 kept = {n: self._copy(x) for n, x in inputs.items() if n not in self.pairs.values()}
-                made = {
+                fresh = {
                     t.name: self._new(t.sized(axes), t.dtype)
                     for t in self._outputs
                     if t.name not in caches
                 }
-                graph = _Graph(held=_Held(self._make()), inputs=kept, outputs=made)
+                graph = _Graph(held=_Held(self._make()), inputs=kept, outputs=fresh)
                 self._graphs[key] = graph
             return graph
 
     def _repeat(
         self, graph: _Graph, profile: int, inputs: Tensors, caches: Tensors
     ) -> dict[str, "torch.Tensor"]:
-        """The first time the call is run, which settles the context, and then recorded."""
+        """Run a repeated call: the first time as any other, which sets the context up, and recorded
+        then."""
         with graph.lock:
             if graph.held.busy is not None:
                 self._device.wait(graph.held.busy)
@@ -166,8 +167,8 @@ class Calls:
                 graph.replay()
                 graph.held.busy = self._device.mark()
             else:
-                given = {**inputs, **graph.inputs}
-                self._enqueue(graph.held, profile, given, {**graph.outputs, **caches})
+                copies = {**inputs, **graph.inputs}
+                self._enqueue(graph.held, profile, copies, {**graph.outputs, **caches})
                 if graph.held.context.capturable(self._device.stream()):
                     graph.replay = self._device.capture(graph.held.context.enqueue)
             return {name: x.clone() for name, x in graph.outputs.items()} | dict(caches)

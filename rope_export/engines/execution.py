@@ -20,7 +20,7 @@ class Context(Protocol):
     """Takes one call at a time. `stream` is the address of a CUDA stream."""
 
     def use_profile(self, index: int, stream: int) -> None:
-        """Take the sizes of another profile; shapes and addresses are to be said again."""
+        """Take the sizes of another profile; shapes and addresses are to be set again."""
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Of an input."""
@@ -29,7 +29,7 @@ class Context(Protocol):
         """Where a tensor lies, an output too; never 0."""
 
     def enqueue(self, stream: int) -> None:
-        """Put the work into the stream; it may run after this returns."""
+        """Queue the work in the stream; it may run after this returns."""
 
     def capturable(self, stream: int) -> bool:
         """Whether the work as it is now can be recorded in a CUDA graph."""
@@ -45,13 +45,13 @@ class Device(Protocol):
         """The address of the caller's current stream."""
 
     def mark(self) -> Any:
-        """A point after all work that the current stream was given so far."""
+        """A point after all work that is queued in the current stream so far."""
 
     def wait(self, mark: Any) -> None:
         """Let the current stream wait for such a point."""
 
     def capture(self, work: Callable[[int], None]) -> Callable[[], None]:
-        """Record what `work` puts into the stream it is given; the result puts it there again."""
+        """Record what `work` queues in the stream that it takes; the result queues it again."""
 
 
 class Cuda:
@@ -125,7 +125,7 @@ class PlanContext:
 
 
 class Plan:
-    """A plan that was loaded onto the GPU that is here. `context` makes contexts for it."""
+    """A plan that is loaded onto the current GPU. `context` makes contexts for it."""
 
     def __init__(self, module: Module, engine: Engine, here: gpu.Gpu) -> None:
         """Raises: ArtifactError if the plan is for another version or GPU; RopeExportError with
@@ -213,10 +213,10 @@ def _check_tensors(trt: Any, loaded: Any, engine: Engine) -> None:
     write a fixed cache where it reads it."""
     facts = engine.facts
     names = {loaded.get_tensor_name(at) for at in range(loaded.num_io_tensors)}
-    said = {tensor.name for tensor in (*facts.inputs, *facts.outputs)}
-    if names != said:
+    listed = {tensor.name for tensor in (*facts.inputs, *facts.outputs)}
+    if names != listed:
         raise RopeExportError(
-            f"{engine.plan}: has tensors {sorted(names)}; its manifest says {sorted(said)}."
+            f"{engine.plan}: has tensors {sorted(names)}; its manifest says {sorted(listed)}."
         )
     interface = engine.manifest.interface
     if interface.cache == "fixed" and hasattr(loaded, "get_aliased_input_tensor"):

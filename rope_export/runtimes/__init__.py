@@ -1,4 +1,4 @@
-"""Runtimes: each says why it is not available, or opens an artifact as a thin Runner."""
+"""Runtimes: each opens an artifact as a thin Runner, or gives the reason why it cannot."""
 
 from rope_export.runtimes.base import Runner, Runtime
 from rope_export.runtimes.discovery import all_runtimes, find_runtime

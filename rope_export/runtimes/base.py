@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Runner(Protocol):
     """Runs calls of an artifact that somebody else has checked, from several threads at once.
 
-    capacity: the one number of slots that a fixed cache must have here, if there is such a one.
+    capacity: the number of slots that a fixed cache must have, if only one is possible.
     whole_capacity: whether every slot of a fixed cache takes part in the computation, whatever the
         operators of the file do.
     """
@@ -70,7 +70,7 @@ class Runtime(Protocol):
 
 
 class NeedsPackages:
-    """Says which package a runtime needs and does not find."""
+    """A runtime that needs packages, and names the one that is not installed."""
 
     needs: ClassVar[Mapping[str, str]] = {}
     """Import name to the extra that brings it."""
@@ -86,7 +86,7 @@ class NeedsPackages:
 
 
 def written(outputs: "dict[str, Array]", into: "Mapping[str, Array]") -> "dict[str, Array]":
-    """`outputs`, with those of `into` copied there: for runtimes that cannot write in place."""
+    """Copy `outputs` to the tensors of `into`, for runtimes that cannot write in place."""
     for name, target in into.items():
         target[...] = outputs[name]  # type: ignore[assignment]
     return outputs | dict(into)

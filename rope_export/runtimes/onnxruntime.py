@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rope_export.runtimes.base import Prepared
 
 BFLOAT16 = 16
-"""TensorProto.BFLOAT16: numpy has no such type, so onnxruntime is told the number."""
+"""TensorProto.BFLOAT16: numpy has no such type, so onnxruntime gets the number."""
 
 ERRORS_ONLY = 3
 """onnxruntime's log severity."""
@@ -37,7 +37,7 @@ IN_MEMORY = "add_external_initializers_from_files_in_memory"
 OPENING = Lock()
 _SHARED: "WeakValueDictionary[tuple[str, ...], Any]" = WeakValueDictionary()
 """onnxruntime's sessions that are open, by the hashes of their files and by options. Their run is
-thread-safe, so all of ours on the same files use one: weights, packed weights and threads are there
+thread-safe, so all of ours on the same files use one: weights, packed weights and threads exist
 once."""
 
 

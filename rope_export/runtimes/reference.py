@@ -1,4 +1,4 @@
-"""onnx's own reference evaluator: slow, and what the operators' definitions say."""
+"""onnx's own reference evaluator: slow, and it computes what the operators' definitions state."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -82,7 +82,7 @@ def _wide_matmul() -> Any:
 
 
 def _wide_attention() -> Any:
-    """Attention whose softmax is in float32 where the node does not say, as in every runtime.
+    """Attention whose softmax is in float32 unless the node sets it, as in every runtime.
 
     By the definition it is then in the type of the scores, and the evaluator adds up thousands of
     bfloat16 weights in bfloat16.
@@ -93,10 +93,10 @@ def _wide_attention() -> Any:
     class Attention(op_attention.Attention_23):
         op_domain = ""
 
-        def _run(self, *given: Any, **attributes: Any) -> Any:
-            if given[0].dtype.itemsize < 4 and attributes.get("softmax_precision") is None:
+        def _run(self, *inputs: Any, **attributes: Any) -> Any:
+            if inputs[0].dtype.itemsize < 4 and attributes.get("softmax_precision") is None:
                 attributes["softmax_precision"] = TensorProto.FLOAT
-            return super()._run(*given, **attributes)
+            return super()._run(*inputs, **attributes)
 
     return Attention
 

@@ -1,4 +1,4 @@
-"""TensorRT's two runtimes: they run the plan of an engine's folder on the GPU that is here."""
+"""TensorRT's two runtimes, which run the plan of an engine's folder on the current GPU."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar

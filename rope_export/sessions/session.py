@@ -57,7 +57,7 @@ class Session:
 
     @property
     def capacity(self) -> int | None:
-        """The one capacity that a fixed cache must have here, if it must have one."""
+        """The number of slots that a fixed cache must have on this runtime, if only one works."""
         return self.runner.capacity
 
     def start(self, batch: int = 1, capacity: int | None = None) -> Stream:

@@ -56,7 +56,7 @@ class Hidden:
 def hidden_slots(
     mask: "Array | None", lengths: "Array | None", axes: Mapping[str, int], *, stale: bool
 ) -> Hidden | None:
-    """What a call hides, or nothing if it looks at all there is.
+    """What a call hides, or nothing if it looks at every slot and token.
 
     mask: int64 (B, T) or, of a growing cache, (B, P + S). lengths: int64 (B,) of a fixed cache.
     axes: the size of every axis. stale: whether slots after those that the call writes count.

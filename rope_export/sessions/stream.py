@@ -61,8 +61,8 @@ class Stream:
         wanted = whole_numbers("lengths", lengths, self.batch)
         if self.kind == "growing" and np.any(wanted != self._lengths):
             raise InputError(
-                "a growing cache holds as many entries in every row as there are; export with "
-                "cache 'fixed' to set them row by row."
+                "every row of a growing cache holds the same number of entries; export with cache "
+                "'fixed' to set them row by row."
             )
         for row, (asked, held) in enumerate(zip(wanted, self._lengths, strict=True)):
             if not 0 <= asked <= held:
@@ -76,7 +76,7 @@ class Stream:
     def assume_lengths(self, lengths: "Sequence[int] | np.ndarray") -> None:
         """Take so many slots of each row of a fixed cache as valid, zeros where none were written.
 
-        A step can so be measured at a length, again and again, without the calls that lead there.
+        So a step can be measured at one length again and again, without the calls before it.
         Raises: TensorError for lengths that the cache has no room for.
         """
         wanted = whole_numbers("lengths", lengths, self.batch)
@@ -125,9 +125,9 @@ class Stream:
         return outputs[interface.main_output]
 
     def reset(self, rows: "Sequence[int] | None" = None) -> None:
-        """Forget what the rows hold, all of them unless given; their memory stays.
+        """Empty the rows; their memory stays.
 
-        rows: indices of rows, whole numbers.
+        rows: indices of rows, whole numbers; all of them unless given.
         Raises: InputError for a row that does not exist, or single rows of a growing cache.
         """
         every = list(range(self.batch))

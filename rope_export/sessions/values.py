@@ -45,19 +45,20 @@ class ValueChecks:
         self._seen = Once()
 
     def check(
-        self, given: Mapping[str, object], values: "dict[str, Array]", axes: Mapping[str, int]
+        self, originals: Mapping[str, object], values: "dict[str, Array]", axes: Mapping[str, int]
     ) -> None:
         """Refuse wrong masks and hidden slots that would spoil a row; of padded tokens, put zeros
         in the place of what is not finite.
 
-        given: the inputs as the caller has them; each is looked at once. values: the same as plain
-        tensors, of which the main input may be replaced. axes: the size of every axis.
+        originals: the inputs as the caller has them; a cache is looked at once, as long as it
+            lives. values: the same as plain tensors, of which the main input may be replaced. axes:
+            the size of every axis.
         Raises: TensorError naming the input, the row and the slot.
         """
         interface = self._interface
         mask = None if interface.mask is None else values[interface.mask]
         lengths = None if interface.lengths is None else values[interface.lengths]
-        unseen = [pair for pair in interface.caches if given[pair.input] not in self._seen]
+        unseen = [pair for pair in interface.caches if originals[pair.input] not in self._seen]
         if mask is None and not (self._stale and unseen):
             return
         hidden = hidden_slots(mask, lengths, axes, stale=self._stale)
@@ -66,7 +67,7 @@ class ValueChecks:
         for pair in unseen:
             limit = limit_of(interface.input(pair.input).dtype)
             check_hidden(pair.input, values[pair.input], hidden.cached, limit, axis=pair.axis)
-            self._seen.add(given[pair.input])
+            self._seen.add(originals[pair.input])
         if hidden.new is None:
             return
         tokens = values[interface.main_input]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rope_export import gpu
+from rope_export.runtimes import find_runtime
 
 NO_CONTEXT = 201
 """CUDA_ERROR_INVALID_CONTEXT, cuda.h."""
@@ -90,6 +91,20 @@ def test_another_current_gpu_is_seen_at_once(driver) -> None:
     assert gpu.here().name == NAMES[1]
     driver.context = 0
     assert gpu.here().name == NAMES[0]
+
+
+def test_onnxruntime_computes_on_the_current_gpu(driver, monkeypatch) -> None:
+    started = []
+    monkeypatch.setattr(
+        "onnxruntime.InferenceSession", lambda *_, providers: started.append(providers)
+    )
+    driver.context = 1
+    find_runtime("onnxruntime:cuda").start(b"", None)
+    find_runtime("onnxruntime").start(b"", None)
+    assert started == [
+        [("CUDAExecutionProvider", {"device_id": "1"})],
+        [("CPUExecutionProvider", {})],
+    ]
 
 
 def test_a_driver_without_a_gpu_says_why(driver) -> None:

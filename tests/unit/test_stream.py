@@ -213,14 +213,17 @@ def stepped(session, **options):
     return stream
 
 
+@pytest.fixture(scope="module")
+def fixed(tiny):
+    with open_session(tiny("ort", "float32", "fixed")) as session:
+        yield session
+
+
 @pytest.mark.parametrize("fault", WRONG)
-def test_what_a_fixed_stream_refuses(tiny, fault) -> None:
+def test_what_a_fixed_stream_refuses(fixed, fault) -> None:
     act, kind, named = WRONG[fault]
-    with (
-        open_session(tiny("ort", "float32", "fixed")) as session,
-        pytest.raises(kind, match=named),
-    ):
-        act(session)
+    with pytest.raises(kind, match=named):
+        act(fixed)
 
 
 WRONG_MASKS = {
