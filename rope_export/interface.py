@@ -84,25 +84,36 @@ class Interface:
 
     def __post_init__(self) -> None:
         for tensors in (self.inputs, self.outputs):
-            names = [tensor.name for tensor in tensors]
-            if len(set(names)) < len(names):
-                raise ValueError(f"two tensors have one name among {', '.join(names)}")
+            _check_different([tensor.name for tensor in tensors])
         if self.input(self.main_input).shape[:2] != ("batch", "sequence"):
             raise ValueError(f"{self.input(self.main_input)} must begin with batch and sequence")
         self.output(self.main_output)
-        for name in (self.positions, self.lengths, self.mask):
-            if name is not None:
-                self.input(name)
+        numbers = [name for name in (self.positions, self.lengths, self.mask) if name is not None]
+        _check_different([self.main_input, *numbers, *(pair.input for pair in self.caches)])
+        _check_different([self.main_output, *(pair.output for pair in self.caches)])
+        for name in numbers:
+            if self.input(name).dtype != "int64" or "batch" not in self.input(name).shape:
+                raise ValueError(f"{self.input(name)} must be int64 with an axis batch")
+        self._check_caches()
+        known = {"past", "total", *(axis for tensor in self.inputs for axis in tensor.shape)}
+        for tensor in self.outputs:
+            for axis in tensor.shape:
+                if isinstance(axis, str) and not known.issuperset(axis.split(" + ")):
+                    raise ValueError(f"axis {axis!r} of {tensor} is of no input")
+
+    def _check_caches(self) -> None:
         for pair in self.caches:
             shape, axis = self.input(pair.input).shape, pair.axis
             if len(self.output(pair.output).shape) != len(shape):
                 raise ValueError(f"{pair.input} and {pair.output} are no cache: unlike shapes")
-            if not (0 < axis < len(shape) and shape[axis] in SLOTS):
+            if not (0 < axis < len(shape) and shape[0] == "batch" and shape[axis] in SLOTS):
                 raise ValueError(f"axis {axis} of {self.input(pair.input)} has no slots")
         if len({self._slots(pair) for pair in self.caches}) > 1:
             raise ValueError("some caches are growing and some are fixed")
-        if self.cache == "fixed" and self.lengths is None:
-            raise ValueError("a fixed cache needs an input with the lengths of its rows")
+        if (self.cache == "fixed") != (self.lengths is not None):
+            raise ValueError("a fixed cache, and no other, has an input with its rows' lengths")
+        if self.lengths is not None and self.input(self.lengths).shape != ("batch",):
+            raise ValueError(f"{self.input(self.lengths)} must have the shape (batch)")
 
     def input(self, name: str) -> TensorType:
         """The input called `name`. Raises: ValueError if there is none."""
@@ -164,6 +175,13 @@ class Interface:
                 f"input {self.mask!r} covers {axes['total']} slots; past + sequence is {total}."
             )
         return axes
+
+
+def _check_different(names: Sequence[str]) -> None:
+    """Raises: ValueError if a name is there twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is there twice among {', '.join(names)}")
 
 
 def _named(name: str, tensors: Sequence[TensorType], what: str) -> TensorType:

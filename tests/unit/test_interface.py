@@ -83,9 +83,20 @@ def test_a_layer_without_rotation_and_padding_takes_neither():
         ({"main_input": "past_key_values.0.key"}, "must begin with batch and sequence"),
         ({"main_output": "hidden"}, "'hidden' is not among the outputs"),
         ({"mask": "mask"}, "'mask' is not among the inputs"),
+        ({"mask": "position_ids"}, "'position_ids' is there twice"),
+        ({"mask": None, "positions": "past_key_values.0.key"}, "'past_key_values.0.key' is there"),
+        ({"mask": "past_key_values.0.key", "caches": ()}, "must be int64 with an axis batch"),
+        ({"caches": (pair("past_key_values.0.key", "present.0.key", 2),) * 2}, "is there twice"),
+        ({"lengths": "attention_mask", "mask": None}, "a fixed cache, and no other"),
         ({"caches": (pair("past_key_values.0.key", "present.0", 2),)}, "'present.0' is not among"),
         ({"caches": (pair("past_key_values.0.key", "present.0.key", 3),)}, "has no slots"),
-        ({"caches": (pair("past_key_values.0.key", "logits", 2),)}, "unlike shapes"),
+        (
+            {
+                "main_output": "present.0.value",
+                "caches": (pair("past_key_values.0.key", "logits", 2),),
+            },
+            "unlike shapes",
+        ),
     ],
     ids=str,
 )
@@ -96,10 +107,13 @@ def test_an_interface_that_contradicts_its_tensors_is_refused(change, message):
 
 def test_names_are_there_once_and_a_fixed_cache_has_lengths():
     decoder = decoder_interface("fixed")
-    with pytest.raises(ValueError, match="two tensors have one name"):
+    with pytest.raises(ValueError, match="'input_ids' is there twice"):
         replace(decoder, inputs=(*decoder.inputs, decoder.inputs[0]))
     with pytest.raises(ValueError, match="lengths"):
         replace(decoder, lengths=None)
+    rows = TensorType(name="logits", dtype="float32", shape=("rows", "past + sequence"))
+    with pytest.raises(ValueError, match=r"axis 'rows' of logits .* is of no input"):
+        replace(decoder, outputs=(rows, *decoder.outputs[1:]))
 
 
 CALL = {
