@@ -77,7 +77,7 @@ def compare(
         _judge_all(judge, subject, progress)
     judge.finish()
     subject.conclude(report, seed)
-    if report.status != "nothing compared":  # which says nothing, and must not hide what did
+    if report.status != "nothing compared":  # which must not hide an earlier verdict
         report.keep(subject.record(_evidence(report, seed)))
     return report
 

@@ -11,11 +11,11 @@ def errors(difference: np.ndarray, expected: np.ndarray) -> dict[str, float]:
 
     A difference of zero is no error, whatever was expected; anything not finite stays not finite.
     """
-    found = {}
+    by_metric = {}
     for metric, norm in zip(METRICS, (_euclidean, _largest), strict=True):
         size, scale = norm(difference), norm(expected)
-        found[metric] = 0.0 if size == 0 else size / scale if scale else float("inf")
-    return found
+        by_metric[metric] = 0.0 if size == 0 else size / scale if scale else float("inf")
+    return by_metric
 
 
 def _euclidean(values: np.ndarray) -> float:

@@ -23,7 +23,7 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What `verify` was asked for, besides the artifact and the runtimes: see there."""
+    """The arguments of `verify` besides the artifact and the runtimes."""
 
     source: str | None = None
     adapter: str | None = None
@@ -52,8 +52,8 @@ class Call:
 class Property:
     """Two sides of one equality that must hold.
 
-    output: which the sides are made of. sides: both in float64, with the outputs of any runtime.
-    bounds: what the errors of one side against the other may be, whose value is given.
+    output: of which the sides are computed. sides: both in float64, with any runtime's outputs.
+    bounds: what the error of the left side may be, by the values of the right one.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""What is known of an engine besides the model that it was built from."""
+"""An engine, besides the model that it was built from: its corners, structure and numbers."""

@@ -1,4 +1,4 @@
-"""What is known of an engine beside its model: its structure, and whether a GPU ran its plan."""
+"""Rows on an engine's structure, and whether a GPU has computed with its plan."""
 
 from rope_export import gpu
 from rope_export.engines import builder, module
@@ -41,7 +41,7 @@ def structure_rows(engine: Engine, seed: int) -> list[Row]:
 
 
 def compared_numbers(engine: Engine, report: Report) -> str:
-    """What is known of the numbers of this very plan; its evidence keeps what was compared now.
+    """Whether the numbers of this very plan were compared; its evidence keeps the new rows.
 
     Returns: "unverified", or "passed on" or "failed on" and the GPU.
     """

@@ -1,1 +1,1 @@
-"""What is known of one attention layer: its reference, rounding, calls and faults."""
+"""One attention layer: its reference, its rounding, its calls and its possible faults."""

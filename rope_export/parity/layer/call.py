@@ -15,8 +15,11 @@ from rope_export.parity.layer.trace import Trace
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerExpected(Expected):
-    """trace: every quantity on the way. layer: the reference; rough: with the roundings of a
-    runtime's kernels. total: slots in use after the call, in the longest row."""
+    """What the reference layer computes.
+
+    trace: every quantity on the way. layer: the reference; rough: with the roundings of a
+    runtime's kernels. total: valid slots after the call, in the longest row.
+    """
 
     trace: Trace
     layer: ReferenceLayer

@@ -35,15 +35,15 @@ def slot_limits(artifact: Folder) -> frozenset[int]:
         name for node in graph.node if node.op_type not in SHAPES for name in node.input
     } | {node.input[0] for node in graph.node if node.op_type in SHAPES and node.input}
     only_shapes = shapes - elsewhere
-    found: set[int] = set()
+    numbers: set[int] = set()
     for name, tensor in _constants(graph):
         if name not in only_shapes and 0 < math.prod(tensor.dims) <= FEW:
-            found.update(_whole(onnx.numpy_helper.to_array(tensor)))
+            numbers.update(_whole(onnx.numpy_helper.to_array(tensor)))
     for node in graph.node:
         for attribute in node.attribute:
             if node.op_type != "Constant":
-                found.update(map(abs, (attribute.i, *attribute.ints)))
-    return frozenset(int(x) for x in found if SHORTEST < x <= LARGEST)
+                numbers.update(map(abs, (attribute.i, *attribute.ints)))
+    return frozenset(int(x) for x in numbers if SHORTEST < x <= LARGEST)
 
 
 def _constants(graph: "onnx.GraphProto") -> Iterator[tuple[str, "onnx.TensorProto"]]:  # type: ignore[name-defined]  # noqa: F821

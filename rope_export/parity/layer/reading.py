@@ -71,17 +71,17 @@ def ask_transformers(
         why = "it is older than 5.0; pip install 'rope_export[hf]'"
         return Reading(status="unproven", against=against, reason=why)
     if path is None:
-        why = "the source is gone; give it with --source"
+        why = "the source is gone; give it with `source`"
         return Reading(status="unproven", against=against, reason=why)
     asked = _Asked(spec=spec, facts=facts, path=path, adapter=adapter)
     try:
         with quiet(), torch.no_grad():
-            found = _asked(asked)
+            answer = _asked(asked)
     except (Unread, InputError) as error:
-        found = Reading(status="unproven", reason=str(error))
+        answer = Reading(status="unproven", reason=str(error))
     except Exception as error:  # transformers' code, or ours on what it gave: nothing is proven
-        found = Reading(status="unproven", reason=reason(error))
-    return dataclasses.replace(found, against=against)
+        answer = Reading(status="unproven", reason=reason(error))
+    return dataclasses.replace(answer, against=against)
 
 
 def _asked(asked: _Asked) -> Reading:
@@ -138,10 +138,10 @@ def _of_gguf(asked: _Asked, file: Path) -> Reading:
                 names=loader.names(source.names, tensors.names),
                 mapping=loader.mapping,
             )
-            found = _judged(
+            answer = _judged(
                 asked, skeleton, reads, read, lambda: loader.load(skeleton), source.weights
             )
-            return _limited(found, OUR_FACTS)
+            return _limited(answer, OUR_FACTS)
     except Unread as error:
         return _of_config(asked, config, f"{NOT_READ} ({error})")
 
@@ -170,17 +170,17 @@ def _of_config(asked: _Asked, facts: Mapping[str, Any], limit: str) -> Reading:
             spec = dataclasses.replace(asked.spec, dtype="float32")
             return read_layer(reader(Folder(weights.parent), files), pieces, spec)
 
-        found = _judged(
+        answer = _judged(
             asked, skeleton, reads, read, lambda: loaded(skeleton, weights.parent, config), ours
         )
-    return _limited(found, limit)
+    return _limited(answer, limit)
 
 
-def _limited(found: Reading, limit: str) -> Reading:
+def _limited(answer: Reading, limit: str) -> Reading:
     """A reading with what it is of, if it is proven."""
-    if found.status != "proven":
-        return found
-    return dataclasses.replace(found, reason="; ".join(filter(None, (limit, found.reason))))
+    if answer.status != "proven":
+        return answer
+    return dataclasses.replace(answer, reason="; ".join(filter(None, (limit, answer.reason))))
 
 
 def _judged(
@@ -203,16 +203,18 @@ def _judged(
         return _failed("weights", error.name, keys(), str(error))
     except CheckpointError as error:
         return _failed("weights", "tensors", keys(), str(error))
-    found = compared(skeleton, asked.spec, weights, inner_config(skeleton))
-    if found.differences:
-        apart = tuple(dataclasses.replace(x, keys=keys()) for x in found.differences)
+    comparison = compared(skeleton, asked.spec, weights, inner_config(skeleton))
+    if comparison.differences:
+        apart = tuple(dataclasses.replace(x, keys=keys()) for x in comparison.differences)
         return Reading(status="failed", differences=apart)
-    undone = [x for x in found.left_out if not x.startswith(BEYOND)]
+    undone = [x for x in comparison.left_out if not x.startswith(BEYOND)]
     if undone:
         return Reading(status="unproven", reason=f"not compared: {undone[0]}")
     for key, value in keys_unread(skeleton, reads, read).items():
         return Reading(status="unproven", reason=sentence(read.kind.model_type, key, value))
-    limit = f"transformers itself does not go {found.left_out[0]}" if found.left_out else None
+    limit = (
+        f"transformers itself does not go {comparison.left_out[0]}" if comparison.left_out else None
+    )
     return Reading(status="proven", reason=limit)
 
 

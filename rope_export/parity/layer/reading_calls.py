@@ -20,7 +20,7 @@ from rope_export.spec import AttentionSpec, DType
 
 AS_IS = 2e-6
 """Largest relative difference in float64: transformers computes softmax, norms and angles in
-float32 even there."""
+float32 even in a float64 module."""
 OUTPUT = "attention_output"
 
 Outputs = dict[str, Tensor]
@@ -40,23 +40,23 @@ def compared(
 ) -> Compared:
     """Both sides on every call: in float64, in float32 and in the spec's dtype.
 
-    One side in one dtype at a time, so that few copies of the weights are there at once.
+    One side in one dtype at a time, so that few copies of the weights are held at once.
     weights: ours, as they are in the source. config: transformers', of the attention.
     """
     every = list(every_call(spec, config))
     left_out: list[str] = []
     exact, every = _theirs(skeleton, spec, every, torch.float64, torch.float64, left_out)
-    found = list(_apart(_ours(spec, weights, every, torch.float64), exact))
+    differences = list(_apart(_ours(spec, weights, every, torch.float64), exact))
     names: set[DType] = {"float32", spec.dtype}
-    for name in sorted(names, reverse=True) if not found else ():
+    for name in sorted(names, reverse=True) if not differences else ():
         dtype = getattr(torch, name)
         reference = exact
         if not skeleton.is_exact_in(dtype):
             reference, every = _theirs(skeleton, spec, every, torch.float64, dtype, left_out)
         theirs, every = _theirs(skeleton, spec, every, dtype, dtype, left_out)
         ours = _ours(replace(spec, dtype=name), weights, every, dtype)
-        found += _worse(spec, name, every, ours, theirs, reference)
-    return Compared(differences=found, left_out=left_out)
+        differences += _worse(spec, name, every, ours, theirs, reference)
+    return Compared(differences=differences, left_out=left_out)
 
 
 def _theirs(
@@ -69,7 +69,7 @@ def _theirs(
 ) -> tuple[Outputs, list[Calls]]:
     """transformers' outputs, and the calls that could be made."""
     outputs: Outputs = {}
-    made = []
+    done = []
     with cast(skeleton, rounded, dtype):
         for calls in every:
             try:
@@ -81,8 +81,8 @@ def _theirs(
                 for name in undone:
                     del outputs[name]
             else:
-                made.append(calls)
-    return outputs, made
+                done.append(calls)
+    return outputs, done
 
 
 def _ours(

@@ -1,8 +1,8 @@
 """The mathematics of the layer in float64, written once more: what every runtime is held to.
 
 Nothing here comes from the module that is exported, so a fault in it cannot be shared. Only
-inv_freq is given, in float32: the angle is the float32 product of position and frequency, since
-that is the angle the model was trained with, and everything from there on is exact to float64.
+inv_freq is an argument, in float32: the angle is the float32 product of position and frequency,
+since that is the angle the model was trained with, and everything after it is exact to float64.
 """
 
 from collections.abc import Callable, Mapping

@@ -24,7 +24,7 @@ TIMES = 10
 """How many times the tolerance a fault must be off by, on one call at least, to be seen."""
 
 NOTHING = 1e-3
-"""Times the tolerance below which the reference is said to be the same: float64's own rounding."""
+"""Times the tolerance below which the reference counts as the same: float64's own rounding."""
 
 MEMORY = 2**31
 """Bytes that one call may take, the reference's and eager's copies together."""
@@ -201,8 +201,8 @@ class _Search:
 
 
 def footprint(spec: AttentionSpec, case: Case) -> int:
-    """Bytes of one call: keys, values and what is made of them, and scores, in float64 about ten
-    times each, in the reference and the counterfactual; for eager they are there for every head."""
+    """Bytes of one call: keys, values, what is computed of them, and scores, in float64 about ten
+    times each, in the reference and the counterfactual; eager holds them for every head."""
     groups = spec.heads if spec.latent is not None else spec.kv_heads
     slots = case.batch * (case.total + SPARE) * (spec.head_dim + spec.value_head_dim)
     scores = case.batch * spec.heads * case.sequence * case.total

@@ -19,9 +19,12 @@ from rope_export.spec import AttentionSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """tensors: the layer's weights as they should be deployed. original: as the source has them,
-    where it is there and they are deployed in fewer bits. rows: the file compared with `tensors`,
-    bit for bit; none where the source is gone and the file itself had to be believed."""
+    """The weights that an artifact should hold.
+
+    tensors: as they should be deployed. original: as the source has them, where they are deployed
+    quantized. rows: the file compared with `tensors`, bit for bit; none where the source is gone
+    and the file itself had to be believed.
+    """
 
     tensors: dict[str, Tensor]
     original: dict[str, Tensor] | None = None
@@ -43,12 +46,12 @@ def true_weights(
         or the adapter is another one.
     """
     in_file = file_weights(artifact)
-    found = _from_source(artifact, spec, source, adapter)
-    if found is None:
+    tensors = _from_source(artifact, spec, source, adapter)
+    if tensors is None:
         return Weights(tensors=in_file, verdict="unproven", rows=[])
-    original, integers = found
-    how = artifact.manifest.quantization
-    expected = deployed(original, integers, how)
+    original, integers = tensors
+    quantization = artifact.manifest.quantization
+    expected = deployed(original, integers, quantization)
     rows = [
         counted(
             case="weights in the file",
@@ -64,7 +67,7 @@ def true_weights(
     ]
     return Weights(
         tensors=expected,
-        original=None if how is None else original,
+        original=None if quantization is None else original,
         verdict="proven",
         rows=rows,
     )
@@ -77,8 +80,8 @@ def _from_source(
     facts = artifact.manifest.source
     if source is None and facts["kind"] == "drawn":
         return drawn_weights(spec, facts["seed"], facts["layer"]), {}
-    given = source or artifact.evidence.get("source")
-    if given is None or (source is None and not Path(given).exists()):
+    path = source or artifact.evidence.get("source")
+    if path is None or (source is None and not Path(path).exists()):
         return None
     if "adapter" not in facts:
         adapter = adapter or NO_ADAPTER
@@ -87,21 +90,21 @@ def _from_source(
         if adapter is None or (source is None and not Path(adapter).is_dir()):
             return None
     model = open_model(
-        given,
+        path,
         part=facts.get("part"),
         dtype=spec.dtype,
         seed=facts.get("seed", 0),
         adapter=adapter,
     )
-    found = model.layer(facts["layer"])
-    if found.spec != spec or found.facts["kind"] != facts["kind"]:
+    layer = model.layer(facts["layer"])
+    if layer.spec != spec or layer.facts["kind"] != facts["kind"]:
         raise ArtifactError(
-            f"{given}: its layer {facts['layer']} is not what {artifact.path} was made from; "
+            f"{path}: its layer {facts['layer']} is not what {artifact.path} was made from; "
             f"the specs differ. Give the right `source`, or export again."
         )
-    if found.facts.get("adapter") != facts.get("adapter"):
+    if layer.facts.get("adapter") != facts.get("adapter"):
         raise ArtifactError(
             f"{artifact.path}: the adapter at {adapter} is not what was merged into its weights. "
             f"Give the right `adapter`, or export again."
         )
-    return found.weights(), found.integers()
+    return layer.weights(), layer.integers()

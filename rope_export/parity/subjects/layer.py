@@ -116,8 +116,8 @@ class LayerSubject(Subject):
         return revealing_calls(self.layer, self.rough, self.interface, prepared, limits)
 
     def conclude(self, report: Report, seed: int) -> None:
-        """How far quantized weights take the output from that of the source's own, both in float64,
-        on 64 tokens of two rows."""
+        """Add how far quantized weights take the output from that of the source's own, both in
+        float64, on 64 tokens of two rows."""
         if self.weights.original is not None:
             inputs = self.inputs(Case(batch=2, sequence=64), seed)
             expected = self._reference(self.weights.original)(inputs).output
@@ -142,11 +142,11 @@ class LayerSubject(Subject):
 
 def _int8_blocks(manifest: Manifest) -> dict[str, int]:
     """How many features share a scale, by the projection whose kernel rounds them to int8."""
-    how = manifest.quantization
-    if how is None or how.accuracy_level != 4:
+    quantization = manifest.quantization
+    if quantization is None or quantization.accuracy_level != 4:
         return {}
     return {
-        name.removesuffix("_proj.weight"): facts.block_size or how.block_size
+        name.removesuffix("_proj.weight"): facts.block_size or quantization.block_size
         for name, facts in manifest.weights.items()
         if facts.scales is not None
     }

@@ -89,17 +89,17 @@ def _lengths(layer: ReferenceLayer, feature: Feature) -> Iterator[Counterfactual
             seen = super()._visible(inputs, starts, sequence, total)
             return seen & (np.arange(total) < limit)
 
-    given = (layer.spec, layer.weights, layer.inv_freq)
+    same = (layer.spec, layer.weights, layer.inv_freq)
     spec = layer.spec
     if all(size is None or size > limit for size in (spec.window, spec.chunk)):
         yield Counterfactual(
             fault=f"a window of {limit} slots",
-            layer=Shortsighted(*given),
+            layer=Shortsighted(*same),
             search="long",
             limit=limit,
         )
     yield Counterfactual(
-        fault=f"slots from {limit} on not seen", layer=Truncated(*given), search="long", limit=limit
+        fault=f"slots from {limit} on not seen", layer=Truncated(*same), search="long", limit=limit
     )
 
 

@@ -44,13 +44,13 @@ def counterfactuals_of(layer: ReferenceLayer, feature: Feature) -> Iterator[Coun
 
 
 def of_kind(*kinds: str) -> Callable[[Maker], Maker]:
-    """The function makes the counterfactuals of features of these kinds."""
+    """Registers a function as the maker of the counterfactuals of some kinds of feature."""
 
-    def known(make: Maker) -> Maker:
+    def registered(make: Maker) -> Maker:
         COUNTERFACTUALS.update(dict.fromkeys(kinds, make))
         return make
 
-    return known
+    return registered
 
 
 def changed(layer: ReferenceLayer, **spec: Any) -> ReferenceLayer:

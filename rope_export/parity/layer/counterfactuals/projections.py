@@ -42,9 +42,9 @@ def _latent_norm(layer: ReferenceLayer, feature: Feature) -> Iterator[Counterfac
                 spec = dataclasses.replace(spec, eps=10 * spec.eps)
             return super().norm(called, spec, x)
 
-    given = (layer.spec, layer.weights, layer.inv_freq)
-    yield Counterfactual(fault=f"{name} left out", layer=Unnormed(*given))
-    yield Counterfactual(fault=f"epsilon of {name} times 10", layer=Roomy(*given), search="small")
+    same = (layer.spec, layer.weights, layer.inv_freq)
+    yield Counterfactual(fault=f"{name} left out", layer=Unnormed(*same))
+    yield Counterfactual(fault=f"epsilon of {name} times 10", layer=Roomy(*same), search="small")
     ones = np.ones_like(layer.weights[f"{name}.weight"])
     yield Counterfactual(
         fault=f"weights of {name} left out", layer=weighing(layer, **{f"{name}__weight": ones})
