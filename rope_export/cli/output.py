@@ -57,6 +57,8 @@ def report_json(report: Any, context: typer.Context) -> dict[str, Any]:
     spell, facts = speller(context), report.to_json()
     for name in ("problems", "left_out"):
         facts[name] = [spell(line) for line in facts[name]]
+    reason = facts["reading"]["reason"]
+    facts["reading"]["reason"] = reason and spell(reason)
     return dict(facts)
 
 

@@ -65,6 +65,7 @@ def verify_artifact(
         output.print_report(report, title, context, every_row=all_rows)
     status = output.PASSED[report.status]
     if require and status == 0 and report.reading.status != "proven":
-        output.error(f"--require reading: it is unproven ({report.reading.reason}).")
+        reason = output.speller(context)(str(report.reading.reason))
+        output.error(f"--require reading: it is unproven ({reason}).")
         return UnavailableError.status
     return status
