@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rope_export.artifacts.folder import Folder
+from rope_export.artifacts.folder import Folder, model_hashes
 from rope_export.engines.plan import Engine
 from rope_export.interface import Interface
 from rope_export.parity.cases import Case
@@ -12,8 +12,7 @@ from rope_export.parity.engine.corners import corner_cases
 from rope_export.parity.engine.numbers import compared_numbers, structure_rows
 from rope_export.parity.report.result import Report
 from rope_export.parity.subject import Call, Property, Request, Revealing, Subject
-from rope_export.parity.subjects.layer import LayerSubject
-from rope_export.parity.subjects.opening import open_on
+from rope_export.parity.subjects.opening import open_on, subject_of
 from rope_export.sessions import Session
 
 AFFORDABLE = 2**26
@@ -69,7 +68,7 @@ class EngineSubject(Subject):
         return open_on(self.engine, runtime)
 
     def record(self, evidence: Mapping[str, Any]) -> str | None:
-        return self.model.record(evidence)
+        return self.engine.record(parity={**evidence, "files": model_hashes(self.engine)})
 
     def properties(self, seed: int) -> Iterable[Property]:
         return self.model.properties(seed)
@@ -89,4 +88,4 @@ def fits(opened: Folder) -> bool:
 
 def make_subject(engine: Engine, request: Request) -> EngineSubject:
     """Raises: CheckpointError and ArtifactError if the weights cannot be had."""
-    return EngineSubject(engine, LayerSubject.of(engine, request), request)
+    return EngineSubject(engine, subject_of(engine.artifact, request), request)
