@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from rope_export.spec import AttentionSpec
+from rope_export.spec import AttentionSpec, Feature
 from tests.conformance.families.capture import Call
 from tests.conformance.runner import RESULTS, ROOT, Store, digest, files_digest
 
@@ -42,12 +42,16 @@ def key(
 ) -> str:
     """What a comparison is kept under: the code, the layer's facts, and the calls in outline; of a
     variant with a feature switched, its features. ways: how the layer is exported. quick: features
-    of any variant, but no biases, which are none of a lowering's business."""
+    of any variant, but those that every lowering leaves to the layer or has in its other tests."""
     facts: object = spec
     outline: object = [(call.kind, call.past, tuple(call.output64.shape)) for call in calls]
     if quick or variant != "plain":
         rope = None if spec.rope is None else spec.rope.rope_type
-        features = [x for x in spec.features() if not (quick and x.kind == "bias")]
-        facts = (rope, sorted((x.kind, x.name) for x in features))
+        features = [(x.kind, x.name) for x in spec.features() if not (quick and _common(x))]
+        facts = (rope, sorted(features))
         outline = sorted({call.kind for call in calls})
     return digest(code_digest(), facts, outline, ways)
+
+
+def _common(feature: Feature) -> bool:
+    return feature.kind in ("bias", "group") or "rms norm (head)" in feature.name
