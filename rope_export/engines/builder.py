@@ -117,7 +117,7 @@ def _sized(order: Order, folder: Path) -> Path:
     if not order.sizes:
         return order.model
     model = folder / order.model.name
-    static.fixed(order.model, order.sizes, model)
+    static.fix_axes(order.model, order.sizes, model)
     return model
 
 

@@ -4,7 +4,7 @@ TensorRT updates a cache in place only where its capacity is one number; artifac
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,36 +12,35 @@ from rope_export.artifacts import external_data
 from rope_export.errors import InputError, extra
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, TensorShapeProto
+    from onnx_ir import Value
 
 
-def fixed(model: Path, sizes: Mapping[str, int], to: Path) -> None:
+def fix_axes(model: Path, sizes: Mapping[str, int], to: Path) -> None:
     """Write `model` to `to` with each axis named in `sizes` as that number, wherever it stands.
 
     The weights stay as they are; a file of their own is copied beside `to`.
     Raises: InputError if no input has an axis of that name.
     """
     with extra("export", "fixing an axis of an ONNX file"):
-        import onnx
+        import onnx_ir as ir
 
-        from rope_export.onnx_graph import Graph
-
-    loaded = onnx.load(str(model), load_external_data=False)
-    inputs = {dim.dim_param for shape in _shapes(loaded.graph, "input") for dim in shape.dim}
+    loaded = ir.load(model)
+    names = {axis for value in loaded.graph.inputs for axis in _axes(value)}
     for name in sizes:
-        if name not in inputs:
+        if name not in names:
             raise InputError(f"{model}: no input has an axis {name!r} that could be fixed.")
-    for graph in Graph.every(loaded):
-        for field in ("input", "output", "value_info"):
-            for shape in _shapes(graph.proto, field):
-                for dim in shape.dim:
-                    if dim.dim_param in sizes:
-                        dim.dim_value = sizes[dim.dim_param]
-    for name in external_data.locations(model.read_bytes()):
-        shutil.copyfile(model.parent / name, to.parent / name)
-    to.write_bytes(loaded.SerializeToString())
+    for graph in loaded.graphs():
+        for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
+            if value.shape is not None and not sizes.keys().isdisjoint(_axes(value)):
+                value.shape = ir.Shape(
+                    [axis if axis is None else sizes.get(str(axis), axis) for axis in _axes(value)]
+                )
+    for location in external_data.locations(model.read_bytes()):
+        shutil.copyfile(model.parent / location, to.parent / location)
+    ir.save(loaded, to)
 
 
-def _shapes(graph: "GraphProto", field: str) -> "Iterator[TensorShapeProto]":
-    for value in getattr(graph, field):
-        yield value.type.tensor_type.shape
+def _axes(value: "Value") -> list[int | str | None]:
+    """Sizes and names of a value's axes."""
+    shape = value.shape or ()
+    return [axis if isinstance(axis, int) else axis.value for axis in shape]

@@ -575,7 +575,7 @@ def test_the_cache_lies_where_the_user_says(monkeypatch, tmp_path) -> None:
 
 def test_fixing_an_axis_leaves_the_rest(tiny, tmp_path) -> None:
     artifact = tiny("tensorrt", "float16", "fixed")
-    static.fixed(artifact.model, {"capacity": 24}, tmp_path / "fixed.onnx")
+    static.fix_axes(artifact.model, {"capacity": 24}, tmp_path / "fixed.onnx")
     model = onnx.load(tmp_path / "fixed.onnx")
     onnx.checker.check_model(model, full_check=True)
     shapes = {
@@ -585,7 +585,7 @@ def test_fixing_an_axis_leaves_the_rest(tiny, tmp_path) -> None:
     assert shapes["key_cache"] == shapes["value_cache_out"] == ["batch", 2, 24, 16]
     assert shapes["hidden_states"] == ["batch", "sequence", 64]
     with pytest.raises(InputError, match="no input has an axis 'past'"):
-        static.fixed(artifact.model, {"past": 4}, tmp_path / "other.onnx")
+        static.fix_axes(artifact.model, {"past": 4}, tmp_path / "other.onnx")
 
 
 def test_a_module_that_does_not_load_says_so(monkeypatch, tmp_path) -> None:
