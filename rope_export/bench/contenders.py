@@ -1,4 +1,4 @@
-"""What takes part: each contender makes a call of a shape ready, or says why it cannot."""
+"""Contenders: each prepares a call of a shape, or gives the reason why it cannot."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class CannotError(RopeExportError):
-    """A contender has no way to run a shape; the message says why."""
+    """A contender cannot run a shape; the message gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)

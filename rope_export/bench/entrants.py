@@ -1,4 +1,4 @@
-"""Who takes part: the artifacts by name, and PyTorch with each of their layers."""
+"""The contenders of a benchmark: the artifacts by name, and PyTorch with each of their layers."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -54,7 +54,7 @@ class Choice:
         for option, given, known in (("only", self.only, names), ("against", self.against, KINDS)):
             for name in given:
                 if name not in known:
-                    raise InputError(f"--{option} {name}: use one of {', '.join(known)}.")
+                    raise InputError(f"`{option}`={name}: use one of {', '.join(known)}.")
 
     def takes(self, name: str) -> bool:
         """Whether the artifact of this name, or the PyTorch contender of this kind, takes part."""
@@ -113,12 +113,12 @@ def layers(
         for name, artifact in members.items():
             if name in proofs:
                 opening = {"threads": threads, "capacity": capacity}
-                _enter(layer, name, artifact, proofs[name], modules, stack, opening)
+                _add_artifact(layer, name, artifact, proofs[name], modules, stack, opening)
         suffix = f":{next(iter(members))}" if len(groups) > 1 else ""
         wrong = {name for name, (status, _) in layer.refused.items() if status == "wrong"}
         sound = [artifact for name, artifact in members.items() if name not in wrong]
         if sound:
-            _oppose(layer, sound[0], modules(sound[0]), choice, suffix)
+            _add_baselines(layer, sound[0], modules(sound[0]), choice, suffix)
         found.append(layer)
     return found
 
@@ -137,7 +137,7 @@ class _Modules:
         return self.made[key]
 
 
-def _enter(
+def _add_artifact(
     layer: Layer,
     name: str,
     artifact: Folder,
@@ -160,7 +160,7 @@ def _enter(
     layer.entrants.append(Entrant(contender=contender, artifact=artifact, module=module))
 
 
-def _oppose(
+def _add_baselines(
     layer: Layer, artifact: Folder, module: RotaryAttention, choice: Choice, suffix: str
 ) -> None:
     for baseline in BASELINES:

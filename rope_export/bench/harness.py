@@ -41,7 +41,7 @@ def benchmark(
     command: str = "",
     progress: Progress = lambda step, done: None,
 ) -> Bench:
-    """Time artifacts and PyTorch on the same calls, after proving that they compute the same.
+    """Times artifacts and PyTorch on the same calls, after proving that they compute the same.
 
     artifacts: their folders. shapes: of the calls. choice: who takes part; all unless given. plan:
     of the timing. threads: of PyTorch and onnxruntime; all cores unless given. capacity: slots of
@@ -49,12 +49,13 @@ def benchmark(
     whose evidence says that these files passed. memory: measure what each contender needs, in
     processes of their own. command: to reprint it. progress: called with the name of each step
     and, where known, the share that is done.
-    Raises: InputError for what cannot be meant; ArtifactError for what is no artifact.
+    Raises: InputError for a parameter that is not valid; ArtifactError for a folder that holds no
+        artifact.
     """
     choice, plan = choice or Choice(), plan or Plan()
     for name, value in (("threads", threads), ("capacity", capacity)):
         if value is not None and value < 1:
-            raise InputError(f"--{name} {value}: it must be 1 or more.")
+            raise InputError(f"`{name}`={value}: it must be 1 or more.")
     opened, background = named(artifacts), BackgroundLoad()
     choice.check(opened)
     used = cores() if threads is None else threads

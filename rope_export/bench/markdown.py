@@ -12,4 +12,4 @@ def table_lines(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Itera
 
 def _line(cells: Sequence[object]) -> str:
     texts = (str(cell).replace("|", "\\|") for cell in cells)
-    return "|" + "".join(f" {text} |" if text else " |" for text in texts)
+    return f"| {' | '.join(texts)} |"

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg")
 
 MADE_BY = "rope_export bench"
-"""What every picture says of itself; one that does not is somebody's own."""
+"""Who made it, in the metadata of every picture; one without is the user's own."""
 
 SAME = 1.02
 """Limits closer than that are one line."""
 
 
 def check_target(path: Path, shapes: Sequence[Shape]) -> None:
-    """See to it that there is something to draw and a way to, before anything is measured.
+    """See to it that the picture can be drawn and written, before anything is measured.
 
     Raises: InputError for the suffix, the folder, the shapes, or a file that is no such picture;
         UnavailableError where matplotlib is missing.
@@ -35,13 +35,13 @@ def check_target(path: Path, shapes: Sequence[Shape]) -> None:
         paths.utf8(path)
         _check_file(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"--plot {path}: the picture is one of {', '.join(SUFFIXES)}.")
+        raise InputError(f"`plot`={path}: the picture is one of {', '.join(SUFFIXES)}.")
     if not path.parent.is_dir():
-        raise InputError(f"--plot {path}: there is no folder {path.parent}.")
+        raise InputError(f"`plot`={path}: there is no folder {path.parent}.")
     if not any(drawable(shape) for shape in shapes):
         raise InputError(
-            f"--plot {path}: it shows calls of one new token with a past; give --sequence 1 and "
-            f"--past 1 or more."
+            f"`plot`={path}: it shows calls of one new token with a past; give `sequence`=1 and "
+            f"`past`=1 or more."
         )
     with extra("report", "plotting"):
         import matplotlib.figure  # noqa: F401
@@ -55,7 +55,7 @@ def _check_file(path: Path) -> None:
         return
     if not real.is_file() or MADE_BY.encode() not in real.read_bytes():
         raise InputError(
-            f"--plot {path}: is there already, and is no picture of a benchmark. Give another file."
+            f"`plot`={path}: is there already, and is no picture of a benchmark. Give another file."
         )
 
 
@@ -90,10 +90,10 @@ def draw(bench: Bench, path: Path) -> None:
     figure.suptitle(title(bench), fontsize="small")
     # The same figures give the same file.
     kind = path.suffix.lower().removeprefix(".")
-    said = {"Date": None, "Creator": MADE_BY} if kind == "svg" else {"Software": MADE_BY}
+    metadata = {"Date": None, "Creator": MADE_BY} if kind == "svg" else {"Software": MADE_BY}
     drawn = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "rope_export"}):
-        figure.savefig(drawn, dpi=150, metadata=said, format=kind)
+        figure.savefig(drawn, dpi=150, metadata=metadata, format=kind)
     _check_file(path)
     swap.write(Path(os.path.realpath(path)), drawn.getvalue())
 

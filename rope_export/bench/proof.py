@@ -57,9 +57,9 @@ class WrongError(RopeExportError):
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What `verify` says of an artifact where it is timed, now or in its evidence.
+    """The verdict of `verify` on an artifact where it is timed, now or in its evidence.
 
-    error: of weights in few bits the largest relative L2 error of the attention output, which is
+    error: of quantized weights the largest relative L2 error of the attention output, which is
     more than rounding makes and was let pass; 0 of others.
     reason: why nothing could be compared, or what failed.
     """
@@ -105,7 +105,7 @@ def _evidence(artifact: Folder) -> Proof | None:
     if (own.get("runtime"), own.get("files")) == (place, files):
         return Proof(status="passed", trusted=True, error=own["error"])
     rows = [row for row in parity.get("worst", []) if row["runtime"] == place]
-    # Of weights in few bits this does not say how far they are off.
+    # Of quantized weights this does not tell how far they are off.
     if parity.get("files") != files or not rows or artifact.manifest.quantization is not None:
         return None
     return Proof(status="passed", trusted=True)
@@ -152,7 +152,7 @@ def _eager(layer: RotaryAttention, inputs: Arrays) -> np.ndarray:
 
 
 def _rounded_once(inputs: Arrays) -> Arrays:
-    """Every number but positions exchanged for its neighbour, above or below."""
+    """Every number but positions exchanged for the next number, above or below."""
     stream, moved = np.random.Generator(np.random.PCG64(0)), {}
     for name, value in inputs.items():
         if value.dtype.kind in "iu":
@@ -187,7 +187,7 @@ def impossible(spec: AttentionSpec, shape: Shape) -> str | None:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping, where the system says."""
+    """Bytes that can be allocated without swapping, where the system tells."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:

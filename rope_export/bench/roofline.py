@@ -52,8 +52,8 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """bytes: that must be read at least once, weights and the cache entries in use. flops: of the
-    projections and of the products with the visible keys and values."""
+    """What one call must do. bytes: that are read at least once, weights and valid slots of the
+    cache. flops: of the projections and of the products with the visible keys and values."""
 
     bytes: int
     flops: int
@@ -80,7 +80,7 @@ def work(spec: AttentionSpec, shape: Shape, weight_bytes: int) -> Work:
 
 
 def slots_read(spec: AttentionSpec, shape: Shape) -> int:
-    """Cached entries that at least one new token of a row sees."""
+    """Cached slots that at least one new token of a row sees."""
     seen = shape.past
     if spec.window is not None:
         seen = min(seen, spec.window - 1)
@@ -150,7 +150,7 @@ def _fastest(call: Callable[[], object]) -> float:
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache of the first core, 0 where the system does not say."""
+    """Bytes of the largest cache of the first core, 0 where the system does not tell."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
     sizes = [0]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):

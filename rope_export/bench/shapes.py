@@ -59,20 +59,22 @@ def sweep(batch: str | None, sequence: str | None, past: str | None) -> tuple[Sh
         return DEFAULT
     pasts = past if past is not None else DECODE_PASTS if sequence is None else "0"
     lists = (
-        _sizes("--batch", "1" if batch is None else batch, 1),
-        _sizes("--sequence", "1" if sequence is None else sequence, 1),
-        _sizes("--past", pasts, 0),
+        _sizes("batch", "1" if batch is None else batch, 1),
+        _sizes("sequence", "1" if sequence is None else sequence, 1),
+        _sizes("past", pasts, 0),
     )
     return tuple(Shape(batch=b, sequence=s, past=p) for b, s, p in product(*lists))
 
 
-def _sizes(option: str, given: str, least: int) -> list[int]:
+def _sizes(option: str, text: str, minimum: int) -> list[int]:
     sizes = []
-    for word in given.split(","):
+    for word in text.split(","):
         if not word.strip().isascii() or not word.strip().removeprefix("-").isdigit():
-            raise InputError(f"{option} {given}: {word!r} is no whole number; write such as 1,4.")
-        if int(word) < least:
-            raise InputError(f"{option} {given}: {int(word)} is too small; it must be {least} up.")
+            raise InputError(f"`{option}`={text}: {word!r} is no whole number; write such as 1,4.")
+        if int(word) < minimum:
+            raise InputError(
+                f"`{option}`={text}: {int(word)} is too small; it must be {minimum} up."
+            )
         sizes.append(int(word))
     return list(dict.fromkeys(sizes))
 

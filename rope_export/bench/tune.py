@@ -60,11 +60,13 @@ def tuned(
     if wrong:
         raise RopeExportError(
             f"lowering {wrong[0].contender!r} computes something wrong ({wrong[0].reason}); report "
-            f"this, and export with another --lowering."
+            f"this, and export with another `lowering`."
         )
     means = {x: mean for x in made if (mean := _mean(found, x)) is not None}
     if not means:
-        raise InputError("no lowering of this layer could be measured here; leave out --tune.")
+        raise InputError(
+            "no lowering of this layer could be measured here; name one by `lowering`."
+        )
     fastest = min(means, key=lambda x: means[x])
     progress(f"exporting in lowering {fastest}", None)
     artifact = export(source, out=out, lowering=fastest, **options)

@@ -234,7 +234,7 @@ def _call(session: Session, batch: int, sequence: int, past: int) -> Arrays:
     return inputs
 
 
-def soak(source: Path, steps: int, seconds: float) -> Iterator[Finding]:
+def long_runs(source: Path, steps: int, seconds: float) -> Iterator[Finding]:
     """Every run on layer 0 of `source`, in the lowering that "auto" takes for a fixed cache."""
     with tempfile.TemporaryDirectory() as name:
         fixed = export(source, out=Path(name) / "fixed", cache="fixed")
@@ -265,7 +265,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
     findings = []
-    for found in soak(options.source, options.steps, options.seconds):
+    for found in long_runs(options.source, options.steps, options.seconds):
         findings.append(found)
         print(f"{found.what}: {found.calls} calls, {found.wrong} wrong; {found.figures}")
     if options.write:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rope_export import AttentionSpec, export, verify
+from rope_export.bench.markdown import table_lines
 from rope_export.checkpoints.config import INNER, Read, select, spec_of
 from rope_export.errors import SpecError
 from tests.conformance import runner
@@ -22,8 +23,12 @@ from tests.support.operators import read_operators_once
 
 MODELS = Path(__file__).parents[2] / "models"
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-HEADS = 4
+FEWER = 4
 """Query heads that are left, or one group of them where a group has more."""
+HEADS = (
+    *("configuration", "confirmed", "layer", "rope", "lowering"),
+    *("comparisons", "failed", "tolerance used", "notes"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +66,7 @@ def reduced(config: dict[str, Any]) -> dict[str, Any]:
 def _narrowed(config: dict[str, Any], read: Read) -> dict[str, Any]:
     spec = next(iter(layers(read).values()))
     group = spec.heads // spec.kv_heads
-    heads = group if group > HEADS else HEADS
+    heads = group if group > FEWER else FEWER
     heads = min(heads, 8) if group == spec.heads else heads
     kv_heads = max(1, heads // group)
     names = {"num_attention_heads": heads, "n_head": heads, "n_heads": heads, "num_heads": heads}
@@ -151,30 +156,24 @@ def page(proofs: list[Proof]) -> Iterator[str]:
         f"Notes: how many keys `export` tells of that transformers does not read."
     )
     yield ""
-    yield (
-        "| configuration | confirmed | layer | rope | lowering | comparisons | failed "
-        "| tolerance used | notes |"
-    )
-    yield "|---|---|---|---|---|---|---|---|---|"
+    rows: list[tuple[object, ...]] = []
     for proof in proofs:
         confirmed = "yes" if files[proof.name]["_certain"] else "in part"
         for layer in proof.layers:
-            compared = f"{layer.comparisons} | {layer.failed} | {100 * layer.used:.0f} %"
-            compared = compared if layer.comparisons else "exported | |"
-            yield (
-                f"| `{proof.name}` | {confirmed} | {layer.index} | {layer.rope} | {layer.lowering} "
-                f"| {compared} | {layer.notes or ''} |"
-            )
+            compared: tuple[object, ...] = ("exported", "", "")
+            if layer.comparisons:
+                compared = (layer.comparisons, layer.failed, f"{100 * layer.used:.0f} %")
+            facts = (f"`{proof.name}`", confirmed, layer.index, layer.rope, layer.lowering)
+            rows.append((*facts, *compared, layer.notes or ""))
+    yield from table_lines(HEADS, rows)
     refused = [proof for proof in proofs if proof.refusal]
     if not refused:
         return
     yield ""
     yield "## Refused"
     yield ""
-    yield "| configuration | what the command says |"
-    yield "|---|---|"
-    for proof in refused:
-        yield f"| `{proof.name}` | {proof.refusal} |"
+    heads = ("configuration", "the line that the command prints")
+    yield from table_lines(heads, ((f"`{x.name}`", x.refusal) for x in refused))
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, DynamicCache
 
 from rope_export import open_session
+from rope_export.bench.markdown import table_lines
 from rope_export.checkpoints import Layer, open_model
 from rope_export.lowerings import lowering_for, lowerings, refusal
 from rope_export.spec import AttentionSpec
@@ -275,16 +276,16 @@ def page(cells: list[Cell]) -> Iterator[str]:
     )
     yield ""
     cases = list(CASES)
-    yield f"| variant | {' | '.join(cases)} |"
-    yield "|---" * (len(cases) + 1) + "|"
+    rows = []
     for variant in VARIANTS:
-        row = []
+        row = [f"{variant} (`{VARIANTS[variant][0]}`)"]
         for case in cases:
             mine = [c for c in cells if (c.variant, c.case) == (variant, case)]
             worst = max(mine, key=lambda c: c.error / c.tolerance)
             word = "" if all(c.right for c in mine) else "**wrong** "
             row.append(f"{word}{worst.error:.0e} ({100 * worst.error / worst.tolerance:.0f} %)")
-        yield f"| {variant} (`{VARIANTS[variant][0]}`) | {' | '.join(row)} |"
+        rows.append(row)
+    yield from table_lines(("variant", *cases), rows)
 
 
 def main() -> int:

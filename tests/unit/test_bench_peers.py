@@ -18,7 +18,7 @@ from scripts.benchmarks.peers.environments import Environment, NotInstalledError
 from scripts.benchmarks.peers.exports import Exporter, ExportError
 from scripts.benchmarks.peers.layer import Layer, LayerError, cut, nodes, read
 from scripts.benchmarks.peers.measure import CASES, SHAPES, Latency, Reference, Shape, latencies
-from scripts.benchmarks.peers.page import Export, Facts, Results, Row, error_cell, page
+from scripts.benchmarks.peers.page import Export, Facts, Results, Row, error_cell, page_lines
 
 SIZES = checkpoint.Sizes(hidden=64, heads=4, kv_heads=2, head_dim=16, positions=256)
 
@@ -208,7 +208,7 @@ def test_the_page_holds_refusals() -> None:
         Export(name="other", problem="not installed: no matching distribution"),
     )
     rows = (Row(name="peer", errors=errors, latencies=latency),)
-    lines = list(page(Results(facts=facts, exports=exports, rows=rows)))
+    lines = list(page_lines(Results(facts=facts, exports=exports, rows=rows)))
     assert lines[0].startswith("# ")
     text = "\n".join(lines)
     assert "| other | not installed: no matching distribution |" in text

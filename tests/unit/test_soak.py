@@ -13,7 +13,7 @@ from scripts.benchmarks import soak
     ids=["short", "long"],
 )
 def test_nothing_goes_wrong(smollm2, steps: int, seconds: float) -> None:
-    found = list(soak.soak(smollm2, steps, seconds))
+    found = list(soak.long_runs(smollm2, steps, seconds))
     assert [one.wrong for one in found] == [0, 0, 0, 0]
     assert all(one.calls > soak.THREADS for one in found)
     assert found[0].grown < soak.SMALL
@@ -27,5 +27,5 @@ def test_a_wrong_answer_is_counted(smollm2, monkeypatch) -> None:
         return plain(self, kept, {n: np.empty_like(x) for n, x in into.items()})
 
     monkeypatch.setattr(OnnxRuntimeRunner, "prepare", forgetful)
-    decoding = next(iter(soak.soak(smollm2, 100, 0.0)))
+    decoding = next(iter(soak.long_runs(smollm2, 100, 0.0)))
     assert decoding.wrong > 90

@@ -18,7 +18,7 @@ from rich.table import Table
 from scripts.benchmarks.peers.checkpoint import Sizes
 from scripts.benchmarks.peers.environments import ROOT
 from scripts.benchmarks.peers.exports import PEERS
-from scripts.benchmarks.peers.page import Results, error_cell, latency_cell, page
+from scripts.benchmarks.peers.page import Results, error_cell, latency_cell, page_lines
 from scripts.benchmarks.peers.run import Settings, measure
 
 PAGE = ROOT / "docs" / "benchmarks" / "peers.md"
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         results = measure(settings, Path(folder), lambda step: console.print(step, markup=False))
     console.print(_summary(results))
-    text = "\n".join(page(results)) + "\n"
+    text = "\n".join(page_lines(results)) + "\n"
     print(text, end="")
     if options.json:
         options.json.write_text(json.dumps(results.to_json(), indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The exporters: how each is called, as its documentation says, and what a call of it costs."""
+"""The exporters: how each is called, by its documentation, and what a call of it costs."""
 
 import os
 import re
@@ -97,7 +97,7 @@ PEERS = (
 
 
 def own(spec: AttentionSpec) -> Iterator[Exporter]:
-    """rope_export in every lowering and cache that can say `spec`, without and with padding."""
+    """rope_export in every lowering and cache that can express `spec`, without and with padding."""
     for lowering in lowerings().values():
         for cache in lowering.caches:
             if cache == "none" or refusal(lowering, spec, cache) is not None:
@@ -125,7 +125,7 @@ class Cost:
 def export(exporter: Exporter, checkpoint: Path, out: Path) -> Cost:
     """Export `checkpoint` into the folder `out`, in a process of its own without the network.
 
-    Raises: ExportError with what the exporter said; NotInstalledError.
+    Raises: ExportError with the exporter's own message; NotInstalledError.
     """
     environment = ENVIRONMENTS[exporter.environment] if exporter.environment else None
     if environment:

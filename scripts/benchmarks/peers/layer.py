@@ -119,7 +119,7 @@ def _begins_with(tensor: TensorProto, weight: np.ndarray) -> bool:
 
 
 def _consumers(graph: GraphProto, name: str) -> Iterator[NodeProto]:
-    """The products that take `name` as their second operand, perhaps turned over before."""
+    """The products that take `name` as their second operand, perhaps transposed before."""
     for node in graph.node:
         if node.op_type in ("MatMul", "Gemm") and node.input[1] == name:
             yield node

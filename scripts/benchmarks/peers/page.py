@@ -88,7 +88,7 @@ class Results:
         return dataclasses.asdict(self)
 
 
-def page(results: Results) -> Iterator[str]:
+def page_lines(results: Results) -> Iterator[str]:
     """The whole page, line by line."""
     facts = results.facts
     yield "# Exporters side by side"

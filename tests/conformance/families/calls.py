@@ -1,5 +1,5 @@
-"""A captured call of transformers' module, said in our terms: inputs by our names, and what is
-expected of them."""
+"""A captured call of transformers' module in our terms: inputs by our names, and the outputs that
+are expected of them."""
 
 import itertools
 import math
@@ -87,38 +87,38 @@ def segments(call: Call) -> list[slice]:
 def _positions(call: Call, spec: AttentionSpec, batch: int, sequence: int) -> Tensor:
     """(batch, sequence), or (axes, batch, sequence)."""
     axes = 1 if spec.rope is None else spec.rope.axes
-    given = call.position_ids
+    positions = call.position_ids
     if axes > 1:
         return _several(call, spec, batch, sequence)
-    if given is None:
-        given = call.past + torch.arange(sequence)
-    given = given.long()
-    if given.ndim == 3:  # several axes where the layer turns with one
-        given = given[0]
-    return given.reshape(-1, sequence).expand(batch, sequence).contiguous()
+    if positions is None:
+        positions = call.past + torch.arange(sequence)
+    positions = positions.long()
+    if positions.ndim == 3:  # several axes where the layer rotates by one
+        positions = positions[0]
+    return positions.reshape(-1, sequence).expand(batch, sequence).contiguous()
 
 
 def _several(call: Call, spec: AttentionSpec, batch: int, sequence: int) -> Tensor:
     """Positions of several axes, which towers give in as many ways."""
     assert spec.rope is not None
-    axes, given = spec.rope.axes, call.position_ids
-    if given is None and spec.rope.rope_type == "centred":
+    axes, grid = spec.rope.axes, call.position_ids
+    if grid is None and spec.rope.rope_type == "centred":
         return _after_prefix(call, batch, sequence)
-    if given is None:
+    if grid is None:
         return _square(batch, sequence)
     spacing = getattr(spec.rope, "spacing", 1.0)
-    given = (given / spacing).round().long() if spacing != 1.0 else given.long()
-    if given.ndim == 3 and given.shape[-1] == axes and given.shape[1] == sequence:
-        return given.permute(2, 0, 1).expand(axes, batch, -1).contiguous()
-    if given.shape[-1] == axes and given.shape[0] != axes:  # one row a token
-        given = given.reshape(-1, sequence, axes).permute(2, 0, 1)
-    given = given[-axes:] if given.ndim == 3 and given.shape[0] > axes else given
-    given = given.reshape(axes, -1, sequence) if given.ndim == 3 else given.expand(axes, -1, -1)
-    given = given.expand(axes, batch, sequence).contiguous()
-    turned = call.arguments.get("position_embeddings")
-    if isinstance(turned, tuple) and turned[0].ndim == 2:
-        return _reordered(given, turned[0], spec)
-    return given
+    grid = (grid / spacing).round().long() if spacing != 1.0 else grid.long()
+    if grid.ndim == 3 and grid.shape[-1] == axes and grid.shape[1] == sequence:
+        return grid.permute(2, 0, 1).expand(axes, batch, -1).contiguous()
+    if grid.shape[-1] == axes and grid.shape[0] != axes:  # one row a token
+        grid = grid.reshape(-1, sequence, axes).permute(2, 0, 1)
+    grid = grid[-axes:] if grid.ndim == 3 and grid.shape[0] > axes else grid
+    grid = grid.reshape(axes, -1, sequence) if grid.ndim == 3 else grid.expand(axes, -1, -1)
+    grid = grid.expand(axes, batch, sequence).contiguous()
+    embeddings = call.arguments.get("position_embeddings")
+    if isinstance(embeddings, tuple) and embeddings[0].ndim == 2:
+        return _reordered(grid, embeddings[0], spec)
+    return grid
 
 
 def _square(batch: int, sequence: int) -> Tensor:
@@ -131,7 +131,7 @@ def _square(batch: int, sequence: int) -> Tensor:
 
 
 def _after_prefix(call: Call, batch: int, sequence: int) -> Tensor:
-    """Rows and columns of a square image's patches, after tokens that do not turn: DINOv3."""
+    """Rows and columns of a square image's patches, after tokens that are not rotated: DINOv3."""
     patches = call.position_embeddings[0].shape[-2]
     at, side = torch.arange(patches), math.isqrt(patches)
     prefix = torch.full((2, sequence - patches), -1)
@@ -139,28 +139,28 @@ def _after_prefix(call: Call, batch: int, sequence: int) -> Tensor:
     return found[:, None].expand(2, batch, -1).contiguous()
 
 
-def _reordered(given: Tensor, cos: Tensor, spec: AttentionSpec) -> Tensor:
+def _reordered(positions: Tensor, cos: Tensor, spec: AttentionSpec) -> Tensor:
     """Packed patches in the order of their windows, which the tower makes after it has counted
     them: the order whose cosines are the module's."""
     rope = spec.rope
     assert rope is not None
     if cos.shape[-1] != rope.rotary_dim:
-        return given
+        return positions
     axis = torch.tensor(rope.pair_axes)
-    angles = given[:, 0].index_select(0, axis).T.float() * rope.inv_freq()
+    angles = positions[:, 0].index_select(0, axis).T.float() * rope.inv_freq()
     # A module may pair features otherwise than its file, which transformers then permutes.
     for theirs in (cos[:, : cos.shape[-1] // 2], cos[:, ::2]):
         apart = (angles.cos()[None] - theirs[:, None].float()).abs().amax(-1)
         if float(apart.diagonal().max()) < 1e-6:
-            return given
+            return positions
         nearest = apart.min(1)
         if float(nearest.values.max()) < 1e-6:
-            return given[:, :, nearest.indices].contiguous()
+            return positions[:, :, nearest.indices].contiguous()
     raise ValueError("the module's cosines are those of no position")
 
 
 def steps(spec: AttentionSpec, calls: list[Call]) -> Iterator[tuple[Call, dict[str, Tensor], bool]]:
-    """Every call with its inputs; the last says whether it goes on from the call before."""
+    """Every call with its inputs, and whether it goes on from the call before."""
     for call in calls:
         inputs = inputs_of(call, spec)
         for part in segments(call):

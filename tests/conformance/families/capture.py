@@ -144,7 +144,7 @@ def _mask(given: Mapping[str, Any]) -> Tensor | None:
 def _usable(seen: _Seen) -> bool:
     """Whether a call is self-attention (through the same class, cross attention does not rotate).
 
-    A module that masks in its own way may give NaN for padding tokens; that call says nothing.
+    A module that masks in its own way may give NaN for padding tokens; that call shows nothing.
     """
     given = seen.arguments
     if not bool(torch.isfinite(_first(seen.output)).all()):

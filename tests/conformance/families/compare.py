@@ -146,7 +146,7 @@ def _as_trained(cos_sin: Any, tables: list[tuple[Tensor, Tensor]]) -> Any:
     """cos and sin of the float32 angle, also where everything else is kept at float64; from
     `tables`, once they are seen to differ by rounding only."""
 
-    def turned(position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def tabled(position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         with torch._C.DisableTorchFunction():
             cos, sin = cos_sin(position_ids, dtype)
             for pair in tables:
@@ -159,7 +159,7 @@ def _as_trained(cos_sin: Any, tables: list[tuple[Tensor, Tensor]]) -> Any:
                     return theirs[0].to(dtype), theirs[1].to(dtype)
             return cos, sin
 
-    return turned
+    return tabled
 
 
 def largest_error(spec: AttentionSpec, calls: list[Call], run: Any, *, exact: bool) -> float:

@@ -77,7 +77,7 @@ def facts(cls: type[PreTrainedConfig]) -> dict[str, Any]:
 
 
 def _rope(cls: type[PreTrainedConfig]) -> dict[str, Any]:
-    """The rotation of a config that says nothing of it. Plain ones are kept as the keys that an
+    """The rotation of a config that does not mention it. Plain ones are kept as the keys that an
     older config.json has, which it may give one without the other."""
     given = _rope_parameters(cls)
     asked = _rope_parameters(cls, rope_theta=ASKED)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import transformers
 
+from rope_export.bench.markdown import table_lines
 from tests.conformance.families.compare import FLOAT64, UNMODIFIED, Outcome
 
 SAMPLE = (
@@ -45,7 +46,7 @@ class Verdict:
 
     status: "proven" if every rotary attention of its file is; "partly proven" where some of its
     modules are refused by name; "refused" where all are; "unread", "wrong" or "crashed" as soon as
-    one is: "unread" where the file that transformers wrote has not what our layout says.
+    one is: "unread" where the file that transformers wrote lacks a tensor of our layout.
     """
 
     family: str
@@ -148,31 +149,34 @@ def _lines(verdicts: list[Verdict]) -> Iterable[str]:
 def _proven(verdicts: Iterable[Verdict]) -> Iterable[str]:
     yield "## Proven"
     yield ""
-    yield "| family | module | features | float64, as is | float64 | onnxruntime | of it |"
-    yield "|---|---|---|---|---|---|---|"
+    heads = ("family", "module", "features", "float64, as is", "float64", "onnxruntime", "of it")
+    rows = []
     for one in verdicts:
         modules = dict.fromkeys(o.module for o in one.outcomes if o.status == "proven")
         for module in modules:
             mine = [o for o in one.outcomes if o.module == module and o.status == "proven"]
             every = dict.fromkeys(x for o in mine for x in o.features)
             used = max((o.runtime / o.tolerance for o in mine if o.tolerance), default=0.0)
-            yield (
-                f"| `{one.family}` | {module} | {', '.join(every)} "
-                f"| {max(o.unmodified for o in mine):.0e} | {max(o.float64 for o in mine):.0e} "
-                f"| {max(o.runtime for o in mine):.0e} | {100 * used:.0f} % |"
+            errors = (
+                max(o.unmodified for o in mine),
+                max(o.float64 for o in mine),
+                max(o.runtime for o in mine),
             )
+            figures = (*(f"{error:.0e}" for error in errors), f"{100 * used:.0f} %")
+            rows.append((f"`{one.family}`", module, ", ".join(every), *figures))
+    yield from table_lines(heads, rows)
     yield ""
 
 
 def _refused(verdicts: Iterable[Verdict]) -> Iterable[str]:
     yield "## Refused by name"
     yield ""
-    yield "| family | module | the line it gives |"
-    yield "|---|---|---|"
+    rows = []
     for one in verdicts:
         found: dict[tuple[str, str], None] = {}
         for o in one.outcomes:
             if o.status != "proven":
                 found[(o.module, o.reason)] = None
         for module, reason in found:
-            yield f"| `{one.family}` | {module} | {reason.replace('|', chr(92) + '|')} |"
+            rows.append((f"`{one.family}`", module, reason))
+    yield from table_lines(("family", "module", "the line it gives"), rows)

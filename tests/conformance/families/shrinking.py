@@ -216,11 +216,11 @@ def _fit_sections(config: Any, family: str) -> None:
     if value_of(config, "vocab_size") is None:
         return
     literal = re.search(r"mrope_section\", (\[[\d, ]+\])", sources)
-    usual = ast.literal_eval(literal[1]) if literal else [16, 24, 24]
+    standard = ast.literal_eval(literal[1]) if literal else [16, 24, 24]
     nested = [x for x in rope.values() if isinstance(x, dict)]
     for part in nested or [rope]:
         half = int(_rotary_width(config) * (part.get("partial_rotary_factor") or 1.0)) // 2
-        section = part.get("mrope_section") or usual
+        section = part.get("mrope_section") or standard
         share = [half * x // sum(section) for x in section]
         for i in range(half - sum(share)):
             share[i] += 1

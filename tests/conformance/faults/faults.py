@@ -14,7 +14,15 @@ from rope_export.rope.default import DefaultRope
 from rope_export.rope.dynamic import DynamicRope
 from rope_export.rope.longrope import LongRope
 from rope_export.spec import AttentionSpec, RopeSpec
-from tests.conformance.faults.planting import Fault, changed, half, inserted, normed, scaled, turned
+from tests.conformance.faults.planting import (
+    Fault,
+    changed,
+    half,
+    inserted,
+    normed,
+    rotated,
+    scaled,
+)
 
 ALLOWED, PROJECT = operators.allowed_slots, RotaryAttention.project
 COS_SIN, GATE = RotaryAttention.cos_sin, RotaryAttention.gate
@@ -201,23 +209,23 @@ FAULTS: list[tuple[str, Fault]] = [
     ("chunk 8, padding", fault("chunks counted from slot 0", patches=mask_of(from_slot_0))),
     ("sinks, window 8", fault("sinks dropped", spec=changed(sinks=False))),
     ("sinks, window 8", fault("sinks of another sign", weights=scaled(-1.0, "sinks"))),
-    ("plain", fault("theta doubled", spec=turned(theta=20_000.0))),
-    ("plain", fault("layout swapped", spec=turned(layout="interleaved"))),
-    ("interleaved", fault("layout swapped", spec=turned(layout="half_split"))),
-    ("permuted", fault("turned features left in pairs", spec=turned(layout="interleaved"))),
-    ("partial", fault("the whole head turned", spec=whole_head)),
-    ("clockwise", fault("counterclockwise", spec=turned(clockwise=False))),
-    ("three axes", fault("axes swapped", spec=turned(pair_axes=(0, 0, 2, 2, 2, 1, 1, 1)))),
+    ("plain", fault("theta doubled", spec=rotated(theta=20_000.0))),
+    ("plain", fault("layout swapped", spec=rotated(layout="interleaved"))),
+    ("interleaved", fault("layout swapped", spec=rotated(layout="half_split"))),
+    ("permuted", fault("rotated features left in pairs", spec=rotated(layout="interleaved"))),
+    ("partial", fault("the whole head rotated", spec=whole_head)),
+    ("clockwise", fault("counterclockwise", spec=rotated(clockwise=False))),
+    ("three axes", fault("axes swapped", spec=rotated(pair_axes=(0, 0, 2, 2, 2, 1, 1, 1)))),
     ("plain", fault("sine negated", patches=[(PATCH, "cos_sin", sine_negated)])),
     ("plain", fault("angles in float16", patches=[(PATCH, "cos_sin", narrow_angles)])),
     ("plain", fault("frequencies in bfloat16", patches=[(PATCH, "cos_sin", narrow_frequencies)])),
     ("plain", fault("cos and sin cast to bfloat16", patches=[(PATCH, "cos_sin", narrow_tables)])),
-    ("yarn", fault("attention factor 1", spec=turned(factor_given=1.0))),
+    ("yarn", fault("attention factor 1", spec=rotated(factor_given=1.0))),
     ("yarn", fault("default frequencies", spec=default_rope)),
     ("llama3", fault("default frequencies", spec=default_rope)),
     ("longrope", fault("short factors at any length", patches=always(1))),
     ("longrope", fault("long factors at any length", patches=always(10_000))),
-    ("longrope", fault("switch one position late", spec=turned(original_length=4_097))),
+    ("longrope", fault("switch one position late", spec=rotated(original_length=4_097))),
     ("dynamic", fault("base never grown", patches=always(1))),
     ("plain", fault("causality dropped", spec=changed(causal=False))),
     ("bidirectional", fault("causal", spec=changed(causal=True))),
@@ -248,12 +256,12 @@ FAULTS: list[tuple[str, Fault]] = [
     ("position scale", fault("position scale left out", spec=changed(position_scale=None))),
     ("latent", fault("latent epsilon times 10", spec=latent_facts(norm_eps=1e-5))),
     ("latent", fault("latent factor 1", spec=latent_facts(kv_factor=1.0))),
-    ("latent", fault("layout swapped", spec=turned(layout="half_split"))),
+    ("latent", fault("layout swapped", spec=rotated(layout="half_split"))),
     ("plain, fixed", fault("entries written one slot further", edit=lengths("Add", 1))),
     ("plain, fixed", fault("lengths ignored", edit=lengths("Mul", 0))),
     ("window 8, fixed", fault("window one slot more", spec=changed(window=9))),
     ("plain", fault("scale off by 2^-22", spec=changed(scale=0.25 * (1 + 2.0**-22)))),
-    ("plain", fault("theta off by 2^-22", spec=turned(theta=10_000.0 * (1 + 2.0**-22)))),
+    ("plain", fault("theta off by 2^-22", spec=rotated(theta=10_000.0 * (1 + 2.0**-22)))),
     ("q and k norm", fault("epsilon off by a thousandth", spec=normed(eps=1.001e-6))),
     ("softcap 50", fault("softcap off by 2^-20", spec=changed(softcap=50.0 * (1 + 2.0**-20)))),
 ]

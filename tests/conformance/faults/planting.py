@@ -153,7 +153,7 @@ def changed(**facts: Any) -> Callable[[AttentionSpec], AttentionSpec]:
     return lambda spec: dataclasses.replace(spec, **facts)
 
 
-def turned(**facts: Any) -> Callable[[AttentionSpec], AttentionSpec]:
+def rotated(**facts: Any) -> Callable[[AttentionSpec], AttentionSpec]:
     """A spec with another rotation."""
 
     def change(spec: AttentionSpec) -> AttentionSpec:

@@ -5,6 +5,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from rope_export.bench.markdown import table_lines
 from tests.conformance import runner
 from tests.conformance.faults.run import Verdict, numbered, title, work
 
@@ -19,8 +20,8 @@ def page(faults: list[Verdict], controls: list[Verdict]) -> Iterator[str]:
     yield ""
     yield (
         "Written by `python -m scripts.plant_faults --write`: in tiny layers with drawn weights "
-        "one fault at a time is planted in the ONNX file, while the manifest says what the sound "
-        "layer is and the file holds its weights; then `verify` runs in onnxruntime. The file of "
+        "one fault at a time is planted in the ONNX file, while the manifest describes the sound "
+        "layer and the file holds its weights; then `verify` runs in onnxruntime. The file of "
         "the `tensorrt` lowering runs there too."
     )
     yield ""
@@ -35,36 +36,35 @@ def page(faults: list[Verdict], controls: list[Verdict]) -> Iterator[str]:
     yield ""
     yield "## Found"
     yield ""
-    yield "| layer | fault | lowering | dtype | rows that failed | worst case | error | tolerance |"
-    yield "|---|---|---|---|---|---|---|---|"
-    for x in faults:
-        if x.status != "passed":
-            yield (
-                f"| {x.layer} | {x.fault} | {x.lowering} | {x.dtype} | {x.failed} | {x.case} "
-                f"| {x.error:.1e} | {x.tolerance:.1e} |"
-            )
+    heads: tuple[str, ...] = (*WHERE, "rows that failed", *WORST)
+    found = [x for x in faults if x.status != "passed"]
+    yield from table_lines(heads, ((*_where(x), x.failed, *_worst(x)) for x in found))
     yield ""
     yield "## Below rounding"
     yield ""
     yield "The largest error of any row, as a share of what rounding alone may do."
     yield ""
-    yield "| layer | fault | lowering | dtype | worst case | error | tolerance |"
-    yield "|---|---|---|---|---|---|---|"
-    for x in missed:
-        yield (
-            f"| {x.layer} | {x.fault} | {x.lowering} | {x.dtype} | {x.case} | {x.error:.1e} "
-            f"| {x.tolerance:.1e} |"
-        )
+    heads = (*WHERE, *WORST)
+    yield from table_lines(heads, ((*_where(x), *_worst(x)) for x in missed))
     yield ""
     yield "## Not visible in the sound artifacts"
     yield ""
-    yield "| layer | dtype | feature and reason |"
-    yield "|---|---|---|"
-    seen = dict.fromkeys((x.layer, x.dtype, text) for x in controls for text in x.hidden)
-    for layer, dtype, text in seen:
-        yield f"| {layer} | {dtype} | {text} |"
+    rows = list(dict.fromkeys((x.layer, x.dtype, text) for x in controls for text in x.hidden))
     for x in alarms:
-        yield f"| {x.layer} | {x.dtype} | ALARM: {x.lowering}, {x.case}: {x.error:.1e} |"
+        rows.append((x.layer, x.dtype, f"ALARM: {x.lowering}, {x.case}: {x.error:.1e}"))
+    yield from table_lines(("layer", "dtype", "feature and reason"), rows)
+
+
+WHERE = ("layer", "fault", "lowering", "dtype")
+WORST = ("worst case", "error", "tolerance")
+
+
+def _where(verdict: Verdict) -> tuple[str, ...]:
+    return verdict.layer, verdict.fault, verdict.lowering, verdict.dtype
+
+
+def _worst(verdict: Verdict) -> tuple[str, ...]:
+    return verdict.case, f"{verdict.error:.1e}", f"{verdict.tolerance:.1e}"
 
 
 def main() -> int:

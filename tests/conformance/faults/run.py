@@ -21,8 +21,8 @@ DTYPES = ("float32", "float16")
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What `verify` said of one artifact. case, error, tolerance: of the row that used most of its
-    tolerance in the runtime. fault: none for a sound one."""
+    """The verdict of `verify` on one artifact. case, error, tolerance: of the row that used most of
+    its tolerance in the runtime. fault: empty for a sound one."""
 
     layer: str
     fault: str
