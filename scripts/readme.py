@@ -21,7 +21,7 @@ from rope_export.rope import variants
 from rope_export.runtimes import runtimes
 from rope_export.spec import DType, Layout
 from scripts.fetch_smollm2 import DEFAULT_OUT, fetch
-from scripts.prove_models import layers
+from tests.conformance.models import layers
 
 if TYPE_CHECKING:
     from rope_export.parity import Report

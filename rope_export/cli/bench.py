@@ -15,25 +15,29 @@ STATUS = {"measured": 0, "wrong": 1, "nothing measured": 3}
 def bench_artifacts(
     context: typer.Context,
     paths: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Artifacts' folders.")],
-    batch: Annotated[str | None, typer.Option(help="Rows, such as 1,4.")] = None,
-    sequence: Annotated[str | None, typer.Option(help="New tokens, such as 1,128.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Batch sizes, such as 1,4.")] = None,
+    sequence: Annotated[
+        str | None, typer.Option(help="Numbers of new tokens, such as 1,128.")
+    ] = None,
     past: Annotated[
         str | None, typer.Option(help="Cached tokens, such as 128,2048; every combination is run.")
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Run this contender alone; may be repeated."),
+        typer.Option(metavar="NAME", help="Run only this contender; may be repeated."),
     ] = None,
     against: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Of PyTorch's, run this alone; may be repeated."),
+        typer.Option(metavar="NAME", help="Run only this PyTorch baseline; may be repeated."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="All cores unless given.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of a call; by default all cores.")
+    ] = None,
     capacity: Annotated[
-        int | None, typer.Option(help="Slots of fixed caches; as many as a shape fills.")
+        int | None, typer.Option(help="Slots of fixed caches; by default as many as a shape fills.")
     ] = None,
     rounds: Annotated[int, typer.Option(help="Blocks of calls of each contender.")] = 7,
-    seed: Annotated[int, typer.Option(help="Of inputs and of the order of blocks.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the inputs and of the order of blocks.")] = 0,
     trust: Annotated[
         bool, typer.Option("--trust", help="Do not verify again files that have passed.")
     ] = False,

@@ -29,17 +29,24 @@ def build_plan(
         ),
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="tensorrt or tensorrt-rtx; the one that can build here.")
+        str | None,
+        typer.Option(help="tensorrt or tensorrt-rtx; by default the one that can build here."),
     ] = None,
     compute_capability: Annotated[
         list[str] | None,
-        typer.Option(metavar="N.N", help="Of a GPU to build for, such as 8.9; may be repeated."),
+        typer.Option(
+            metavar="N.N",
+            help="Compute capability of a GPU to build for, such as 8.9; may be repeated.",
+        ),
     ] = None,
     require_fused: Annotated[
         bool, typer.Option("--require-fused", help="Fail where attention is not fused.")
     ] = False,
     workspace: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory for layers' work, such as 512M.")
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory that layers may use beside their tensors, such as 512M."
+        ),
     ] = None,
     optimization_level: Annotated[
         int | None, typer.Option(help="0 builds fastest, 5 searches longest; 3 unless given.")
@@ -51,10 +58,10 @@ def build_plan(
         bool, typer.Option("--version-compatible", help="For newer minor versions as well.")
     ] = False,
     weight_streaming: Annotated[
-        bool, typer.Option("--weight-streaming", help="Let weights lie in the host's memory.")
+        bool, typer.Option("--weight-streaming", help="Let weights stay in host memory.")
     ] = False,
     refit: Annotated[
-        bool, typer.Option("--refit", help="Let weights be exchanged later; needs a GPU.")
+        bool, typer.Option("--refit", help="Let weights be replaced later; needs a GPU.")
     ] = False,
     timing_cache: Annotated[
         Path | None,
@@ -62,10 +69,13 @@ def build_plan(
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Of plans built before; the user's own cache."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of plans that were built before; by default the user's cache.",
+        ),
     ] = None,
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Build even what was built before.")
+        bool, typer.Option("--no-cache", help="Build anew, even what was built before.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:

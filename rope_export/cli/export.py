@@ -32,7 +32,7 @@ def export_layer(
     cache: Annotated[str, typer.Option(help="none, growing or fixed.")] = "growing",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     weights: Annotated[
-        str | None, typer.Option(help="int8 or int4: store the projections in so few bits.")
+        str | None, typer.Option(help="int8 or int4: quantize the projections.")
     ] = None,
     block_size: Annotated[
         int, typer.Option(help="Inputs that share a scale, with --weights.")
@@ -41,13 +41,22 @@ def export_layer(
         int,
         typer.Option(help="With --weights: 4 rounds activations to int8, 1 keeps float32."),
     ] = 4,
-    opset: Annotated[int | None, typer.Option(help="Newer than the lowering's own.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights drawn for a config file.")] = 0,
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX opset; newer than the lowering's own.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the weights that are drawn for a config file.")
+    ] = 0,
     adapter: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="A LoRA adapter to merge in; or none."),
+        typer.Option(
+            metavar="FOLDER",
+            help="A LoRA adapter to merge, or none to leave out the one beside the model.",
+        ),
     ] = None,
-    padding: Annotated[bool, typer.Option("--padding", help="Take an attention_mask.")] = False,
+    padding: Annotated[
+        bool, typer.Option("--padding", help="Take an attention_mask as an input.")
+    ] = False,
     tune: Annotated[
         bool, typer.Option("--tune", help="Time every lowering here and take the fastest.")
     ] = False,

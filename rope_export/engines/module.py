@@ -108,7 +108,7 @@ def load(engine: str) -> Module:
 def find(engine: str | None = None) -> Module:
     """The module of `engine`, or without a name the one that can build here.
 
-    tensorrt builds only on a GPU and for that one, so without a GPU it is tensorrt-rtx's turn.
+    tensorrt builds only on a GPU and for that one, so without a GPU tensorrt-rtx comes first.
     Raises: InputError for an unknown name; UnavailableError saying what to install.
     """
     if engine is not None:
