@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, get_args
 from rope_export.checkpoints.config import select
 from rope_export.errors import SpecError
 from rope_export.lowerings import lowerings
-from rope_export.rope import variants
-from rope_export.runtimes import runtimes
+from rope_export.rope import every_variant
+from rope_export.runtimes import all_runtimes
 from rope_export.spec import DType, Layout
 from scripts.fetch_smollm2 import DEFAULT_OUT, fetch
 from tests.conformance.models import layers
@@ -152,15 +152,15 @@ def support_table() -> str:
         "model families": f"{proven_families()} proven in float64 and in onnxruntime: "
         "[families](docs/families.md)",
         "RoPE variants (`rope_type`)": listed(
-            name for name, cls in variants().items() if cls.published
+            name for name, cls in every_variant().items() if cls.published
         ),
         "rotations that families have in code": listed(
-            name for name, cls in variants().items() if not cls.published
+            name for name, cls in every_variant().items() if not cls.published
         ),
         "rotary layouts": listed(get_args(Layout)) + ", full or partial `rotary_dim`",
         "dtypes": listed(get_args(DType)),
         "lowerings": "; ".join(described),
-        "runtimes": listed(runtimes()),
+        "runtimes": listed(all_runtimes()),
         "configurations in `models/`": f"{len(ready)}, exported at reduced width and verified: "
         "[models](docs/models.md)" + (f"; refused: {listed(refused)}" if refused else ""),
     }
