@@ -6,6 +6,7 @@ beside tolerances. With --check nothing is written, and the status is 1 if the R
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ CHECKPOINT = "checkpoints/smollm2-135m"
 COMMANDS = (
     f"rope-export export {CHECKPOINT} --layer 0 --out build/layer0 --no-verify",
     "rope-export verify build/layer0 --runtime onnxruntime",
-    "rope-export inspect build/layer0",
+    "rope-export inspect build/layer0 | head -n 7",
 )
 
 PICTURED = (("standard", "growing", "float32"), ("ort", "fixed", "float16"))
@@ -81,13 +82,19 @@ def workplace() -> Iterator[Path]:
 
 def outputs(folder: Path) -> str:
     """Markdown: each command with what it prints on a terminal of 100 columns."""
-    program = [sys.executable, "-m", "rope_export"]
+    program = f"{shlex.quote(sys.executable)} -m rope_export"
+    environment = {**os.environ, "COLUMNS": "100"}
     parts = []
     for command in COMMANDS:
-        words = [*program, *command.split()[1:]]
-        environment = {**os.environ, "COLUMNS": "100"}
+        line = command.replace("rope-export", program, 1)
         ran = subprocess.run(
-            words, cwd=folder, env=environment, capture_output=True, text=True, check=True
+            line,
+            shell=True,
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         lines = "\n".join(line.rstrip() for line in ran.stdout.rstrip().splitlines())
         parts.append(f"```console\n$ {command}\n{lines}\n```\n")
@@ -157,8 +164,8 @@ def support_table() -> str:
         "rotations that families have in code": listed(
             name for name, cls in every_variant().items() if not cls.published
         ),
-        "rotary layouts": listed(get_args(Layout)) + ", full or partial `rotary_dim`",
-        "dtypes": listed(get_args(DType)),
+        "rotary layouts; dtypes": f"{listed(get_args(Layout))}, full or partial; "
+        + listed(get_args(DType)),
         "lowerings": "; ".join(described),
         "runtimes": listed(all_runtimes()),
         "configurations in `models/`": f"{len(ready)}, exported at reduced width and verified: "

@@ -1,0 +1,117 @@
+"""What `inspect` prints: a fact in each row, in short, without what is at its default."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rope_export.rope import every_variant
+from rope_export.spec import AttentionSpec
+
+PLAIN = {"kind", "format_version", "interface", "spec", "stale_slots", "dtype"}
+"""Facts that have no row of their own."""
+
+
+def rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and text of each row.
+
+    facts: as `inspect --json` prints them.
+    """
+    for name, value in facts.items():
+        if name == "spec":
+            yield from _spec_rows(value)
+        elif name in PLAIN or value in (None, False, "", [], {}):
+            continue
+        else:
+            yield name, FORMS.get(name, _flat)(value)
+
+
+def _spec_rows(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    rope = spec.get("rope")
+    yield "layer", _set({k: v for k, v in spec.items() if k != "rope"}, AttentionSpec)
+    if rope is None:
+        yield "rope", "no rotation"
+        return
+    kind = every_variant()[rope["rope_type"]]
+    yield "rope", f"{rope['rope_type']}, {_set(rope, kind, always=('theta', 'layout'))}"
+
+
+def _set(facts: Mapping[str, Any], cls: type, always: tuple[str, ...] = ()) -> str:
+    """Fields that differ from the defaults of a dataclass, and those that are shown always."""
+    defaults = {
+        f.name: list(f.default) if isinstance(f.default, tuple) else f.default
+        for f in dataclasses.fields(cls)
+    }
+    return ", ".join(
+        name if value is True else f"{name} {_flat(value)}"
+        for name, value in facts.items()
+        if name in defaults and (name in always or value != defaults[name])
+    )
+
+
+def _tensors(value: Any) -> str:
+    return "\n".join(f"{t['name']} {t['dtype']}({', '.join(map(str, t['shape']))})" for t in value)
+
+
+def _weights(value: Mapping[str, Mapping[str, Any]]) -> str:
+    return "\n".join(
+        f"{name} from {facts['source_tensor']}, sha256 {facts['sha256'][:12]}…"
+        for name, facts in value.items()
+    )
+
+
+def _files(value: Mapping[str, Mapping[str, Any]]) -> str:
+    return "\n".join(
+        f"{name}: {facts['bytes'] / 1e6:.1f} MB, sha256 {facts['sha256'][:12]}…"
+        for name, facts in value.items()
+    )
+
+
+def _evidence(value: Mapping[str, Any]) -> str:
+    parity = value.get("parity")
+    if not isinstance(parity, dict) or "status" not in parity:
+        return "not verified yet"
+    numbers = f"; numbers {parity['numbers']}" if parity.get("numbers") else ""
+    return (
+        f"{parity['status']}: {parity.get('rows')} rows, {parity.get('failed')} failed, "
+        f"weights {parity.get('weights')}{numbers}"
+    )
+
+
+def _profiles(value: Any) -> str:
+    return "\n".join(
+        ",".join(f"{axis}={':'.join(map(str, _sizes(sizes)))}" for axis, sizes in profile.items())
+        for profile in value
+    )
+
+
+def _sizes(sizes: Any) -> list[int]:
+    """One number where minimum, optimum and maximum are the same."""
+    numbers = list(sizes.values()) if isinstance(sizes, dict) else list(sizes)
+    return numbers[:1] if numbers[0] == numbers[-1] else numbers
+
+
+def _lines(value: Mapping[str, Any]) -> str:
+    return "\n".join(f"{name}: {_flat(part)}" for name, part in value.items())
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        parts = (f"{name} {_flat(part)}" for name, part in value.items() if part is not None)
+        return ", ".join(parts)
+    if isinstance(value, list):
+        return ", ".join(map(_flat, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+FORMS = {
+    "inputs": _tensors,
+    "outputs": _tensors,
+    "weights": _weights,
+    "files": _files,
+    "evidence": _evidence,
+    "profiles": _profiles,
+    "fusion": _lines,
+    "network": _lines,
+    "metadata": _lines,
+}
+"""How a fact is printed, where it is not one line of values."""
