@@ -1,13 +1,17 @@
 """rope-export export: one layer of a model as an ONNX artifact."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rope_export.cli import output
 from rope_export.cli.inspect import manifest_facts
 from rope_export.errors import InputError
+
+if TYPE_CHECKING:
+    from rope_export.artifacts.artifact import Artifact
+    from rope_export.artifacts.manifest import Manifest
 
 
 def export_layer(
@@ -117,22 +121,22 @@ def export_layer(
     return output.PASSED[report.status] if report else 0
 
 
-def summary(artifact: Any) -> str:
+def summary(artifact: "Artifact") -> str:
     """An artifact in one line."""
     manifest = artifact.manifest
-    how = manifest.quantization
-    bits = "" if how is None else f"weights int{how['bits']}{_kept(manifest)}, "
-    size = sum(file["bytes"] for file in manifest.files.values()) / 1e6
+    quantization = manifest.quantization
+    bits = "" if quantization is None else f"weights int{quantization.bits}{_kept(manifest)}, "
+    size = sum(file.bytes for file in manifest.files.values()) / 1e6
     return (
         f"lowering {manifest.lowering}, opset {manifest.opset}, {manifest.dtype}, {bits}cache "
         f"{manifest.cache}{', padding' if manifest.padding else ''}, {size:.1f} MB"
     )
 
 
-def _kept(manifest: Any) -> str:
+def _kept(manifest: "Manifest") -> str:
     """How many projections of a quantized source are kept in its own bits."""
-    stored = [facts["stored"] for facts in manifest.weights.values() if "stored" in facts]
-    own = sum(how.startswith("kept") for how in stored)
+    stored = [weight.stored for weight in manifest.weights.values() if weight.stored is not None]
+    own = sum(origin.startswith("kept") for origin in stored)
     again = stored.count("requantized")
     if not own and not again:
         return ""

@@ -11,10 +11,10 @@ from rope_export import paths
 from rope_export.artifacts.folder import Folder, open_folder
 from rope_export.artifacts.manifest import Manifest
 from rope_export.cli import output
+from rope_export.cli.inspected import rows
 from rope_export.engines.plan import Engine
-from rope_export.engines.profiles import Profile, Range
 from rope_export.errors import ArtifactError, extra
-from rope_export.typed_json import plain, typed
+from rope_export.typed_json import plain
 
 
 def inspect_path(
@@ -33,9 +33,8 @@ def inspect_path(
         output.print_json(facts)
         return 0
     grid = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in facts.items():
-        if name != "interface":  # its tensors are shown as inputs and outputs
-            grid.add_row(name, _text(name, value))
+    for name, text in rows(facts):
+        grid.add_row(name, text)
     output.out().print(grid)
     return 0
 
@@ -91,34 +90,3 @@ def _size(dims: Any) -> int:
     for dim in dims:
         total *= dim
     return total
-
-
-def _text(name: str, value: Any) -> str:
-    """A fact as a person reads it."""
-    if name in ("inputs", "outputs"):
-        return "\n".join(f"{t['name']} {t['dtype']}{tuple(t['shape'])}" for t in value)
-    if name == "weights":
-        return "\n".join(
-            f"{key} from {facts['source_tensor']}, sha256 {facts['sha256'][:12]}…"
-            for key, facts in value.items()
-        )
-    if name == "evidence":
-        parity = value.get("parity")
-        if not isinstance(parity, dict) or "status" not in parity:
-            return "not verified yet"
-        numbers = f"; numbers {parity['numbers']}" if parity.get("numbers") else ""
-        return (
-            f"{parity['status']}: {parity.get('rows')} rows, {parity.get('failed')} failed, "
-            f"weights {parity.get('weights')}{numbers}"
-        )
-    if name == "profiles":
-        return "\n".join(str(Profile(typed(axes, dict[str, Range], "profile"))) for axes in value)
-    if name == "fusion":
-        return "\n".join(f"{key}: {_flat(part)}" for key, part in value.items())
-    if isinstance(value, dict):
-        return "\n".join(f"{key}: {part}" for key, part in value.items())
-    return str(value)
-
-
-def _flat(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
