@@ -1,6 +1,7 @@
 """What `inspect` prints: a fact in each row, in short, without what is at its default."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,9 @@ from rope_export.spec import AttentionSpec
 
 PLAIN = {"kind", "format_version", "interface", "spec", "stale_slots", "dtype"}
 """Facts that have no row of their own."""
+
+HASH = re.compile("[0-9a-f]{64}")
+"""A sha256, of which the beginning is shown."""
 
 
 def rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -100,7 +104,9 @@ def _flat(value: Any) -> str:
         return ", ".join(parts)
     if isinstance(value, list):
         return ", ".join(map(_flat, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value[:12]}…" if HASH.fullmatch(str(value)) else str(value)
 
 
 FORMS = {
