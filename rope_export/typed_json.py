@@ -92,8 +92,9 @@ def _told(facts: object, refusal: str) -> str:
     rule, _, place = refusal.partition(" - at ")
     rule = rule[:1].lower() + rule[1:].replace("`", "")
     steps = re.findall(r"\.([^.\[`]+)|\[([^\]]*)\]", place)
-    got = rule.rpartition("got ")[2] if "got " in rule else None
-    names, value = next(_places(facts, [key or at for key, at in steps], got), ([], facts))
+    got = re.search(r"got `(\w+)`", refusal)
+    wanted = None if got is None else got.group(1)
+    names, value = next(_places(facts, [key or at for key, at in steps], wanted), ([], facts))
     if not names:
         return rule
     return f"{_key(names)}={brief(value)}: {rule}"

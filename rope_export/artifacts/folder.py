@@ -202,13 +202,13 @@ def parsed(path: Path, manifest: bytes) -> Folder:
     """The folder at `path` that has this manifest."""
     where = path / MANIFEST
     facts = upgrade.manifest(parse(manifest, where), where)
-    known = kinds()
-    if facts.get("kind") not in known:
+    known, kind = kinds(), facts.get("kind")
+    if not isinstance(kind, str) or kind not in known:
         raise ArtifactError(
-            f"{where}: kind={brief(facts.get('kind'))}; this version of rope_export reads "
+            f"{where}: kind={brief(kind)}; this version of rope_export reads "
             f"{', '.join(map(repr, known))}, so this is not one of its folders."
         )
-    folder = known[facts["kind"]]
+    folder = known[kind]
     read: Facts = typed(facts, folder.facts_type, where)
     _check_listed(folder, read.files, where)
     return folder.from_facts(path, read, _digest(manifest))

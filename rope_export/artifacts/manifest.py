@@ -96,7 +96,11 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.interface.cache != self.cache:
             raise ValueError(f"cache={self.cache!r}: its tensors have {self.interface.cache!r}")
         if (self.interface.mask is not None) != self.padding:
-            raise ValueError(f"padding={self.padding}: its tensors say otherwise")
+            raise ValueError(f"padding={self.padding}: its tensors have it otherwise")
+        axes = {axis for tensor in self.inputs for axis in _axes(tensor)}
+        for tensor in self.outputs:
+            if not axes.issuperset(_axes(tensor)):
+                raise ValueError(f"output {tensor}: it has an axis that no input has")
 
     @property
     def dtype(self) -> str:
@@ -109,3 +113,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def outputs(self) -> tuple[TensorType, ...]:
         return self.interface.outputs
+
+
+def _axes(tensor: TensorType) -> set[str]:
+    """The names of a tensor's dynamic axes."""
+    return {name for axis in tensor.shape if isinstance(axis, str) for name in axis.split(" + ")}

@@ -22,7 +22,7 @@ from rope_export.artifacts.manifest import FORMAT_VERSION, File
 from rope_export.engines import module
 from rope_export.engines.fusion import Fusion
 from rope_export.engines.network import NetworkFacts
-from rope_export.engines.profiles import Profile, Range
+from rope_export.engines.profiles import MINIMUM, Profile, Range
 from rope_export.errors import ArtifactError
 from rope_export.interface import TensorType
 
@@ -52,7 +52,7 @@ class EngineManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     axes. inputs, outputs: as the plan has them, sizes that are fixed being numbers. network: what
     was parsed; fusion: what the builder made of it. model: sha256 of each file of the ONNX model.
     files: the engine's own.
-    Raises: ValueError if there is no profile.
+    Raises: ValueError if there is no profile, or one has other axes than the inputs.
     """
 
     format_version: Literal[2] = FORMAT_VERSION
@@ -71,6 +71,12 @@ class EngineManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     files: dict[str, File] = {}
 
     def __post_init__(self) -> None:
+        axes = {axis for tensor in self.inputs for axis in tensor.shape if axis in MINIMUM}
+        for ranges in self.ranges:
+            if not axes | {"batch", "sequence"} <= ranges.keys() <= MINIMUM.keys():
+                raise ValueError(
+                    f"a profile has the axes {', '.join(ranges)}; the inputs have others"
+                )
         if not self.ranges:
             raise ValueError("profiles=[]: an engine has at least one")
 

@@ -253,8 +253,8 @@ class AttentionSpec:
         spec = typed({**facts, "rope": None}, cls, where, SpecError)
         if rope is None:
             return spec
-        if not isinstance(rope, dict):
-            raise SpecError(f"{where}: rope={brief(rope)}: it must be an object, or null.")
+        if not isinstance(rope, dict) or not isinstance(rope.get("rope_type"), str):
+            raise SpecError(f"{where}: rope={brief(rope)}: it needs a rope_type, or is null.")
         parameters = {name: value for name, value in rope.items() if name != "rope_type"}
-        kind = variant(str(rope.get("rope_type")))
+        kind = variant(rope["rope_type"])
         return replace(spec, rope=typed(parameters, kind, f"{where}: rope", SpecError))

@@ -313,7 +313,7 @@ def engine(tiny, tmp_path) -> Path:
 
 
 def save_engine(artifact: Artifact, out: Path, contents: bytes) -> Path:
-    axes = {"batch": Range(min=1, opt=1, max=2)}
+    axes = {name: Range(min=1, opt=1, max=2) for name in ("batch", "sequence")}
     tensor = TensorType(name="hidden_states", dtype="float32", shape=("batch", 2, 64))
     facts = EngineManifest(
         engine="tensorrt-rtx",

@@ -18,6 +18,8 @@ from rope_export.artifacts.folder import hashes
 from rope_export.artifacts.saving import check_target
 from rope_export.engines.plan import Engine
 from rope_export.errors import ArtifactError
+from rope_export.parity.cases import Case
+from rope_export.parity.subjects import layer as layer_subject
 from tests.unit.test_safety_files import contents
 
 SAMPLES = Path(__file__).parents[1] / "support" / "samples" / "v1"
@@ -84,8 +86,12 @@ def test_the_interface_of_version_1_is_by_its_names() -> None:
 
 
 @pytest.mark.parametrize("name", ["growing", "engine"])
-def test_a_folder_of_version_1_verifies(name, sample) -> None:
-    """Proven from its source as well; the verdict replaces the one that it had."""
+def test_a_folder_of_version_1_verifies(name, sample, monkeypatch) -> None:
+    """Proven from its source as well; the verdict replaces the one that it had. Of few cases: what
+    they are compared by is not what changed."""
+    few = [Case(batch=2, sequence=3, past=0), Case(batch=1, sequence=1, past=7)]
+    monkeypatch.setattr(layer_subject, "regular_cases", lambda *_, **__: few)
+    monkeypatch.setattr(layer_subject, "layer_properties", lambda *_: [])
     folder = sample(name)
     report = verify(folder, source=SAMPLES / "config.json", runtimes=["onnxruntime"])
     assert (report.status, report.weights, report.notes) == ("passed", "proven", [])
