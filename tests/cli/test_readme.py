@@ -9,11 +9,6 @@ from scripts import readme
 
 PAGES = [readme.ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((readme.ROOT / "docs").rglob("*.md"))
-EXAMPLES = {
-    "README.md": "(2, 1, 576) [6 4]\n",
-    "docs/artifacts.md": "(1, 5, 576) (1, 3, 5, 64)\n[6 4]\n",
-}
-"""Pages with examples in Python, and what these print."""
 
 
 def text() -> str:
@@ -46,15 +41,15 @@ def test_the_commands_print_what_is_written(smollm2, tmp_path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_the_examples_run(name, smollm2, tmp_path, monkeypatch, capsys) -> None:
-    page = (readme.ROOT / name).read_text(encoding="utf-8")
+def test_the_examples_of_artifacts_run(smollm2, tmp_path, monkeypatch, capsys) -> None:
+    """Those of the README are run in the environment of an installed wheel."""
+    page = (readme.ROOT / "docs" / "artifacts.md").read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / readme.CHECKPOINT).symlink_to(smollm2)
     monkeypatch.chdir(tmp_path)
-    exec(compile("\n".join(code), name, "exec"), {})
-    assert capsys.readouterr().out == EXAMPLES[name]
+    exec(compile("\n".join(code), "artifacts.md", "exec"), {})
+    assert capsys.readouterr().out == "(1, 5, 576) (1, 3, 5, 64)\n[6 4]\n"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(readme.ROOT)))

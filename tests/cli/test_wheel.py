@@ -107,7 +107,7 @@ def test_the_examples_of_the_readme(whole, smollm2, tmp_path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "smollm2-135m").symlink_to(smollm2)
     done = ran([whole / "python", "-c", code], tmp_path)
-    assert done.stdout == "(1, 5, 576) (1, 3, 5, 64)\n[6 4]\n", done.stderr
+    assert done.stdout == "(2, 1, 576) [6 4]\n", done.stderr
 
 
 def test_running_an_artifact_needs_no_torch(light, artifact, tmp_path) -> None:
