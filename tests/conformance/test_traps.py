@@ -34,7 +34,7 @@ from rope_export.rope.yarn import YarnRope
 from rope_export.spec import NormSpec, RopeSpec
 from tests.conformance.families.building import randomise
 from tests.conformance.families.capture import Call, captures
-from tests.conformance.families.compare import inputs_of
+from tests.conformance.families.compare import growing, inputs_of
 from tests.conformance.families.recorder import KeepFloat64
 from tests.conformance.families.shrinking import tiny_config
 from tests.conformance.families.tiny import tiny_models
@@ -79,7 +79,7 @@ class Trained:
         weights = {name: self.weights[name] for name in spec.weight_shapes}
         return dataclasses.replace(self, spec=spec, weights=weights)
 
-    def turned_as(self, **changes: Any) -> "Trained":
+    def rotated_as(self, **changes: Any) -> "Trained":
         """The same layer with another reading of its rotation."""
         assert self.spec.rope is not None
         return self.read_as(rope=dataclasses.replace(self.spec.rope, **changes))
@@ -96,8 +96,7 @@ class Trained:
     def error(self, *, exact: bool = False, module: RotaryAttention | None = None) -> float:
         """Largest difference of any output of ours, relative to transformers' largest."""
         module = self.module() if module is None else module
-        latent = self.spec.latent is not None
-        names = ("past_latent", "past_key_rope") if latent else ("past_key", "past_value")
+        names = [pair.input for pair in growing(self.spec).caches]
         largest, cache = 0.0, {}
         for step in self.steps:
             with torch.no_grad():
@@ -282,7 +281,7 @@ def test_yarn_keeps_the_fast_pairs() -> None:
     assert torch.equal(found[:1], PLAIN[:1])
     torch.testing.assert_close(found[-1:], PLAIN[-1:] / 8)
     wrong(turning(layer, PLAIN + PLAIN / 8 - found))
-    wrong(layer.turned_as(factor_given=1.0))
+    wrong(layer.rotated_as(factor_given=1.0))
     wrong(turning(layer, PLAIN / 8))
 
 
@@ -291,7 +290,7 @@ def test_yarn_truncates_unless_told_not_to(truncate: bool) -> None:
     """gpt-oss has truncate off. Wrong: the other way; left out, it is on."""
     layer = llama(SPREAD, **YARN, truncate=truncate)
     right(layer)
-    wrong(layer.turned_as(truncate=not truncate))
+    wrong(layer.rotated_as(truncate=not truncate))
     left_out = llama(SPREAD, **YARN)
     right(left_out)
     assert isinstance(left_out.spec.rope, YarnRope)
@@ -311,9 +310,9 @@ def test_longrope_is_short_up_to_the_original_length(length: int, off_by_one: in
         long_factor=[2.0 + 0.5 * pair for pair in range(8)],
     )
     right(layer)
-    wrong(layer.turned_as(original_length=float(off_by_one)))
+    wrong(layer.rotated_as(original_length=float(off_by_one)))
     wrong(turning(layer, frequencies(layer, 1 if length > 64 else 65)))
-    wrong(layer.turned_as(factor_given=1.0))
+    wrong(layer.rotated_as(factor_given=1.0))
 
 
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
@@ -386,8 +385,8 @@ def test_glm_turns_neighbours_in_half_of_a_head() -> None:
     assert rope is not None
     assert rope.rotary_dim == layer.spec.head_dim // 2
     right(layer)
-    wrong(layer.turned_as(layout="half_split"))
-    wrong(layer.turned_as(rotary_dim=layer.spec.head_dim))
+    wrong(layer.rotated_as(layout="half_split"))
+    wrong(layer.rotated_as(rotary_dim=layer.spec.head_dim))
     whole = DefaultRope(rotary_dim=layer.spec.head_dim, theta=rope.theta).inv_freq()
     wrong(turning(layer, whole[: rope.rotary_dim // 2]))
 
@@ -396,7 +395,7 @@ def test_cohere_repeats_each_angle_beside_itself() -> None:
     """models/cohere: repeat_interleave, and the pairs (2i, 2i + 1). Wrong: halves."""
     layer = trained("cohere")
     right(layer)
-    wrong(layer.turned_as(layout="half_split"))
+    wrong(layer.rotated_as(layout="half_split"))
 
 
 def test_gemma3_has_two_bases() -> None:
@@ -491,11 +490,11 @@ DEEPSEEK_YARN = {
 
 def test_deepseek_v3_takes_neighbours_apart() -> None:
     """models/deepseek_v3: the pairs are (2i, 2i + 1), written to halves. Wrong: halves paired. That
-    the turned features then lie in another order shows in the cache alone."""
+    the rotated features then lie in another order shows in the cache alone."""
     layer = trained("deepseek_v3")
     right(layer)
-    wrong(layer.turned_as(layout="half_split"))
-    beside = layer.turned_as(layout="interleaved")
+    wrong(layer.rotated_as(layout="half_split"))
+    beside = layer.rotated_as(layout="interleaved")
     right(beside)
     inputs = layer.steps[0].inputs
     keys = [reading.module()(**inputs)[2] for reading in (layer, beside)]
@@ -516,7 +515,7 @@ def test_deepseek_v3_scales_by_the_square_of_its_magnitude() -> None:
     assert layer.spec.softmax_scale == pytest.approx(plain * magnitude**2, rel=1e-12)
     wrong(layer.read_as(scale=plain))
     wrong(layer.read_as(scale=plain * magnitude))
-    wrong(layer.turned_as(factor_given=magnitude))
+    wrong(layer.rotated_as(factor_given=magnitude))
 
 
 def places() -> Tensor:
@@ -583,10 +582,10 @@ def test_pairs_turn_with_their_own_axis(name: str) -> None:
     axes, others = MROPE[name][3:]
     assert axes != others
     right(layer)
-    wrong(layer.turned_as(pair_axes=others))
+    wrong(layer.rotated_as(pair_axes=others))
     exchanged = tuple((0, 2, 1)[axis] for axis in axes)
-    wrong(layer.turned_as(pair_axes=exchanged))
-    time_alone = layer.turned_as(pair_axes=())
+    wrong(layer.rotated_as(pair_axes=exchanged))
+    time_alone = layer.rotated_as(pair_axes=())
     step = layer.steps[0]
     inputs = {**step.inputs, "position_ids": step.inputs["position_ids"][0]}
     wrong(dataclasses.replace(time_alone, steps=(dataclasses.replace(step, inputs=inputs),)))
@@ -597,7 +596,7 @@ def test_text_alone_turns_as_with_one_axis(name: str) -> None:
     """Where the axes are the same, as for text, the order of the axes cannot be seen."""
     layer, _ = mrope(name, up_to(30).expand(3, 2, 12).contiguous())
     right(layer)
-    right(layer.turned_as(pair_axes=MROPE[name][4]))
+    right(layer.rotated_as(pair_axes=MROPE[name][4]))
 
 
 @pytest.mark.parametrize("name", MROPE)

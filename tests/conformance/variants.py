@@ -213,6 +213,7 @@ def prove(variant: str, every_lowering: bool = True) -> Proof:
     it, or in the lowering that "auto" takes."""
     read_operators_once()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     return Proof(variant=variant, cells=tuple(_cells(variant, every_lowering)))
 
 

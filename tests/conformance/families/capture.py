@@ -7,8 +7,7 @@ Every run is done twice. The second one keeps each module at float64 where its s
 float32 (softmax, norms, rotation), but hands the first run's output on to the layers above, so
 that both outputs of a call belong to the same input.
 
-`python -m tests.conformance.families.capture llama gemma3` prints what is captured, `--all` a
-table.
+`python -m scripts.show_captures llama gemma3` prints what is captured.
 """
 
 import copy

@@ -1,20 +1,16 @@
-"""Shows what is captured of the families that are named, with --all a table of all:
-`python -m tests.conformance.families.describe llama gemma3`."""
+"""Shows what is captured of the families that are named, with --all a line of each:
+`python -m scripts.show_captures llama gemma3`."""
 
 import argparse
-import multiprocessing
-import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 
 import torch
 
+from tests.conformance import runner
 from tests.conformance.families.capture import Capture, captures, first_line
 from tests.conformance.families.rotary_classes import rotary_attention_classes, rotary_families
 from tests.conformance.families.tiny import PROBLEMS, tiny_models
@@ -62,34 +58,27 @@ class Row:
     problems: tuple[str, ...]
 
 
-def _row(family: str, limit: int) -> Row:
-    """The family's captures in short, made in a worker process under a time limit."""
+def row(family: str, limit: int) -> Row:
+    """The family's captures in short; `limit`: seconds that it may take."""
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
     started = time.perf_counter()
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"not done after {limit} s")
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(limit)
-    found: list[Capture] = []
+    every: list[Capture] = []
+    expected: set[str] = set()
     try:
-        found, problems = family_captures(family)
-        wanted = rotary_attention_classes(family)
-    except BaseException as error:
-        problems, wanted = [first_line(error)], set()
-    finally:
-        signal.alarm(0)
-    classes = {x.module_class for x in found}
-    inner = {x for y in found for x in y.inner_classes}
-    calls = [x for y in found for x in y.calls]
+        with runner.time_limit(limit):
+            every, problems = family_captures(family)
+            expected = rotary_attention_classes(family)
+    except Exception as error:
+        problems = [first_line(error)]
+    classes = {x.module_class for x in every}
+    inner = {x for y in every for x in y.inner_classes}
+    calls = [x for y in every for x in y.calls]
     return Row(
         family=family,
-        captures=len(found),
+        captures=len(every),
         classes=tuple(sorted(classes)),
-        missing=tuple(sorted(wanted - classes - inner)),
-        variants=len({x.variant for x in found}),
+        missing=tuple(sorted(expected - classes - inner)),
+        variants=len({x.variant for x in every}),
         kinds=tuple(sorted({x.kind for x in calls})),
         worst=max((float((x.output - x.output64).abs().max()) for x in calls), default=0.0),
         seconds=time.perf_counter() - started,
@@ -97,42 +86,35 @@ def _row(family: str, limit: int) -> Row:
     )
 
 
-def table(families: Iterable[str], limit: int = 60, workers: int = 2) -> Iterator[Row]:
-    """A row for every family, in the order in which they are asked for."""
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(workers, context) as pool:
-        yield from pool.map(_row, families, repeat(limit))
-
-
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m scripts.show_captures", description=__doc__)
     parser.add_argument("families", nargs="*")
     parser.add_argument("--all", action="store_true", help="a table of all families")
     parser.add_argument("--limit", type=int, default=60, help="seconds for each family")
+    runner.add_options(parser)
     options = parser.parse_args(arguments)
-    warnings.filterwarnings("ignore")
     if options.all:
-        return _print_table(options.families or rotary_families(), options.limit)
+        items = {x: {"family": x, "limit": options.limit} for x in rotary_families()}
+        finished = runner.run(
+            row, items, Row, jobs=options.jobs, fresh=options.fresh, line=in_one_line
+        )
+        missing = sum(not x.captures for x in finished.results.values())
+        print(f"{len(finished.results) - missing} families capture, {missing} do not")
+        return int(bool(finished.errors))
+    warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     for family in options.families:
-        found, problems = family_captures(family)
-        print(f"== {family}: {len(found)} captures", *map(_describe, found), sep="\n")
+        every, problems = family_captures(family)
+        print(f"== {family}: {len(every)} captures", *map(_describe, every), sep="\n")
         print(*(f"    not: {x}" for x in problems), sep="\n")
     return 0
 
 
-def _print_table(families: Iterable[str], limit: int) -> int:
-    done = missing = 0
-    for row in table(families, limit):
-        done += row.captures > 0
-        missing += row.captures == 0
-        print(
-            f"{row.family:28} {row.captures:4} captures {row.variants:2} variants "
-            f"{row.seconds:5.1f} s {row.worst:.0e} {','.join(row.kinds)} "
-            f"{','.join(row.classes)}" + (f" MISSING {','.join(row.missing)}" * bool(row.missing)),
-            *(f"    not: {x[:200]}" for x in row.problems),
-            sep="\n",
-            flush=True,
-        )
-    print(f"{done} families capture, {missing} do not")
-    return 0
+def in_one_line(row: Row) -> str:
+    missing = f" MISSING {','.join(row.missing)}" if row.missing else ""
+    problems = "".join(f"\n    not: {x[:200]}" for x in row.problems)
+    return (
+        f"{row.family:28} {row.captures:4} captures {row.variants:2} variants "
+        f"{row.seconds:5.1f} s {row.worst:.0e} {','.join(row.kinds)} {','.join(row.classes)}"
+        f"{missing}{problems}"
+    )
