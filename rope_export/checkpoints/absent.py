@@ -1,4 +1,4 @@
-"""What a folder is that is no checkpoint, or has no weights that are read."""
+"""Why a folder is no checkpoint, or has no weights that can be read: texts of errors."""
 
 import json
 import re

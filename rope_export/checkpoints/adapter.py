@@ -1,4 +1,4 @@
-"""A LoRA adapter beside a checkpoint: what it says, and how it is merged into the weights."""
+"""A LoRA adapter: its config and tensors, and how they are merged into the weights."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ whenever it loads the adapter, and takes them off."""
 
 @dataclass(frozen=True, kw_only=True)
 class Delta:
-    """What the adapter adds to one tensor: scale · B·A, under the module's name in the adapter."""
+    """One tensor's change by the adapter: scale · B·A, under the module's name in the adapter."""
 
     module: str
     rank: int
@@ -103,7 +103,7 @@ class Adapter:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def facts(self, deltas: Mapping[str, Delta]) -> dict[str, Any]:
-        """What a manifest says of it."""
+        """What a manifest records of it."""
         text = json.dumps(self.config, sort_keys=True, separators=(",", ":"))
         return {
             "config_sha256": hashlib.sha256(text.encode()).hexdigest(),

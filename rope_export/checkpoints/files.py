@@ -1,4 +1,4 @@
-"""Which of a checkpoint's files hold the weights: those that transformers opens."""
+"""The files of a checkpoint that hold its weights: those that transformers opens."""
 
 import json
 import os
@@ -43,11 +43,11 @@ class WeightFiles:
         """Notes on those of `names` that lie elsewhere than the index says."""
         notes = []
         for name in sorted(set(names)) if self.index else ():
-            said, true = self.index.get(name), self.tensors[name]
-            if said != true:
+            indexed, actual = self.index.get(name), self.tensors[name]
+            if indexed != actual:
                 notes.append(
-                    f"{name} is read from {true}, where transformers finds it; {self.chosen} "
-                    + ("does not name it." if said is None else f"says {said}.")
+                    f"{name} is read from {actual}, where transformers finds it; {self.chosen} "
+                    + ("does not name it." if indexed is None else f"says {indexed}.")
                 )
         return tuple(notes)
 

@@ -1,4 +1,4 @@
-"""In what form a source has a layer's tensors, where that is not their plain numbers."""
+"""How a source stores the tensors of a layer that it does not store as plain numbers."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -22,7 +22,7 @@ class Tensors(Protocol):
 
 
 def forms_of(tensors: Tensors, pieces: Mapping[str, Piece]) -> dict[str, str]:
-    """As `Layer.forms`."""
+    """The form of each tensor that is not stored as plain numbers; see `Layer.forms`."""
     found = {name: tensors.form(piece.name) for name, piece in pieces.items()}
     return {name: form for name, form in found.items() if form is not None}
 
@@ -30,7 +30,7 @@ def forms_of(tensors: Tensors, pieces: Mapping[str, Piece]) -> dict[str, str]:
 def integers_of(
     tensors: Tensors, pieces: Mapping[str, Piece], spec: AttentionSpec
 ) -> dict[str, Integers]:
-    """As `Layer.integers`: of weights whose rows are those of one tensor."""
+    """The weights that are stored as integers and whose rows are those of one tensor."""
     found = {}
     for name, piece in pieces.items():
         whole = tensors.integers(piece.name) if len(piece.names) == 1 else None

@@ -1,4 +1,4 @@
-"""Weights as quantized checkpoints keep them: small integers with a scale for a group of inputs."""
+"""Weights of quantized checkpoints: small integers with a scale for a group of inputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

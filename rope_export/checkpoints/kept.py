@@ -15,9 +15,10 @@ LARGEST, SMALLEST = 128, 16
 
 
 def packed_integers(source: Integers, bits: int, dtype: torch.dtype) -> Packed | None:
-    """The same integers, scales and zero points, or nothing where the operator cannot hold them:
-    groups that do not follow one another (act-order) or are no multiple of 16 inputs, more bits,
-    scales that `dtype` cannot hold, zero points beyond the integers.
+    """The source's integers, scales and zero points as MatMulNBits takes them.
+
+    None where it cannot: groups that do not follow one another (act-order) or are no multiple of 16
+    inputs, more bits, scales that `dtype` cannot hold, zero points beyond the integers.
 
     A minimum becomes the zero point that is nearest to it, and an offset of half a step at most.
     bits: of the operator, 8 or 4. Fewer in the source are held in more.
@@ -35,8 +36,8 @@ def packed_integers(source: Integers, bits: int, dtype: torch.dtype) -> Packed |
         zeros, offsets = _zeros_and_offsets(source, dtype)
     values, held_zeros = _shifted(source.values, zeros, bits)
     if held_zeros is not None:
-        least, most = int(held_zeros.min()), int(held_zeros.max())
-        if not 0 <= least <= most < 2**bits:
+        lowest, highest = int(held_zeros.min()), int(held_zeros.max())
+        if not 0 <= lowest <= highest < 2**bits:
             return None
     blocks = -(-values.shape[1] // block)
     first = source.groups[::block]  # every block lies in one group

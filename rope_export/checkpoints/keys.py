@@ -1,7 +1,7 @@
 """Which keys of a config count: those that transformers' code reads for the family, and no others.
 
 What transformers does not read is not honoured here either; it is refused, unless it is known to
-say nothing that the layer's own code does not do anyway. Then a note tells it.
+repeat what the layer's own code does anyway. Then a note names it.
 """
 
 import re
@@ -170,7 +170,7 @@ def unread(model_type: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notes(given: Mapping[str, Any], facts: Config, kind: Family) -> list[str]:
-    """What is to be said once of keys that transformers does not read.
+    """Notes for the user on keys that transformers does not read, a sentence each.
 
     given: those keys. facts: the others.
     Raises: SpecError for one that may be meant to change the attention.
@@ -194,7 +194,7 @@ def notes(given: Mapping[str, Any], facts: Config, kind: Family) -> list[str]:
 
 
 def rope_notes(given: Mapping[str, Any], rope_type: str) -> list[str]:
-    """What is to be said once of rope parameters that no code of the variant reads.
+    """Notes for the user on rope parameters that no code of the variant reads, a sentence each.
 
     Raises: SpecError for one that may be meant to change the rotation.
     """

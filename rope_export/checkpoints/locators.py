@@ -1,4 +1,4 @@
-"""Where a checkpoint's files are looked for."""
+"""Finds the files of a checkpoint by name, in a folder or on a hub."""
 
 import errno
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which parts of a model of several a config describes, for the errors that end without one."""
+"""The parts of a model that a config describes, for errors about a layer that was not found."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

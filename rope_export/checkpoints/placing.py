@@ -1,4 +1,4 @@
-"""Which of an adapter's modules are in one layer's attention, by their names."""
+"""The modules of an adapter that are in one layer's attention, by their names."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping

@@ -20,7 +20,7 @@ def read_rotation(
 ) -> RopeSpec | None:
     """The rotation, from `rope_parameters` or the older `rope_theta` and `rope_scaling`.
 
-    head_dim: the features that may turn; in latent attention all of them do.
+    head_dim: the features that may rotate; in latent attention all of them do.
     """
     changed = kind.rope(facts, layer)
     if changed is None:
@@ -45,7 +45,7 @@ def read_rotation(
     if part != 1.0 and not partial and not latent:
         raise SpecError(
             f"config key partial_rotary_factor={part}: the code of model_type="
-            f"{kind.model_type!r} turns whole heads; supported: 1.0."
+            f"{kind.model_type!r} rotates whole heads; supported: 1.0."
         )
     pair_axes = given.pop("pair_axes", ())
     layout = kind.layout if isinstance(kind.layout, str) else kind.layout(facts)

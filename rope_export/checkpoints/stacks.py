@@ -1,5 +1,4 @@
-"""Which of a checkpoint's stacks of layers is meant: what stands before the layers' path in the
-names of its tensors."""
+"""Which of a checkpoint's stacks of layers is meant, by the prefix of the names of its tensors."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""A checkpoint as if it were not quantized: names and values of its weights."""
+"""The tensors of a checkpoint, read as if it were not quantized."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -118,7 +118,7 @@ class Unpacking:
 def unpacked_tensors(
     config: Mapping[str, Any], locator: Finds, files: Mapping[str, str], read: Read
 ) -> Unpacking:
-    """The checkpoint's tensors as its config, the files beside it, or their names say.
+    """The checkpoint's tensors, unpacked as its config, the files beside it, or their names tell.
 
     files: file of each tensor. read: reads one as it lies there.
     Raises: CheckpointError for a format that is not read.
@@ -166,19 +166,19 @@ def format_of(config: Mapping[str, Any]) -> Format:
 
 
 def _config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What the config, or that of one of its parts, says of quantization."""
+    """The quantization settings of a config, or of one of its parts."""
     parts = [config, *(value for value in config.values() if isinstance(value, Mapping))]
     for part in parts:
         for key in KEYS:
-            said = part.get(key)
-            if isinstance(said, Mapping) and said:
+            settings = part.get(key)
+            if isinstance(settings, Mapping) and settings:
                 named = {"quant_method": "compressed-tensors"} if key != KEYS[0] else {}
-                return {**named, **said}
+                return {**named, **settings}
     return None
 
 
 def _beside(locator: Finds, files: Mapping[str, str]) -> Mapping[str, Any] | None:
-    """What a file beside config.json says, as older writers had it."""
+    """The quantization settings of a file beside config.json, as older writers wrote them."""
     ends = {name.rpartition(".")[2] for name in files}
     for tensor, known in BESIDE.items():
         for name, method in known.items() if tensor in ends else ():
@@ -186,9 +186,9 @@ def _beside(locator: Finds, files: Mapping[str, str]) -> Mapping[str, Any] | Non
             if path is None:
                 continue
             try:
-                said = json.loads(path.read_text(encoding="utf-8"))
+                settings = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"{path}: cannot be read ({error}).") from error
-            if isinstance(said, dict):
-                return {"quant_method": method, **said}
+            if isinstance(settings, dict):
+                return {"quant_method": method, **settings}
     return None

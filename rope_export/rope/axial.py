@@ -11,7 +11,7 @@ from rope_export.rope.default import plain_inv_freq
 
 @dataclass(frozen=True, kw_only=True)
 class AxialRope(RopeSpec):
-    """Half of the pairs turn with the row, half with the column, each at the same frequencies
+    """Half of the pairs rotate with the row, half with the column, each at the same frequencies
     theta ** (-4i / rotary_dim).
 
     Source: transformers 5.23, models/qwen2_vl, whose vision pairs are all rows, then all columns.
@@ -26,7 +26,7 @@ class AxialRope(RopeSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class AlternatingRope(RopeSpec):
-    """Rows turn at every second frequency of a plain head, columns at those between.
+    """Rows rotate at every second frequency of a plain head, columns at those between.
 
     Source: transformers 5.23, models/pixtral.
     """

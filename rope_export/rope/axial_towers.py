@@ -26,8 +26,8 @@ class AxialByTurnsRope(RopeSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class SpacedAxialRope(RopeSpec):
-    """Half of the pairs turn with either axis, at the same frequencies; neighbours on the grid are
-    `spacing` positions apart, so that a large grid spans as many as the one trained on.
+    """Half of the pairs rotate with either axis, at the same frequencies. Neighbours on the grid
+    are `spacing` positions apart, so that a large grid spans as many as the one trained on.
 
     Source: transformers 5.23, models/sam3.
     """
@@ -49,9 +49,9 @@ class SpacedAxialRope(RopeSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeRope(RopeSpec):
-    """A third of the pairs turn with the time, a third with the row, a third with the column, each
-    at the same frequencies theta ** (-6i / rotary_dim). What a head has beyond a multiple of six
-    features stays.
+    """A third of the pairs rotate with the time, a third with the row, a third with the column,
+    each at the same frequencies theta ** (-6i / rotary_dim). Features of a head beyond a multiple
+    of six are not rotated.
 
     Source: transformers 5.23, models/minimax_m3_vl.
     """
@@ -69,9 +69,9 @@ class VolumeRope(RopeSpec):
 
     @classmethod
     def read(
-        cls, given: dict[str, Any], config: Any, *, head_dim: int, **common: Any
+        cls, parameters: dict[str, Any], config: Any, *, head_dim: int, **common: Any
     ) -> "VolumeRope":
-        """The head's width says how many features turn."""
+        """The head's width says how many features rotate."""
         common["rotary_dim"] = head_dim // 6 * 6
         return cls(**common)
 

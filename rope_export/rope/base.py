@@ -1,4 +1,4 @@
-"""How a head turns with position: what every variant has in common."""
+"""How a head rotates with position: what every variant has in common."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ Layout = Literal["half_split", "interleaved", "permuted"]
 
 @dataclass(frozen=True, kw_only=True)
 class RopeSpec(ABC):
-    """How a head turns with position: one subclass, in one file of `rope/`, for each variant.
+    """How a head rotates with position: one subclass, in one file of `rope/`, for each variant.
 
-    rotary_dim: leading features of a head that turn; even, in pairs.
+    rotary_dim: leading features of a head that rotate; even, in pairs.
     theta: base of the geometric series of frequencies, radians per position.
     layout: which features pair up: (i, i + rotary_dim / 2) in "half_split", the NeoX way, or
         (2i, 2i + 1) in "interleaved", the GPT-J way; "permuted" takes the pairs (2i, 2i + 1) and
         leaves them at (i, i + rotary_dim / 2), as DeepSeek's latent attention does.
-    pair_axes: for positions of several axes (time, height, width), the axis that each pair turns
-        with; none for plain positions.
-    clockwise: pairs turn by minus the angle.
+    pair_axes: for positions of several axes (time, height, width), the axis that each pair rotates
+        with; empty for plain positions.
+    clockwise: pairs rotate by minus the angle.
     Source: RoFormer, arXiv:2104.09864, section 3.2.2.
     """
 
@@ -47,7 +47,7 @@ class RopeSpec(ABC):
     def __post_init__(self) -> None:
         if self.rotary_dim < 2 or self.rotary_dim % 2:
             raise SpecError(
-                f"rotary_dim={self.rotary_dim}: features turn in pairs, so it must be even "
+                f"rotary_dim={self.rotary_dim}: features rotate in pairs, so it must be even "
                 f"and positive. Use {max(2, self.rotary_dim // 2 * 2)}."
             )
         if not 1.0 < self.theta < float("inf"):
@@ -68,14 +68,14 @@ class RopeSpec(ABC):
 
     @classmethod
     def read(
-        cls, given: dict[str, Any], config: Any, *, head_dim: int, **common: Any
+        cls, parameters: dict[str, Any], config: Any, *, head_dim: int, **common: Any
     ) -> "RopeSpec":
         """The variant from a config's rope parameters.
 
-        given: the rope parameters. config, head_dim: for the few variants that look there.
+        parameters: the rope parameters. config, head_dim: for the few variants that look there.
         common: fields of every variant, already read.
         """
-        own: dict[str, Any] = {name: number(given, key) for key, name in cls.hf_keys.items()}
+        own: dict[str, Any] = {name: number(parameters, key) for key, name in cls.hf_keys.items()}
         return cls(**common, **own)
 
     @property
@@ -94,8 +94,8 @@ class RopeSpec(ABC):
         """
 
     def table(self) -> "Tensor":
-        """What a module keeps and an exported graph holds as a constant: inv_freq itself, or what
-        `chosen` makes it of. A graph must not compute powers in float32: every runtime has others.
+        """The constant of a module and of an exported graph: inv_freq itself, or what `chosen`
+        makes it of. A graph must not compute powers in float32: every runtime has others.
         """
         return self.inv_freq()
 
@@ -104,10 +104,10 @@ class RopeSpec(ABC):
         return table
 
     def coordinates(self, position_ids: "Tensor") -> "Tensor":
-        """What the frequencies are multiplied by: the positions, in float32, of the same shape."""
+        """Factors on the frequencies: the positions, in float32, of the same shape."""
         return position_ids.float()
 
     @property
     def attention_factor(self) -> float:
-        """What cos and sin are multiplied by; 1 unless the variant says otherwise."""
+        """Factor on cos and sin; 1 unless the variant has another."""
         return 1.0

@@ -11,11 +11,11 @@ from rope_export.rope.base import RopeSpec
 
 @dataclass(frozen=True, kw_only=True)
 class CentredRope(RopeSpec):
-    """A patch turns by 2 pi times its centre's place in the image, from -1 to 1 on either axis, at
-    theta ** (-4i / rotary_dim); half of the pairs turn with the row, half with the column.
+    """A patch rotates by 2 pi times its centre's place in the image, from -1 to 1 on either axis,
+    at theta ** (-4i / rotary_dim). Half of the pairs rotate with the row, half with the column.
 
     Rows and columns are counted from 0, the image's size being one more than the largest of the
-    call; a negative position is a token that does not turn, such as a class token.
+    call; a negative position is a token that does not rotate, such as a class token.
     Source: DINOv3, arXiv:2508.10104, section 3.2; transformers 5.23, models/dinov3_vit.
     """
 

@@ -19,7 +19,7 @@ class DynamicRope(RopeSpec):
 
     The base follows from the call's own length, without memory: a module of transformers that has
     seen a longer call computes other angles for the same positions, a fresh one the same as here.
-    Keys cached at one length were turned with another base than later ones, so that decoding with
+    Keys cached at one length were rotated with another base than later ones, so that decoding with
     a cache beyond M is not the full forward pass, in any implementation.
     Source: transformers' rope_type "dynamic"; r/LocalLLaMA, "Dynamically Scaled RoPE", 2023.
     """
@@ -43,10 +43,10 @@ class DynamicRope(RopeSpec):
 
     @classmethod
     def read(
-        cls, given: dict[str, Any], config: Any, *, head_dim: int, **common: Any
+        cls, parameters: dict[str, Any], config: Any, *, head_dim: int, **common: Any
     ) -> "DynamicRope":
         trained = int(number(config, "max_position_embeddings"))
-        return cls(**common, factor=number(given, "factor"), max_position_embeddings=trained)
+        return cls(**common, factor=number(parameters, "factor"), max_position_embeddings=trained)
 
     def inv_freq(self, length: Tensor | None = None) -> Tensor:
         plain = self.table()

@@ -15,10 +15,12 @@ from rope_export.rope.parameters import at_least_one, context_length, number
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Rope(RopeSpec):
-    """Slow pairs stretched by `factor`, fast pairs kept, and a blend between.
+    """The frequencies of slow pairs divided by `factor`, those of fast pairs kept, and a blend
+    between.
 
-    low_freq_factor, high_freq_factor: turns within the original context below which a pair is
-    stretched whole, and above which it is kept.
+    low_turns, high_turns: full rotations within the original context, below which a pair's
+    frequency is divided, and above which it is kept; low_freq_factor and high_freq_factor in a
+    config.
     Source: meta-llama/llama-models, models/llama3_1; transformers' rope_type "llama3".
     """
 
@@ -47,20 +49,20 @@ class Llama3Rope(RopeSpec):
 
     @classmethod
     def read(
-        cls, given: dict[str, Any], config: Any, *, head_dim: int, **common: Any
+        cls, parameters: dict[str, Any], config: Any, *, head_dim: int, **common: Any
     ) -> "Llama3Rope":
         trained = config.get("max_position_embeddings")
-        given = {"original_max_position_embeddings": trained} | {
-            key: value for key, value in given.items() if value is not None
+        parameters = {"original_max_position_embeddings": trained} | {
+            key: value for key, value in parameters.items() if value is not None
         }
-        own: dict[str, Any] = {name: number(given, key) for key, name in cls.hf_keys.items()}
+        own: dict[str, Any] = {name: number(parameters, key) for key, name in cls.hf_keys.items()}
         return cls(**common, **own)
 
     def inv_freq(self, length: Tensor | None = None) -> Tensor:
         plain = plain_inv_freq(self.rotary_dim, self.theta)
         wavelength = 2 * math.pi / plain
-        turns = self.original_length / wavelength
-        keep = (turns - self.low_turns) / (self.high_turns - self.low_turns)
+        rotations = self.original_length / wavelength
+        keep = (rotations - self.low_turns) / (self.high_turns - self.low_turns)
         blend = (1 - keep) * plain / self.factor + keep * plain
         fast = wavelength < self.original_length / self.high_turns
         slow = wavelength > self.original_length / self.low_turns

@@ -24,7 +24,7 @@ class LongRope(RopeSpec):
     """Frequencies divided pair by pair, by short_factor while the call's length is at most
     original_max_position_embeddings and by long_factor beyond, for every position of the call.
 
-    Keys cached before the switch stay as they were turned, so that decoding across it is not the
+    Keys cached before the switch stay as they were rotated, so that decoding across it is not the
     full forward pass, in any implementation.
     Source: LongRoPE, arXiv:2402.13753, section 3.3; transformers' rope_type "longrope".
     """
@@ -61,12 +61,12 @@ class LongRope(RopeSpec):
 
     @classmethod
     def read(
-        cls, given: dict[str, Any], config: Any, *, head_dim: int, **common: Any
+        cls, parameters: dict[str, Any], config: Any, *, head_dim: int, **common: Any
     ) -> "LongRope":
         trained = optional(config, "max_position_embeddings")
         name = "original_max_position_embeddings"
-        original = context_length("longrope", name, number(given, name, trained))
-        factor = optional(given, "factor")
+        original = context_length("longrope", name, number(parameters, name, trained))
+        factor = optional(parameters, "factor")
         if factor is None and trained is None:
             raise SpecError("config key factor=None: longrope needs it, or both context lengths.")
         if factor is None:
@@ -74,11 +74,11 @@ class LongRope(RopeSpec):
             factor = max(trained / original, 1.0)
         return cls(
             **common,
-            short_factor=_factors(given, "short_factor"),
-            long_factor=_factors(given, "long_factor"),
+            short_factor=_factors(parameters, "short_factor"),
+            long_factor=_factors(parameters, "long_factor"),
             factor=factor,
             original_length=original,
-            factor_given=optional(given, "attention_factor"),
+            factor_given=optional(parameters, "attention_factor"),
         )
 
     def inv_freq(self, length: Tensor | None = None) -> Tensor:
@@ -104,8 +104,8 @@ class LongRope(RopeSpec):
         return math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))
 
 
-def _factors(given: dict[str, Any], key: str) -> tuple[float, ...]:
-    values = given.get(key)
+def _factors(parameters: dict[str, Any], key: str) -> tuple[float, ...]:
+    values = parameters.get(key)
     if not isinstance(values, list | tuple) or not all(isinstance(x, int | float) for x in values):
         raise SpecError(f"config key {key}={values!r}: longrope needs a list of numbers.")
     return tuple(map(float, values))

@@ -6,12 +6,12 @@ from typing import Any
 from rope_export.errors import SpecError
 
 
-def number(given: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """A number of a config's rope parameters; null counts as not given.
+def number(parameters: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A number of a config's rope parameters; null counts as missing.
 
     Raises: SpecError naming the key and its value.
     """
-    value = given.get(key)
+    value = parameters.get(key)
     if value is None and default is not None:
         return default
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -19,13 +19,16 @@ def number(given: Mapping[str, Any], key: str, default: float | None = None) -> 
     return float(value)
 
 
-def optional(given: Mapping[str, Any], key: str) -> float | None:
-    """As `number`, or none where the key is missing or null."""
-    return None if given.get(key) is None else number(given, key)
+def optional(parameters: Mapping[str, Any], key: str) -> float | None:
+    """A number of a config's rope parameters, or None where the key is missing or null."""
+    return None if parameters.get(key) is None else number(parameters, key)
 
 
 def at_least_one(rope_type: str, factor: float) -> None:
-    """Raises: SpecError for a factor that would not stretch the context."""
+    """Checks a factor that stretches the context.
+
+    Raises: SpecError unless it is finite and at least 1.
+    """
     if not 1.0 <= factor < float("inf"):
         raise SpecError(
             f"{rope_type} rope factor={factor}: it stretches the context, so it must be finite "
@@ -34,7 +37,7 @@ def at_least_one(rope_type: str, factor: float) -> None:
 
 
 def context_length(rope_type: str, name: str, value: float) -> float:
-    """The length, if it is one.
+    """Checks a context length, and returns it.
 
     Raises: SpecError for a length below 2, of which no logarithm or ratio can be taken.
     """
@@ -44,7 +47,10 @@ def context_length(rope_type: str, name: str, value: float) -> float:
 
 
 def positive_factor(rope_type: str, value: float | None) -> None:
-    """Raises: SpecError for a factor on cos and sin that is not one."""
+    """Checks a factor on cos and sin.
+
+    Raises: SpecError unless it is finite and positive, or None.
+    """
     if value is not None and not 0 < value < float("inf"):
         raise SpecError(
             f"{rope_type} rope attention_factor={value}: it must be finite and positive."

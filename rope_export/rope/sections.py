@@ -1,4 +1,4 @@
-"""Which axis of a (time, height, width) position each pair turns with."""
+"""Which axis of a (time, height, width) position each pair rotates with."""
 
 from collections.abc import Sequence
 

@@ -26,8 +26,8 @@ def magnitude(factor: float, mscale: float = 1.0) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class YarnRope(RopeSpec):
-    """Pairs that turn more than beta_fast times within the original context keep their frequency,
-    those that turn less than beta_slow times get it divided by `factor`.
+    """Pairs that make more than beta_fast full rotations within the original context keep their
+    frequency; that of pairs that make less than beta_slow is divided by `factor`.
 
     truncate: the ramp's ends are rounded outwards to whole pairs. factor_given: the factor on cos
     and sin; without, g(mscale) / g(mscale_all_dim) if both are there, else g(1).
@@ -62,35 +62,35 @@ class YarnRope(RopeSpec):
         if not self.beta_fast >= self.beta_slow > 0:
             raise SpecError(
                 f"yarn rope beta_fast={self.beta_fast}, beta_slow={self.beta_slow}: fast pairs "
-                f"turn more often, so beta_fast must not be below beta_slow, nor either below 0."
+                f"rotate more often, so beta_fast must not be below beta_slow, nor either below 0."
             )
         positive_factor("yarn", self.factor_given)
 
     @classmethod
     def read(
-        cls, given: dict[str, Any], config: Any, *, head_dim: int, **common: Any
+        cls, parameters: dict[str, Any], config: Any, *, head_dim: int, **common: Any
     ) -> "YarnRope":
-        if "factor" not in given:
+        if "factor" not in parameters:
             raise SpecError(
                 "config key factor=None: yarn needs it; null, if spelled out, is the ratio."
             )
         trained = optional(config, "max_position_embeddings")
         name = "original_max_position_embeddings"
-        original = context_length("yarn", name, number(given, name, trained))
+        original = context_length("yarn", name, number(parameters, name, trained))
         implied = None if trained is None else trained / original
-        truncate = given.get("truncate", True)
+        truncate = parameters.get("truncate", True)
         if not isinstance(truncate, bool):
             raise SpecError(f"config key truncate={truncate!r}: it must be true or false.")
         return cls(
             **common,
-            factor=number(given, "factor", implied),
+            factor=number(parameters, "factor", implied),
             original_length=original,
-            beta_fast=optional(given, "beta_fast") or 32.0,
-            beta_slow=optional(given, "beta_slow") or 1.0,
+            beta_fast=optional(parameters, "beta_fast") or 32.0,
+            beta_slow=optional(parameters, "beta_slow") or 1.0,
             truncate=truncate,
-            mscale=optional(given, "mscale"),
-            mscale_all_dim=optional(given, "mscale_all_dim"),
-            factor_given=optional(given, "attention_factor"),
+            mscale=optional(parameters, "mscale"),
+            mscale_all_dim=optional(parameters, "mscale_all_dim"),
+            factor_given=optional(parameters, "attention_factor"),
         )
 
     def inv_freq(self, length: Tensor | None = None) -> Tensor:
@@ -106,12 +106,12 @@ class YarnRope(RopeSpec):
     def _ramp(self) -> tuple[float, float]:
         """The last pair that is kept whole and the first that is interpolated whole."""
 
-        def turning(times: float) -> float:
-            """The pair, as a fraction, that turns so many times within the original context."""
-            per_turn = self.original_length / (times * 2 * math.pi)
-            return self.rotary_dim * math.log(per_turn) / (2 * math.log(self.theta))
+        def pair_of(rotations: float) -> float:
+            """The pair, as a fraction, that makes so many rotations within the original context."""
+            length = self.original_length / (rotations * 2 * math.pi)
+            return self.rotary_dim * math.log(length) / (2 * math.log(self.theta))
 
-        first, last = turning(self.beta_fast), turning(self.beta_slow)
+        first, last = pair_of(self.beta_fast), pair_of(self.beta_slow)
         if self.truncate:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, self.rotary_dim - 1)

@@ -1,4 +1,4 @@
-"""Frozen facts: one attention layer, how its heads turn with position, and the parts around it."""
+"""Frozen facts of one attention layer: its shapes, its rotation, and the parts around it."""
 
 from rope_export.rope.base import Layout, RopeSpec
 from rope_export.spec.attention import AttentionSpec, DType

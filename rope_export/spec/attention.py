@@ -28,7 +28,7 @@ class AttentionSpec:
 
     scale: factor on q·k before the softmax, head_dim ** -0.5 unless given. softcap: scores become
     softcap * tanh(score / softcap). sinks: each head has one more score, a weight, that takes part
-    in the softmax and has no value. position_scale: factor on the turned queries.
+    in the softmax and has no value. position_scale: factor on the rotated queries.
 
     causal: a token sees no slot after its own. window: slots it sees up to and with its own;
     window_after: slots it sees after its own, where not causal; chunk: it sees only slots of its
@@ -37,9 +37,10 @@ class AttentionSpec:
     q_norm, k_norm, v_norm: normalisation of the projections, before the rotation unless
     norm_after_rope; o_norm: of the heads before the output projection. clip: projections are
     clamped to ±clip. value_scale: factor on the values. gate: heads are multiplied by the sigmoid,
-    or what gate_kind says, of a projection of hidden_states, of one number a "head" or "feature".
+    or another gate_kind, of a projection of hidden_states, of one number a "head" or "feature".
 
-    latent: keys and values are made of a latent; see `LatentSpec`.
+    latent: multi-head latent attention (MLA), whose keys and values are made of one narrow vector
+    per token; see `LatentSpec`.
     dtype: of weights and activations as deployed; angles, norms and softmax are float32.
     """
 
@@ -91,11 +92,11 @@ class AttentionSpec:
         self._check_visibility()
 
     def _check_rotation(self) -> None:
-        turning = self.head_dim if self.latent is None else self.latent.rope_dim
-        if self.rope is not None and self.rope.rotary_dim > turning:
+        rotary_width = self.head_dim if self.latent is None else self.latent.rope_dim
+        if self.rope is not None and self.rope.rotary_dim > rotary_width:
             raise SpecError(
-                f"rotary_dim={self.rope.rotary_dim}, head_dim={turning}: a head cannot turn more "
-                f"features than it has."
+                f"rotary_dim={self.rope.rotary_dim}, head_dim={rotary_width}: a head cannot "
+                f"rotate more features than it has."
             )
         if self.latent is None:
             return
@@ -153,7 +154,7 @@ class AttentionSpec:
         return None if self.position_scale is None else -self.position_scale.offset
 
     def features(self) -> tuple[Feature, ...]:
-        """What the layer does, in order; `verify` sees to it that each of it shows."""
+        """Everything that the layer does, in order; `verify` has a case that shows each."""
         return tuple(features_of(self))
 
     @property

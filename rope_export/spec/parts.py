@@ -70,10 +70,10 @@ class LatentSpec:
     """Multi-head latent attention: keys and values are made of one narrow vector per token.
 
     q_rank: width of the queries' latent, none if they are projected directly. kv_rank: width of
-    the cached latent. nope_dim, rope_dim: features of a query or key that stay and that turn, in
-    this order; the turning ones of a key are shared by all heads. norm_eps: of the latents' RMS
-    norms. a_bias: the projections to the latents have a bias. q_factor, kv_factor: what the
-    normalised latents are multiplied by.
+    the cached latent. nope_dim, rope_dim: features of a query or key that do not and that do
+    rotate, in this order; the latter of a key are shared by all heads. norm_eps: of the RMS
+    norms of the latents. a_bias: the projections to the latents have a bias. q_factor, kv_factor:
+    factors on the normalised latents.
     Source: DeepSeek-V2, arXiv:2405.04434, section 2.1.
     """
 

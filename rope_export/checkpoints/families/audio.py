@@ -205,17 +205,17 @@ IDEFICS = Family(
 """qk_layer_norms and cross_layer_interval are about the layers that look at images."""
 
 
-TURNED_BEFORE = "relative positions, or hidden states that turn before they are projected,"
+ROTATED_BEFORE = "relative positions, or hidden states that rotate before they are projected,"
 
 REFUSED = tuple(
     Family(model_type=name, missing=missing)
     for name, missing in {
         "neucodec": "a rotation by the number of the head",
         "qwen2_5_omni_dit": "a rotation of the first head only",
-        "seamless_m4t": TURNED_BEFORE,
+        "seamless_m4t": ROTATED_BEFORE,
         "t5gemma2_decoder": "attention to an encoder's states and the decoder's at once",
-        "wav2vec2-bert": TURNED_BEFORE,
-        "wav2vec2-conformer": TURNED_BEFORE,
+        "wav2vec2-bert": ROTATED_BEFORE,
+        "wav2vec2-conformer": ROTATED_BEFORE,
         "xcodec2": "a rotation by the number of the head",
     }.items()
 )

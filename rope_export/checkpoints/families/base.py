@@ -10,8 +10,8 @@ from rope_export.spec import Layout
 
 
 class Config(Mapping[str, Any]):
-    """A config's keys under their common names; remembers which were looked at, and what is to be
-    said of them."""
+    """A config's keys under their common names; remembers which were looked at, and notes for
+    the user on them."""
 
     def __init__(self, facts: Mapping[str, Any], names: Mapping[str, str]) -> None:
         self.facts, self.names = dict(facts), dict(names)

@@ -95,12 +95,12 @@ def _rotary_only(config: Config, layer: int) -> Facts:
 
 def _roformer(config: Config, layer: int) -> Facts:
     if config.flag("rotary_value"):
-        raise SpecError("config key rotary_value=True: values that turn are not implemented.")
+        raise SpecError("config key rotary_value=True: values that rotate are not implemented.")
     return biases("qkvo") | {"causal": config.flag("is_decoder")}
 
 
 def _unscaled(config: Config, layer: int) -> Mapping[str, Any]:
-    """A scaling would also turn whole heads instead of halves."""
+    """A scaling would also rotate whole heads instead of halves."""
     if config.get("rope_scaling"):
         raise SpecError(
             f"config key rope_scaling={config['rope_scaling']!r} is not supported here; "

@@ -1,4 +1,4 @@
-"""ERNIE 4.5: interleaved pairs; its vision model turns them by height, width and time."""
+"""ERNIE 4.5: interleaved pairs; its vision model rotates them by height, width and time."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from rope_export.checkpoints.families.reading import bias_flag
 
 
 def _axes(config: Config, layer: int) -> Mapping[str, Any]:
-    """Pairs turn with height and width by turns, the slow ones with time."""
+    """Pairs rotate with height and width in alternation, the slow ones with time."""
     given = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get("mrope_section")
     height, _, time = given or (22, 22, 20)
     return {

@@ -50,7 +50,7 @@ def _muse(config: Config, layer: int) -> Facts:
 
 
 def _every_fourth(config: Config, layer: int) -> Mapping[str, Any] | None:
-    """Where no bases are given, each fourth layer from the end does not turn."""
+    """Where no bases are given, each fourth layer from the end does not rotate."""
     if config.get("layer_rope_theta") is not None:
         return by_layer(config, layer)
     return None if (config["num_hidden_layers"] - 1 - layer) % 4 == 0 else {}

@@ -62,7 +62,7 @@ def _gemma3(config: Config, layer: int) -> Facts:
 
 def two_bases(kinds: Kinds, wide: float) -> Callable[[Config, int], Mapping[str, Any]]:
     """Older files have one rotation, which is that of full attention, whose base is `wide` where
-    they give none; layers that slide turn plainly, by rope_local_base_freq or 10000."""
+    they give none; layers that slide rotate plainly, by rope_local_base_freq or 10000."""
 
     def rope(config: Config, layer: int) -> Mapping[str, Any]:
         given = config.get("rope_parameters") or config.get("rope_scaling") or {}

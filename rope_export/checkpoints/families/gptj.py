@@ -15,12 +15,12 @@ from rope_export.spec import AttentionSpec
 
 
 def _part(config: Config, layer: int) -> dict[str, object]:
-    """Turns rotary_dim features, all of them where it is null; the base is in the code."""
+    """Rotates rotary_dim features, all of them where it is null; the base is in the code."""
     head_dim = config["hidden_size"] // config["num_attention_heads"]
-    turning = config.get("rotary_dim")
+    rotary_dim = config.get("rotary_dim")
     return {
         "rope_theta": 10_000.0,
-        "partial_rotary_factor": 1.0 if turning is None else turning / head_dim,
+        "partial_rotary_factor": 1.0 if rotary_dim is None else rotary_dim / head_dim,
     }
 
 

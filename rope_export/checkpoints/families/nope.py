@@ -14,7 +14,7 @@ from rope_export.errors import SpecError
 from rope_export.spec import PositionScale
 
 
-def _turns(config: Config, layer: int) -> bool:
+def _rotates(config: Config, layer: int) -> bool:
     """no_rope_layers has 1 where the rotation is on, in spite of its name."""
     given = config.get("no_rope_layers")
     period = config.get("no_rope_layer_interval")
@@ -26,29 +26,29 @@ def _turns(config: Config, layer: int) -> bool:
 
 
 def _rope(config: Config, layer: int) -> Mapping[str, Any] | None:
-    return {} if _turns(config, layer) else None
+    return {} if _rotates(config, layer) else None
 
 
 def _llama4_kinds(config: Config) -> list[str] | None:
     if config.get("layer_types") is not None:
         return config["layer_types"]
     return [
-        "chunked_attention" if _turns(config, at) else "full_attention"
+        "chunked_attention" if _rotates(config, at) else "full_attention"
         for at in range(config["num_hidden_layers"])
     ]
 
 
 def _llama4(config: Config, layer: int) -> Facts:
     facts = biases("qkvo", config.flag("attention_bias"))
-    turns, kinds = _turns(config, layer), _llama4_kinds(config)
+    rotates, kinds = _rotates(config, layer), _llama4_kinds(config)
     norm, tuned = config.flag("use_qk_norm"), config.flag("attn_temperature_tuning")
     chunk = config.get("attention_chunk_size")
     config.get("attn_scale"), config.get("floor_scale")
     if kinds and kinds[layer] == "chunked_attention" and chunk is not None:
         facts["chunk"] = chunk
-    if norm and turns:
+    if norm and rotates:
         facts |= qk_norms(eps(config), weight=False) | {"norm_after_rope": True}
-    if tuned and not turns:
+    if tuned and not rotates:
         facts["position_scale"] = PositionScale(
             beta=config.number("attn_scale"), length=config.number("floor_scale"), offset=1
         )
@@ -61,7 +61,7 @@ def _smollm3_kinds(config: Config) -> list[str] | None:
         return config["layer_types"]
     slides = config.flag("use_sliding_window") and config.get("sliding_window") is not None
     return [
-        "sliding_attention" if slides and not _turns(config, at) else "full_attention"
+        "sliding_attention" if slides and not _rotates(config, at) else "full_attention"
         for at in range(config["num_hidden_layers"])
     ]
 

@@ -31,7 +31,7 @@ def _after_attention(config: Config, layer: int) -> Mapping[str, Any] | None:
 
 
 def _scaled_where_full(config: Config, layer: int) -> Mapping[str, Any]:
-    """Older files have one rotation, that of full attention; the others turn plainly."""
+    """Older files have one rotation, that of full attention; the others rotate plainly."""
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kinds = every_full(4)(config)
     by_kind = any(isinstance(value, dict) for value in given.values())

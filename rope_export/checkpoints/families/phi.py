@@ -1,4 +1,4 @@
-"""Phi, Persimmon and StableLM: part of a head turns, layer norms on queries and keys."""
+"""Phi, Persimmon and StableLM: part of a head rotates, layer norms on queries and keys."""
 
 from rope_export.checkpoints.families.base import Config, Facts, Family
 from rope_export.checkpoints.families.reading import all_slide, biases, eps, qk_norms

@@ -213,5 +213,5 @@ def sections(default: tuple[int, ...], mixed: bool = False) -> Callable[..., Map
 
 
 def rows_and_columns(head_dim: int) -> Mapping[str, Any]:
-    """Half of the pairs turn with the row, half with the column."""
+    """Half of the pairs rotate with the row, half with the column."""
     return {"rope_type": "axial", "pair_axes": halves(head_dim)}

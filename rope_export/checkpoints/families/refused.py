@@ -8,8 +8,8 @@ REFUSED = tuple(
     Family(model_type=name, missing=missing)
     for name, missing in {
         "axk2": TOP_K,
-        "clvp_encoder": "values that turn",
-        "clvp_decoder": "values that turn",
+        "clvp_encoder": "values that rotate",
+        "clvp_decoder": "values that rotate",
         "deepseek_ocr2_encoder": "a mask that is causal for some tokens only",
         "deepseek_v32": TOP_K,
         "deepseek_v4": "attention to compressed keys",
@@ -21,7 +21,7 @@ REFUSED = tuple(
         "esmfold2": "positions that are coordinates in space",
         "esmfold2.atom_encoder": "positions that are coordinates in space",
         "glm_moe_dsa": TOP_K,
-        "hunyuan_vl_text": "features of a pair that turn by different axes",
+        "hunyuan_vl_text": "features of a pair that rotate by different axes",
         "hy_v4": TOP_K,
         "hy_v4_vl_text": TOP_K,
         "jetmoe": "queries and outputs that experts project",
@@ -34,7 +34,7 @@ REFUSED = tuple(
         "sam3_tracker_video": "attention to a memory",
         "timesfm2_5": "a learned factor for each feature of a query",
         "unlimited_ocr_text": "a window beside a reference that every token sees",
-        "vjepa2": "features of a pair that turn by different angles",
+        "vjepa2": "features of a pair that rotate by different angles",
         "zamba2": "an attention shared by blocks",
         "zaya": "queries and keys that convolutions compress",
     }.items()

@@ -1,4 +1,4 @@
-"""Vision towers: patches turn by row and column, every patch of an image sees every other.
+"""Vision towers: patches rotate by row and column, every patch of an image sees every other.
 
 Where a tower attends within windows or frames, transformers cuts the packed patches before the
 attention; a spec describes what one such piece goes through.
@@ -188,7 +188,7 @@ LLAMA4 = Family(
 def _whole_pairs(tensor: Tensor, spec: AttentionSpec) -> Tensor:
     """The features of a head as first halves, then second halves of its pairs.
 
-    Gemma's towers turn either half of a head by itself: rows, rows, columns, columns. Queries and
+    Gemma's towers rotate either half of a head by itself: rows, rows, columns, columns. Queries and
     keys in another order give the same scores.
     """
     by_half = tensor.reshape(-1, 2, 2, spec.head_dim // 4, *tensor.shape[1:])
@@ -251,6 +251,6 @@ SAM3 = Family(
 REFUSED = tuple(
     Family(model_type=name, missing=missing)
     for name, missing in {
-        "mlcd_vision_model": "a class token that turns by learned angles",
+        "mlcd_vision_model": "a class token that rotates by learned angles",
     }.items()
 )

@@ -1,4 +1,4 @@
-"""DINOv3 and its kin: patches turn by their place in the image, class and register tokens not."""
+"""DINOv3 and its kin: patches rotate by their place in the image, class and register tokens not."""
 
 from collections.abc import Mapping
 from typing import Any

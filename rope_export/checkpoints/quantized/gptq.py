@@ -93,14 +93,14 @@ class Gptq(Format):
         self, module: str, config: dict[str, Any], qweight: Tensor, g_idx: Tensor | None
     ) -> int:
         """Bits of an integer, from the config and from how many words the inputs take."""
-        said = config.get("bits")
-        found = said if g_idx is None else qweight.shape[0] * 32 // len(g_idx)
-        if found not in BITS or (said is not None and said != found):
+        bits = config.get("bits")
+        stored = bits if g_idx is None else qweight.shape[0] * 32 // len(g_idx)
+        if stored not in BITS or (bits is not None and bits != stored):
             raise CheckpointError(
-                f"{module!r}: GPTQ with bits={said!r}, stored in {found!r} bits; the two must "
+                f"{module!r}: GPTQ with bits={bits!r}, stored in {stored!r} bits; the two must "
                 f"agree and be one of {', '.join(map(str, BITS))}."
             )
-        return found
+        return stored
 
     def _zeros(self, module: str, stored: Tensor, bits: int, symmetric: bool) -> Tensor:
         """The integers that stand for 0, (out, groups).
