@@ -38,36 +38,9 @@ MADE_UP = Family(
 )
 '''
 
-VARIANT = '''
-"""A made-up variant: the second half of the pairs is slower by a factor."""
-
-from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
-
-from rope_export.rope.base import RopeSpec
-from rope_export.rope.default import plain_inv_freq
-from rope_export.rope.parameters import at_least_one
-
-
-@dataclass(frozen=True, kw_only=True)
-class HalfSlowRope(RopeSpec):
-    rope_type = "half_slow"
-    hf_keys: ClassVar[dict[str, str]] = {"factor": "factor"}
-
-    factor: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one("half_slow", self.factor)
-
-    def inv_freq(self, length: Tensor | None = None) -> Tensor:
-        plain = plain_inv_freq(self.rotary_dim, self.theta)
-        slow = torch.arange(len(plain)) >= len(plain) // 2
-        return torch.where(slow, plain / self.factor, plain)
-'''
+CONTRIBUTING = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+VARIANT = re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.S)[0]
+"""The example that a newcomer starts from."""
 
 LOWERING = '''
 """A made-up lowering: the heads of queries and keys are rotated in one multiplication."""
