@@ -75,10 +75,11 @@ def light(wheel, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def artifact(whole, smollm2, tmp_path_factory) -> Path:
+def artifact(whole, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("work")
-    out = folder / "layer0"
-    done = ran([whole / "rope-export", "export", smollm2, "--out", out, "--json"], folder)
+    out, config = folder / "layer0", folder / "config.json"
+    config.write_text(json.dumps(TINY))
+    done = ran([whole / "rope-export", "export", config, "--out", out, "--json"], folder)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["parity"]["weights"] == "proven"
     return out
@@ -114,14 +115,14 @@ def test_running_an_artifact_needs_no_torch(light, artifact, tmp_path) -> None:
     code = (
         "import sys, numpy as np; from rope_export import open_session\n"
         f"with open_session({str(artifact)!r}) as session:\n"
-        "    cache = np.zeros((1, 3, 0, 64), np.float32)\n"
-        "    x = np.ones((1, 5, 576), np.float32)\n"
+        "    cache = np.zeros((1, 2, 0, 16), np.float32)\n"
+        "    x = np.ones((1, 5, 64), np.float32)\n"
         "    y = session.run({'hidden_states': x, 'position_ids': np.arange(5)[None],\n"
         "                     'past_key': cache, 'past_value': cache})\n"
         "print(y['attention_output'].shape, 'torch' in sys.modules)\n"
     )
     done = ran([light / "python", "-c", code], tmp_path)
-    assert done.stdout == "(1, 5, 576) False\n", done.stderr
+    assert done.stdout == "(1, 5, 64) False\n", done.stderr
     assert ran([light / "rope-export", "inspect", artifact], tmp_path).returncode == 0
 
 
