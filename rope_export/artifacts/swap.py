@@ -15,10 +15,18 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import filelock
+
 from rope_export.artifacts import exchange
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 PREFIX = ".rope_export-"
 OWNER, NEW, OLD = "owner.json", "new", "old"
@@ -32,25 +40,32 @@ Check = Callable[[Path], None]
 def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold `folder` against other processes and threads; the lock goes with the process.
 
+    The folder itself is locked where the system can do that, so that no file is left in it;
+    elsewhere, as on Windows, a file in the user's temporary folder stands for it.
+
     Raises: BlockingIOError if another holds it and this is not to wait; OSError if this is not to
         wait and the folder cannot be locked. Who waits goes on without a lock where there are none.
     """
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows: two writers of one artifact are not kept apart
-        if not wait:
-            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), str(folder)) from None
-        yield
-        return
     with contextlib.ExitStack() as stack:
         try:
-            handle = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is None:
+                stack.enter_context(filelock.FileLock(_stand_in(folder), -1 if wait else 0))
+            else:
+                handle = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except filelock.Timeout as error:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(folder)) from error
         except OSError:
             if not wait:
                 raise
         yield
+
+
+def _stand_in(folder: Path) -> Path:
+    """The file that is locked in place of a folder."""
+    name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
+    return Path(tempfile.gettempdir(), f"rope_export-{name}.lock")
 
 
 def sync(path: Path) -> None:

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -113,7 +114,7 @@ def test_killed_at_any_time(target) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
         "from pathlib import Path\n"
-        "from rope_export import swap\n"
+        "from rope_export.artifacts import swap\n"
         "def fill(text):\n"
         "    return lambda folder: [(folder / n).write_text(text) for n in ('a', 'b')]\n"
         "print('ready', flush=True)\n"
@@ -127,7 +128,7 @@ def test_killed_at_any_time(target) -> None:
             [sys.executable, "-c", code, str(target), root], stdout=subprocess.PIPE
         )
         assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout.readline() == b"ready\n"
         time.sleep(0.02 + 0.013 * round_)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -160,7 +161,11 @@ def test_a_reader_always_finds_it(target) -> None:
     assert looks > 60
 
 
-def test_a_writer_that_lives_is_left_alone(target) -> None:
+@pytest.mark.parametrize("locks", ["of the folder", "of a file that stands for it"])
+def test_a_writer_that_lives_is_left_alone(locks, target, monkeypatch, tmp_path_factory) -> None:
+    if locks != "of the folder":
+        monkeypatch.setattr(swap, "fcntl", None)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
     inside, go_on = threading.Event(), threading.Event()
 
     def slow(folder: Path) -> None:
@@ -177,6 +182,17 @@ def test_a_writer_that_lives_is_left_alone(target) -> None:
     writer.join()
     assert state(target) == {"slow"}
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_file_that_stands_for_a_folder_locks_it(tmp_path, monkeypatch) -> None:
+    """As on Windows, where a folder cannot be locked itself."""
+    monkeypatch.setattr(swap, "fcntl", None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    with swap.locked(tmp_path), pytest.raises(BlockingIOError), swap.locked(tmp_path, wait=False):
+        pytest.fail("locked twice")
+    with swap.locked(tmp_path, wait=False):
+        pass
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
