@@ -26,7 +26,7 @@ def verify_artifact(
         str | None,
         typer.Option(metavar="FOLDER", help="The adapter merged into them, if that has moved."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the drawn inputs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the drawn inputs.")] = 0,
     large: Annotated[
         bool,
         typer.Option("--large", help="Also the corners of an engine that take gigabytes."),
@@ -36,7 +36,7 @@ def verify_artifact(
         typer.Option(metavar="reading", help="What must be proven for status 0: reading."),
     ] = None,
     all_rows: Annotated[
-        bool, typer.Option("--all", help="Show every case, not the worst of each output alone.")
+        bool, typer.Option("--all", help="Show every case, not only the worst of each output.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:

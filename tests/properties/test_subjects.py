@@ -56,6 +56,27 @@ def test_a_fault_is_found_in_the_layer_that_has_it(cache, axis) -> None:
     assert {output for _, output, _ in failed(wrong)} == {"logits"}
 
 
+@pytest.mark.parametrize(("cache", "index"), [("growing", -1), ("fixed", 7)])
+def test_what_a_call_writes_behind_a_past_is_judged_by_its_error(cache, index) -> None:
+    """The case of one token after 7: its slot alone is wrong, and nothing that was there before."""
+
+    def fault(outputs):
+        if outputs["logits"].shape[:2] == (1, 1):
+            outputs["present.0.key"][:, :, index] += 1e-3
+        return outputs
+
+    report = compare(ToySubject(decoder_interface(cache), fault=fault))
+    wrong = {(r.case, r.output, r.metric) for r in report.rows if r.status == "failed"}
+    name = "1x1, past 7"
+    assert wrong == {(name, "present.0.key", x) for x in ("relative L2", "scaled max")}
+
+
+def test_tokens_that_attend_to_nothing_are_not_judged() -> None:
+    interface, fault = decoder_interface("growing"), changing("logits", (0, 0))
+    assert compare(ToySubject(interface, fault=fault)).status == "failed"
+    assert compare(ToySubject(interface, fault=fault, blind=True)).passed
+
+
 def test_slots_beyond_the_new_tokens_are_nobody_s() -> None:
     interface = decoder_interface("fixed")
     last = (0, 0, -1, 0)

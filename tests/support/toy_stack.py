@@ -55,11 +55,13 @@ class ToySession:
 
 @dataclass
 class ToySubject(Subject):
-    """fault: what the session does to its outputs. shared: what both eager and the session do."""
+    """fault: what the session does to its outputs. shared: what both eager and the session do.
+    blind: the first token of the first row attends to nothing."""
 
     toy_interface: Interface
     fault: Callable[[Arrays], Arrays] = dict
     shared: Callable[[Arrays], Arrays] = dict
+    blind: bool = False
     kept: dict[str, Any] = field(default_factory=dict)
     runtimes = ("toy",)
     dtype = "float32"
@@ -101,7 +103,13 @@ class ToySubject(Subject):
             outputs=self.stack(inputs, np.float64),
             starts=case.starts,
             sequence=case.sequence,
+            attended=self._attended(case),
         )
+
+    def _attended(self, case: Case) -> np.ndarray:
+        attended = np.ones((case.batch, case.sequence), bool)
+        attended[0, 0] = not self.blind
+        return attended
 
     def eager(self, inputs: Arrays) -> Arrays:
         return self.shared(self.stack(inputs, np.float32))
