@@ -102,7 +102,6 @@ def prove(name: str, config: str, compare: bool = True) -> Proof:
 
     config: the text of the configuration's file.
     """
-    read_operators_once()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / f"{name}.json"
         try:
@@ -197,7 +196,13 @@ def main() -> int:
         if not options.names or name in options.names
     }
     finished = runner.run(
-        prove, items, Proof, jobs=options.jobs, fresh=options.fresh, line=in_one_line
+        prove,
+        items,
+        Proof,
+        jobs=options.jobs,
+        fresh=options.fresh,
+        line=in_one_line,
+        prepare=read_operators_once,
     )
     proofs = list(finished.results.values())
     if options.write:

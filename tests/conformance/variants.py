@@ -211,7 +211,6 @@ def tiny(variant: str) -> TinyModel:
 def prove(variant: str, every_lowering: bool = True) -> Proof:
     """Every case of the variant, in every layer that differs and every lowering that can express
     it, or in the lowering that "auto" takes."""
-    read_operators_once()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return Proof(variant=variant, cells=tuple(_cells(variant, every_lowering)))
@@ -307,6 +306,7 @@ def main() -> int:
         jobs=options.jobs,
         fresh=options.fresh,
         line=in_one_line,
+        prepare=read_operators_once,
     )
     cells = [cell for proof in finished.results.values() for cell in proof.cells]
     if options.write:

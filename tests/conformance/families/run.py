@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         jobs=options.jobs,
         fresh=options.fresh,
         line=lambda verdict: f"{verdict.family}: {verdict.status}",
+        prepare=read_operators_once,
     )
     verdicts = list(finished.results.values())
     if options.json:
@@ -86,7 +87,6 @@ def prove(
     family: str, every_way: bool = False, artifacts: bool = True, quick: bool = False
 ) -> Verdict:
     """The verdict on one family; a worker's whole work. The options are those of `compared`."""
-    read_operators_once()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()

@@ -8,6 +8,7 @@ from pathlib import Path
 from rope_export.bench.markdown import table_lines
 from tests.conformance import runner
 from tests.conformance.faults.run import Verdict, numbered, title, work
+from tests.support.operators import read_operators_once
 
 PAGE = Path(__file__).parents[3] / "docs" / "faults.md"
 
@@ -80,7 +81,13 @@ def main() -> int:
         if not options.names or one[0] in options.names
     }
     finished = runner.run(
-        numbered, items, Verdict, jobs=options.jobs, fresh=options.fresh, line=in_one_line
+        numbered,
+        items,
+        Verdict,
+        jobs=options.jobs,
+        fresh=options.fresh,
+        line=in_one_line,
+        prepare=read_operators_once,
     )
     verdicts = finished.results.values()
     faults = [one for one in verdicts if one.fault]

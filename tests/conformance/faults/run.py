@@ -14,7 +14,6 @@ from rope_export.spec import AttentionSpec
 from tests.conformance.faults.faults import FAULTS, LISTED
 from tests.conformance.faults.layers import LAYERS, layer
 from tests.conformance.faults.planting import Fault, artifact
-from tests.support.operators import read_operators_once
 
 DTYPES = ("float32", "float16")
 
@@ -135,5 +134,4 @@ def title(name: str, fault: Fault | None, *ways: object) -> str:
 
 def numbered(at: int) -> Verdict:
     """The verdict on one of `work`, in a process that knows it by its number."""
-    read_operators_once()
     return judged(*work()[at])
