@@ -117,7 +117,9 @@ def export_layer(
     else:
         output.out().print(f"{artifact.path}: {summary(artifact)}", soft_wrap=True)
         if report:
-            output.print_report(report, "against eager PyTorch", context, every_row=False)
+            output.print_report(
+                report, f"{artifact.path} against eager PyTorch", context, every_row=False
+            )
     return output.PASSED[report.status] if report else 0
 
 
