@@ -15,7 +15,7 @@ CANNOT = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPE
 """What a kernel or file system answers that has no such step."""
 
 
-def exchange(one: Path, other: Path) -> bool:
+def exchange_paths(one: Path, other: Path) -> bool:
     """Let two paths of one file system change places; False where there is no way to.
 
     Raises: OSError if one of them is not there, or may not be renamed.

@@ -241,11 +241,11 @@ def _commit(work: Path, target: Path, check: Check) -> None:
         os.rename(new, target)
         return
     check(target)
-    if exchange.exchange(new, target):
+    if exchange.exchange_paths(new, target):
         try:
             check(new)
         except BaseException:
-            exchange.exchange(new, target)
+            exchange.exchange_paths(new, target)
             raise
         return
     os.rename(target, old)

@@ -45,7 +45,7 @@ def _die_at(at: int, work: Callable[[], object]) -> None:
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    swapped = exchange.exchange
+    swapped = exchange.exchange_paths
 
     def told(*paths: object) -> bool:
         sys.audit("exchange")
@@ -53,7 +53,7 @@ def _die_at(at: int, work: Callable[[], object]) -> None:
         sys.audit("exchange")
         return done
 
-    exchange.exchange = told  # type: ignore[assignment]
+    exchange.exchange_paths = told  # type: ignore[assignment]
     sys.addaudithook(count)
     try:
         work()

@@ -246,8 +246,8 @@ def _source(name: str, folder: Path) -> Path:
 def test_artifacts_of_quantized_sources_pass(name, options, stored, tmp_path) -> None:
     artifact = export(_source(name, tmp_path), out=tmp_path / "x", **options)
     for facts in artifact.manifest.weights.values():
-        assert facts["stored"] == stored
-        assert facts["source_form"] in (name.partition("-")[0], "gptq", f"gguf {name}")
+        assert facts.stored == stored
+        assert facts.source_form in (name.partition("-")[0], "gptq", f"gguf {name}")
     report = verify(artifact)
     assert (report.status, report.weights) == ("passed", "proven")
     assert report.quantization_error is not None
@@ -297,10 +297,10 @@ def test_an_artifact_tells_what_is_kept(tmp_path) -> None:
     artifact = export(source, out=tmp_path / "x", weights="int8", cache="none")
     assert "weights int8 (3 of 4 kept as the source has them)" in summary(artifact)
     weights = artifact.manifest.weights
-    assert {name[0]: facts["stored"] for name, facts in weights.items()} == {
+    assert {name[0]: facts.stored for name, facts in weights.items()} == {
         "q": "kept",
         "k": "kept",
         "v": "quantized",
         "o": "kept",
     }
-    assert "source_form" not in weights["v_proj.weight"]
+    assert weights["v_proj.weight"].source_form is None

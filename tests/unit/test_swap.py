@@ -62,7 +62,7 @@ def target(tmp_path: Path) -> Path:
 def steps(request, monkeypatch) -> str:
     """With the system's exchange of two paths, and as on a file system that has none."""
     if request.param == "in two steps":
-        monkeypatch.setattr(exchange, "exchange", lambda *_: False)
+        monkeypatch.setattr(exchange, "exchange_paths", lambda *_: False)
     return request.param
 
 
