@@ -23,7 +23,7 @@ WRONG = {
     errno.EILSEQ: "is not a name that this file system takes",
     errno.ENOENT: "leads through a folder that is not there",
 }
-"""What errors of the system say about a path, not about the machine."""
+"""What an error of the system tells about a path, by its number."""
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def named(path: str | Path) -> Iterator[None]:
         if error.errno not in WRONG:
             raise
         raise InputError(f"{shown(path)}: {WRONG[error.errno]}.") from error
-    except ValueError as error:  # a zero byte, or a name that cannot be said to the system
+    except ValueError as error:  # a zero byte, or a name that cannot be encoded for the system
         raise InputError(f"{shown(path)}: is not a path ({error}).") from error
 
 

@@ -42,7 +42,7 @@ class Artifact(Folder[Manifest]):
         """The artifact at `path`, after finishing an interrupted save and checking every hash; of
         an engine's folder the engine, whose `artifact` is the one that it was built from.
 
-        Raises: ArtifactError if it is neither, or its files are not what its manifest says.
+        Raises: ArtifactError if it is neither, or its files do not have the hashes in its manifest.
         """
         return folder.open_folder(path)
 

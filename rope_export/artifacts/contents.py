@@ -35,7 +35,7 @@ NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(o
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """The files of an ONNX model that have the hashes its manifest says.
+    """The files of an ONNX model that have the hashes in its manifest.
 
     model: the bytes of model.onnx. data: those of model.onnx.data, of large ones mapped from the
     one descriptor that was hashed; none where the weights lie in the model.
@@ -188,7 +188,7 @@ def model_files(folder: Path, files: Mapping[str, str]) -> Contents:
     """The files of the ONNX model in `folder`, each opened once.
 
     files: the sha256 of each, by name, as a manifest has them.
-    Raises: ArtifactError if one is not what the manifest says, or the model keeps weights in a
+    Raises: ArtifactError if one does not have the hash in the manifest, or the model keeps weights in a
         file that the manifest does not list.
     """
     opened = {name: _Open(folder / name) for name in files}

@@ -51,7 +51,7 @@ def _take_in(tensor: "TensorProto", files: Contents, model: Path) -> None:
         start = int(entries.get("offset", 0))
         end = start + int(entries["length"]) if "length" in entries else len(files.data)
     except ValueError as error:
-        raise ArtifactError(f"{model}: says no place of {tensor.name!r} ({error}).") from error
+        raise ArtifactError(f"{model}: gives {tensor.name!r} no valid place ({error}).") from error
     if not 0 <= start <= end <= len(files.data):
         raise ArtifactError(f"{model}: {tensor.name!r} lies outside of its data file.")
     tensor.raw_data = files.data[start:end]

@@ -1,7 +1,7 @@
 """Replace a folder or a file as a whole: whenever it stops, the old one or the new one is there.
 
 What is being written lies beside its target in a folder of our own, whose name carries a checksum
-and whose `owner.json` says what it is for: what a killed writer leaves is recognised by that and
+and whose `owner.json` names its target: what a killed writer leaves is recognised by that and
 cleared by the next one, and nothing that belongs to somebody else is mistaken for it. The two then
 change places in one step. Where the file system cannot do that, the old folder steps aside first,
 and a swap that was stopped between the two steps is finished by the next `heal`.
@@ -139,8 +139,8 @@ def is_ours(path: Path) -> bool:
             return False
         if not held:
             return True
-        said = _owner(path)
-        begun = START.startswith(said) or said.startswith(START)
+        owner = _owner(path)
+        begun = START.startswith(owner) or owner.startswith(START)
         return _target_of(path) is not None or (held == {OWNER} and begun)
     except OSError:
         return False
@@ -181,7 +181,7 @@ def _works(folder: Path) -> list[Path]:
 
 
 def _owner(work: Path) -> bytes:
-    """The first bytes of what says whose a temporary folder is."""
+    """The first bytes of a temporary folder's owner.json."""
     handle = os.open(work / OWNER, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     with os.fdopen(handle, "rb") as file:
         return file.read(1 << 16)
@@ -190,8 +190,8 @@ def _owner(work: Path) -> bytes:
 def _target_of(work: Path) -> str | None:
     """The name of what a temporary folder is to become; nothing where that is not written yet."""
     try:
-        said = _owner(work)
-        return str(json.loads(said)["target"]) if said.startswith(START) else None
+        owner = _owner(work)
+        return str(json.loads(owner)["target"]) if owner.startswith(START) else None
     except (FileNotFoundError, ValueError, KeyError):
         return None
 

@@ -145,8 +145,8 @@ class Engine(Folder[EngineManifest]):
 
 def rebuild(path: Path, facts: EngineManifest) -> str:
     """The command that builds the engine anew from the artifact that it holds."""
-    given = "".join(f" --profile {profile}" for profile in facts.profiles)
-    return f"rope-export build {path / ARTIFACT} --out NEW --engine {facts.engine}{given}"
+    profiles = "".join(f" --profile {profile}" for profile in facts.profiles)
+    return f"rope-export build {path / ARTIFACT} --out NEW --engine {facts.engine}{profiles}"
 
 
 def check_version(path: Path | None, facts: EngineManifest, version: str) -> None:
