@@ -188,7 +188,7 @@ def model_files(folder: Path, files: Mapping[str, str]) -> Contents:
     """The files of the ONNX model in `folder`, each opened once.
 
     files: the sha256 of each, by name, as a manifest has them.
-    Raises: ArtifactError if one does not have the hash in the manifest, or the model keeps weights in a
+    Raises: ArtifactError if one has another hash than in `files`, or the model keeps weights in a
         file that the manifest does not list.
     """
     opened = {name: _Open(folder / name) for name in files}

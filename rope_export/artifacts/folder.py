@@ -157,7 +157,7 @@ def open_folder(path: str | Path | Folder) -> Folder:
     """The folder at `path`, of any kind, after finishing an interrupted save and checking every
     hash.
 
-    Raises: ArtifactError if it is none of ours, or its files do not have the hashes in its manifest.
+    Raises: ArtifactError if it is none of ours, or a file has another hash than in the manifest.
     """
     place = path.path if isinstance(path, Folder) else Path(path)
 
