@@ -136,7 +136,7 @@ def test_an_interrupt_that_native_code_turned_into_another_error_is_one(tmp_path
         "        os.kill(os.getpid(), signal.SIGINT)\n"
         "    except KeyboardInterrupt as error:\n"
         "        raise ImportError('numpy failed to import') from error\n"
-        "doctor.runtimes = runtimes\n"
+        "doctor.all_runtimes = runtimes\n"
         "from rope_export.__main__ import main\n"
         "sys.argv = ['rope-export', 'doctor']\n"
         "main()\n"
