@@ -18,7 +18,9 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 def is_adapter_alone(locator: Locator) -> bool:
     """Whether a folder with an adapter holds no other safetensors."""
     names = locator.listed()
-    return names is not None and {n for n in names if "safetensors" in n} <= {ADAPTER_WEIGHTS}
+    if names is None:
+        return False
+    return {name for name in names if "safetensors" in name} <= {ADAPTER_WEIGHTS}
 
 
 def no_weights(locator: Locator) -> str:
@@ -29,13 +31,13 @@ def no_weights(locator: Locator) -> str:
             f"{locator}: holds an adapter and no weights of the model that it was trained on. "
             f"Give that model's folder as SOURCE and this one as `adapter`."
         )
-    other = [name for name in names if name.endswith(".safetensors")]
-    if other and re.fullmatch(r".*-\d+-of-\d+\.safetensors", other[0]):
-        return f"{locator}: holds {other[0]} but no {INDEX}, which tells what shards there are."
-    if other:
+    shards = [name for name in names if name.endswith(".safetensors")]
+    if shards and re.fullmatch(r".*-\d+-of-\d+\.safetensors", shards[0]):
+        return f"{locator}: holds {shards[0]} but no {INDEX}, which tells what shards there are."
+    if shards:
         return (
-            f"{locator}: holds {other[0]} but neither {WHOLE} nor {INDEX}, which transformers "
-            f'looks for. To read it, add "{KEY}": "{other[0]}" to config.json.'
+            f"{locator}: holds {shards[0]} but neither {WHOLE} nor {INDEX}, which transformers "
+            f'looks for. To read it, add "{KEY}": "{shards[0]}" to config.json.'
         )
     gguf = _like(names, ("*.gguf",))
     if gguf:
@@ -86,4 +88,4 @@ def _base(adapter: Path) -> object:
 
 
 def _like(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
-    return sorted(name for name in names if any(fnmatch(name, x) for x in patterns))
+    return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in patterns))

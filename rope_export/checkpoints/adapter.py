@@ -116,7 +116,7 @@ class Adapter:
 
 
 def open_adapter(locator: Locator, where: str) -> Adapter:
-    """Read an adapter as PEFT saves it.
+    """Opens an adapter as PEFT saves it.
 
     Raises: CheckpointError for what is not an adapter, or one that is more than LoRA's A and B.
     """
@@ -151,7 +151,7 @@ def open_adapter(locator: Locator, where: str) -> Adapter:
 
 
 def _check(where: str, config: Mapping[str, Any]) -> None:
-    """Refuse by name what would make the merge another one than scale · B·A."""
+    """Refuses an adapter whose config makes the merge another one than scale · B·A, by the key."""
 
     def refuse(key: str) -> None:
         raise CheckpointError(f"{where}: {key}={config[key]!r} is not implemented; {SUPPORTED}")
@@ -168,17 +168,18 @@ def _check(where: str, config: Mapping[str, Any]) -> None:
 
 
 def _of_pattern(config: Mapping[str, Any], patterns: str, key: str, module: str) -> float:
-    """The value of the first pattern that the end of a module's name matches, else the common."""
-    found = config.get(patterns) or {}
+    """The value of the first pattern that the end of a module's name matches, else that of all."""
+    rules = config.get(patterns) or {}
     value = config.get(key, 8)  # PEFT's default of both
     try:
-        if not isinstance(found, Mapping):
+        if not isinstance(rules, Mapping):
             raise TypeError("it is not an object")
-        match = next((p for p in found if re.match(rf"(.*\.)?({p})$", module)), None)
-        value = value if match is None else found[match]
+        matching = (pattern for pattern in rules if re.match(rf"(.*\.)?({pattern})$", module))
+        match = next(matching, None)
+        value = value if match is None else rules[match]
     except (TypeError, re.error) as error:
         raise CheckpointError(
-            f"adapter: {patterns}={found!r}: it must map regular expressions to numbers ({error})."
+            f"adapter: {patterns}={rules!r}: it must map regular expressions to numbers ({error})."
         ) from error
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise CheckpointError(f"adapter: {key}={value!r} of {module}: it must be a number.")
@@ -188,20 +189,20 @@ def _of_pattern(config: Mapping[str, Any], patterns: str, key: str, module: str)
 def merged(read: Reader, adapter: Adapter, deltas: Mapping[str, Delta]) -> Reader:
     """Reads tensors with what the adapter adds: W + scale · B·A in float32 (float64 for such W)."""
 
-    def read_merged(full: str) -> Tensor:
-        tensor = read(full)
-        if full not in deltas:
+    def read_merged(name: str) -> Tensor:
+        tensor = read(name)
+        if name not in deltas:
             return tensor
         if not tensor.is_floating_point():
             raise CheckpointError(
-                f"tensor {full!r} has dtype {tensor.dtype}: an adapter is merged into floating "
+                f"tensor {name!r} has dtype {tensor.dtype}: an adapter is merged into floating "
                 f"point weights. Dequantize the checkpoint first."
             )
         dtype = torch.promote_types(tensor.dtype, torch.float32)
-        added = adapter.product(deltas[full], dtype)
+        added = adapter.product(deltas[name], dtype)
         if added.shape != tensor.shape:
             raise CheckpointError(
-                f"{adapter.where}: adds {tuple(added.shape)} to {full!r} of shape "
+                f"{adapter.where}: adds {tuple(added.shape)} to {name!r} of shape "
                 f"{tuple(tensor.shape)}; it was made for another model."
             )
         return tensor.to(dtype) + added

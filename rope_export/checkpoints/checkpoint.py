@@ -113,7 +113,7 @@ class Checkpoint(Model):
         names = self._in_block(index, prefix + layout.block(index), self.tensors.names)
         attends = self.kinds[index] in ATTENTION_KINDS
         attention = prefix + layout.path(index)
-        return tuple(x for x in names if not (attends and x.startswith(attention)))
+        return tuple(name for name in names if not (attends and name.startswith(attention)))
 
     def tensor(self, name: str) -> Tensor:
         if self._adapter is not None:
@@ -128,7 +128,7 @@ class Checkpoint(Model):
     @cached_property
     def _stack(self) -> tuple[TensorLayout, str]:
         """The layout of the layers, and what stands before it in the names of this checkpoint."""
-        index = next((at for at, x in enumerate(self.kinds) if x in ATTENTION_KINDS), 0)
+        index = next((at for at, kind in enumerate(self.kinds) if kind in ATTENTION_KINDS), 0)
         with named_parts(self.config, self.part, index):
             read, spec = self._read_layer(index)
             layout = read.layout(index).among(self.tensors.names, index, spec)
@@ -149,5 +149,7 @@ class Checkpoint(Model):
         are stored, and the facts of the merge."""
         names = [name for piece in pieces.values() for name in piece.names]
         deltas = layer_deltas(adapter, names, path, self.tensors.names)
-        as_stored = {name: x for name, x in pieces.items() if not deltas.keys() & set(x.names)}
+        as_stored = {
+            name: piece for name, piece in pieces.items() if not deltas.keys() & set(piece.names)
+        }
         return merged(self.tensors.read, adapter, deltas), as_stored, adapter.facts(deltas)

@@ -16,7 +16,7 @@ from rope_export.errors import CheckpointError, SpecError
 from rope_export.spec import AttentionSpec
 
 INNER = ("text_config", "llm_config", "language_config")
-"""Where a model of several towers keeps its text decoder."""
+"""Config keys under which a model of several towers keeps its text decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,50 +94,57 @@ def select(config: Any, part: str | None = None) -> Read:
             f"model_type={kind.model_type!r} is not supported: {kind.missing} is not implemented."
         )
     names = defaults.pop("attribute_map", {})
-    for fact in ("inner", "partial", "mixed"):
-        defaults.pop(fact, None)
-    plain = not (facts.get("rope_parameters") or facts.get("rope_scaling"))
-    if defaults.pop("keeps_theta", False) and plain and facts.get("rope_theta"):
+    for key in ("inner", "partial", "mixed"):
+        defaults.pop(key, None)
+    no_rope_parameters = not (facts.get("rope_parameters") or facts.get("rope_scaling"))
+    if defaults.pop("keeps_theta", False) and no_rope_parameters and facts.get("rope_theta"):
         raise SpecError(
             f"config key rope_theta={facts['rope_theta']}: transformers does not look at it for "
             f"model_type={kind.model_type!r} without rope_parameters; give it inside of them."
         )
     rope = defaults.get("rope_parameters")
     if isinstance(rope, dict):  # what an older file gives beside them comes first
-        given = {key for key in ("rope_theta", "partial_rotary_factor") if facts.get(key)}
+        outer_keys = {key for key in ("rope_theta", "partial_rotary_factor") if facts.get(key)}
         by_kind = any(isinstance(value, dict) for value in rope.values())
         defaults["rope_parameters"] = {
-            k: v for k, v in rope.items() if k not in given and not (by_kind and given)
+            key: value
+            for key, value in rope.items()
+            if key not in outer_keys and not (by_kind and outer_keys)
         }
     if facts.get("rope_parameters") or facts.get("rope_scaling"):
         defaults.pop("rope_parameters", None)
     merged = {**defaults, **kind.defaults}
-    file = {names.get(key, key): value for key, value in facts.items()}
-    unread = keys.unread(kind.model_type, file)
-    merged |= {key: value for key, value in file.items() if key not in unread}
+    file_keys = {names.get(key, key): value for key, value in facts.items()}
+    unread = keys.unread(kind.model_type, file_keys)
+    merged |= {key: value for key, value in file_keys.items() if key not in unread}
     return Read(kind=kind, facts=Config(merged, names), part=part, unread=unread)
 
 
 def _inner(facts: Mapping[str, Any], part: str) -> dict[str, Any]:
     """The inner config at a dotted path.
 
-    An inner config without a model_type has that of the class the outer family has there.
+    An inner config without a model_type has that of the class that the outer family has there.
     """
-    outer = str(facts.get("model_type"))
+    outer_type = str(facts.get("model_type"))
     inner: Any = facts
-    known = ""
+    class_type = ""
     for key in part.split("."):
-        known = class_defaults().get(outer, {}).get("inner", {}).get(key, f"{outer}.{key}")
-        towers = towers_of(outer)
+        class_type = (
+            class_defaults().get(outer_type, {}).get("inner", {}).get(key, f"{outer_type}.{key}")
+        )
+        towers = towers_of(outer_type)
         if isinstance(inner, Mapping) and key in towers and key not in inner:
-            inner, outer = {**inner, "model_type": towers[key]}, towers[key]
+            inner, outer_type = {**inner, "model_type": towers[key]}, towers[key]
             continue
         inner = inner.get(key) if isinstance(inner, Mapping) else None
         if not isinstance(inner, Mapping):
-            there = [*sorted(k for k, v in facts.items() if isinstance(v, dict)), *towers]
-            raise SpecError(f"part={part!r}: the config has no such part; it has {there}.")
-        outer = inner.get("model_type") or known
-    return {**inner, "model_type": outer}
+            parts = [
+                *sorted(key for key, value in facts.items() if isinstance(value, dict)),
+                *towers,
+            ]
+            raise SpecError(f"part={part!r}: the config has no such part; it has {parts}.")
+        outer_type = inner.get("model_type") or class_type
+    return {**inner, "model_type": outer_type}
 
 
 def read_spec(config: Any, *, layer: int = 0, part: str | None = None) -> AttentionSpec:
@@ -146,7 +153,7 @@ def read_spec(config: Any, *, layer: int = 0, part: str | None = None) -> Attent
 
 
 def spec_of(read: Read, layer: int) -> AttentionSpec:
-    """The facts of one layer.
+    """The facts of one layer, from the part of a config that `select` chose.
 
     Raises: SpecError naming the key that is missing, wrong or not supported.
     """
@@ -169,8 +176,8 @@ def _missing(read: Read, error: KeyError) -> SpecError:
 def _changing(read: Read, layer: int, spec: AttentionSpec) -> dict[str, Any]:
     """The keys that transformers does not read and that would change the layer if we did."""
 
-    def changes(given: Mapping[str, Any]) -> bool:
-        facts = Config({**read.facts.facts, **given}, read.facts.names)
+    def changes(unread_keys: Mapping[str, Any]) -> bool:
+        facts = Config({**read.facts.facts, **unread_keys}, read.facts.names)
         try:
             return _spec(read.kind, facts, layer, strict=False) != spec
         except (SpecError, KeyError):
@@ -183,36 +190,40 @@ def _changing(read: Read, layer: int, spec: AttentionSpec) -> dict[str, Any]:
 
 
 def _spec(kind: Family, facts: Config, layer: int, strict: bool = True) -> AttentionSpec:
-    """strict: refuse keys that nobody read."""
+    """The facts of one layer, of a config whose keys are all there.
+
+    strict: refuse keys that no code read.
+    """
     layers = _depth(kind, facts)
     if not 0 <= layer < layers:
         raise SpecError(f"layer={layer}: the model has {layers} layers, 0 to {layers - 1}.")
-    each = facts.get("per_layer_config") or {}
-    own = next((more for key, more in each.items() if key.isdigit() and int(key) == layer), None)
-    if own:
-        facts = facts.with_more(own)
+    layer_configs = facts.get("per_layer_config") or {}
+    own = (value for key, value in layer_configs.items() if key.isdigit() and int(key) == layer)
+    layer_config = next(own, None)
+    if layer_config:
+        facts = facts.with_more(layer_config)
     layer_type = _layer_type(kind, facts, layer, layers)
-    given = kind.attention(facts, layer)
-    given |= _both_sides(facts, kind, layer_type, given)
+    fields = kind.attention(facts, layer)
+    fields |= _both_sides(facts, kind, layer_type, fields)
     heads = facts.whole("num_attention_heads")
-    heads = given.pop("heads", None) or heads
-    hidden_size = given.pop("hidden_size", None) or facts.whole("hidden_size")
-    kv_heads = given.pop("kv_heads", None)
+    heads = fields.pop("heads", None) or heads
+    hidden_size = fields.pop("hidden_size", None) or facts.whole("hidden_size")
+    kv_heads = fields.pop("kv_heads", None)
     if kv_heads is None:
-        there = facts.get("num_key_value_heads") is not None
-        kv_heads = facts.whole("num_key_value_heads") if there else heads
-    head_dim = given.pop("head_dim", None) or _head_dim(facts, hidden_size, heads)
-    latent = given.get("latent")
+        has_kv_heads = facts.get("num_key_value_heads") is not None
+        kv_heads = facts.whole("num_key_value_heads") if has_kv_heads else heads
+    head_dim = fields.pop("head_dim", None) or _head_dim(facts, hidden_size, heads)
+    latent = fields.get("latent")
     rotary_width = head_dim if latent is None else latent.rope_dim
     rope = read_rotation(facts, kind, layer, layer_type, rotary_width, latent is not None)
-    window = _window(facts, layer, layer_type, given)
+    window = _window(facts, layer, layer_type, fields)
     spec = AttentionSpec(
         hidden_size=hidden_size,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         rope=rope,
-        **{**window, **given},
+        **{**window, **fields},
     )
     if strict:
         keys.refuse_unread(facts, kind)
@@ -230,18 +241,18 @@ def _head_dim(facts: Config, hidden_size: int, heads: int) -> int:
     return hidden_size // heads
 
 
-def _both_sides(facts: Config, kind: Family, layer_type: str, given: Facts) -> Facts:
-    """is_causal: where it is false or null, transformers' mask functions let every token see those
-    after it, within the window on both sides; chunks stay causal.
+def _both_sides(facts: Config, kind: Family, layer_type: str, fields: Facts) -> Facts:
+    """Fields of a spec for is_causal: where it is false or null, transformers' mask functions let
+    every token see those after it, within the window on both sides; chunks stay causal.
 
     Source: transformers 5.24, masking_utils.py, create_causal_mask and its like.
     """
-    theirs = keys_read(kind.model_type) or {"attention": {}}
-    if "is_causal" not in facts or "is_causal" not in theirs["attention"]:
+    reads = keys_read(kind.model_type) or {"attention": {}}
+    if "is_causal" not in facts or "is_causal" not in reads["attention"]:
         return {}
-    if facts["is_causal"] or not given.get("causal", True) or layer_type == "chunked_attention":
+    if facts["is_causal"] or not fields.get("causal", True) or layer_type == "chunked_attention":
         return {}
-    if "window" in given or "chunk" in given:
+    if "window" in fields or "chunk" in fields:
         raise SpecError(
             f"config key is_causal={facts['is_causal']!r}: not implemented for the windows of "
             f"model_type={kind.model_type!r}; supported: true."
@@ -304,11 +315,11 @@ def _layer_type(kind: Family, facts: Config, layer: int, layers: int) -> str:
     return layer_type
 
 
-def _window(facts: Config, layer: int, layer_type: str, given: Mapping[str, Any]) -> Facts:
-    """The window of a layer that slides, unless the family has said what it sees."""
+def _window(facts: Config, layer: int, layer_type: str, fields: Mapping[str, Any]) -> Facts:
+    """The window of a layer that slides, unless the fields that the family reads set one."""
     if facts.get("use_sliding_window") is False:
         facts.get("sliding_window"), facts.get("max_window_layers")
-    if layer_type != "sliding_attention" or "window" in given:
+    if layer_type != "sliding_attention" or "window" in fields:
         return {}
     if facts.get("sliding_window") is None:
         raise SpecError(

@@ -22,10 +22,10 @@ DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFiles:
-    """The files that count.
+    """The files that hold the weights.
 
     chosen: name of the file or index that transformers opens. tensors: full name of each tensor to
-    the name of the file that holds it. index: the same as the index says it, empty without one.
+    the name of the file that holds it. index: the same by the index, empty without one.
     notes: what a user should know of the choice, a sentence each.
     """
 
@@ -40,7 +40,7 @@ class WeightFiles:
         return [self.chosen, *shards]
 
     def unlike_index(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Notes on those of `names` that lie elsewhere than the index says."""
+        """Notes on those of `names` that lie in another file than by the index."""
         notes = []
         for name in sorted(set(names)) if self.index else ():
             indexed, actual = self.index.get(name), self.tensors[name]
@@ -57,7 +57,7 @@ def weight_files(locator: Locator, config: Mapping[str, Any]) -> WeightFiles:
 
     The file or index that the config's `transformers_weights` names, else model.safetensors, else
     the index. Of an index, transformers reads the shards in the order of their names and whole, so
-    that of tensors that several shards hold the last counts, whatever the index says.
+    that of tensors that several shards hold the last counts, whatever the index has.
 
     Raises: CheckpointError if there are no safetensors, or an index names a file elsewhere.
     Source: transformers 5.24, modeling_utils: _get_resolved_checkpoint_files and
@@ -87,23 +87,25 @@ def weight_files(locator: Locator, config: Mapping[str, Any]) -> WeightFiles:
 
 def _beside(chosen: str, names: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
     """A note on other weights in the folder, which may be older or newer ones."""
-    there = [name for name in others if name in names]
-    if not there:
+    unread = [name for name in others if name in names]
+    if not unread:
         return ()
-    return (f"{chosen} is read, as transformers does; beside it, unread: {', '.join(there)}.",)
+    return (f"{chosen} is read, as transformers does; beside it, unread: {', '.join(unread)}.",)
 
 
 def _explicit(locator: Locator, name: Any) -> WeightFiles:
     """What `transformers_weights` names, below the checkpoint's folder."""
-    what = f"config key {KEY}={name!r}"
+    setting = f"config key {KEY}={name!r}"
     if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
-        raise CheckpointError(f"{what}: it must name a .safetensors file or its index.")
+        raise CheckpointError(f"{setting}: it must name a .safetensors file or its index.")
     if not _inside(name):
-        raise CheckpointError(f"{what}: it must lie in the checkpoint's own folder.")
+        raise CheckpointError(f"{setting}: it must lie in the checkpoint's own folder.")
     name = str(PurePosixPath(os.path.normpath(name)))
     path = locator.find(name)
     if path is None:
-        raise CheckpointError(f"{what}: {locator} has no such file; transformers reads no other.")
+        raise CheckpointError(
+            f"{setting}: {locator} has no such file; transformers reads no other."
+        )
     note = (f"{name} is read, as the config's {KEY} says.",)
     if name.endswith(".json"):
         return _sharded(locator, path, name, note)
@@ -120,7 +122,7 @@ def _inside(name: str) -> bool:
 def _sharded(locator: Locator, path: Path, chosen: str, notes: tuple[str, ...]) -> WeightFiles:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        if not all(isinstance(x, str) for pair in index.items() for x in pair):
+        if not all(isinstance(text, str) for pair in index.items() for text in pair):
             raise TypeError("weight_map must map names to file names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: is not an index of safetensors files ({error}).") from error
@@ -154,7 +156,10 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def open_tensors(path: Path) -> safe_open:
-    """Raises: CheckpointError for a file that is damaged or not safetensors."""
+    """Opens a safetensors file.
+
+    Raises: CheckpointError for a file that is damaged or not safetensors.
+    """
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:

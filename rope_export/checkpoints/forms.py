@@ -23,21 +23,21 @@ class Tensors(Protocol):
 
 def forms_of(tensors: Tensors, pieces: Mapping[str, Piece]) -> dict[str, str]:
     """The form of each tensor that is not stored as plain numbers; see `Layer.forms`."""
-    found = {name: tensors.form(piece.name) for name, piece in pieces.items()}
-    return {name: form for name, form in found.items() if form is not None}
+    forms = {name: tensors.form(piece.name) for name, piece in pieces.items()}
+    return {name: form for name, form in forms.items() if form is not None}
 
 
 def integers_of(
     tensors: Tensors, pieces: Mapping[str, Piece], spec: AttentionSpec
 ) -> dict[str, Integers]:
-    """The weights that are stored as integers and whose rows are those of one tensor."""
-    found = {}
+    """The integers of the weights that are stored so and whose rows are those of one tensor."""
+    integers = {}
     for name, piece in pieces.items():
         whole = tensors.integers(piece.name) if len(piece.names) == 1 else None
-        own = None if whole is None else whole.taken(partial(_take, piece, spec))
-        if own is not None:
-            found[name] = own
-    return found
+        rows = None if whole is None else whole.taken(partial(_take, piece, spec))
+        if rows is not None:
+            integers[name] = rows
+    return integers
 
 
 def _take(piece: Piece, spec: AttentionSpec, tensor: Tensor) -> Tensor:

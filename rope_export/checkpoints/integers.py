@@ -32,9 +32,10 @@ class Integers:
         otherwise."""
         inputs, groups = self.values.shape[1], self.scales.shape[1]
         size = -(-inputs // groups)
-        for known in (size, 1 << (size - 1).bit_length()):  # the last group may be a part of one
-            if torch.equal(self.groups, torch.arange(inputs) // known):
-                return known
+        # Where the last group is shorter than the others, the size is the power of two above.
+        for candidate in (size, 1 << (size - 1).bit_length()):
+            if torch.equal(self.groups, torch.arange(inputs) // candidate):
+                return candidate
         return None
 
     def weight(self) -> Tensor:
@@ -46,8 +47,8 @@ class Integers:
         return (self.values.int() - self.zeros[:, self.groups]).float() * scales
 
     def taken(self, take: Take) -> "Integers | None":
-        """Those of the rows that `take` takes out of the weight, or nothing where it does anything
-        else with it."""
+        """The integers of the rows that `take` takes out of the weight, or nothing where it does
+        anything else with it."""
         outputs, inputs = self.values.shape
         rows = torch.arange(outputs, dtype=torch.int32)[:, None].expand(outputs, inputs)
         columns = torch.arange(inputs, dtype=torch.int32)[None].expand(outputs, inputs)

@@ -78,8 +78,8 @@ def _zeros_and_offsets(source: Integers, dtype: torch.dtype) -> tuple[Tensor, Te
 def _stands_for(source: Integers, zeros: Tensor, offsets: Tensor, dtype: torch.dtype) -> bool:
     """Whether integers less these zeros, times the scale, plus the offset are the weight itself."""
     whole = replace(source, zeros=zeros, minimums=None).weight()
-    made = whole + offsets.float()[:, source.groups]
-    return torch.equal(made.to(dtype), source.weight().to(dtype))
+    with_offsets = whole + offsets.float()[:, source.groups]
+    return torch.equal(with_offsets.to(dtype), source.weight().to(dtype))
 
 
 def _shifted(values: Tensor, zeros: Tensor, bits: int) -> tuple[Tensor, Tensor | None]:

@@ -13,7 +13,7 @@ from rope_export.checkpoints.families.tables import class_defaults, keys_read
 from rope_export.errors import SpecError
 
 TRUTH = "transformers 5.24"
-"""What `families/reads.json` was made with."""
+"""The version that `families/reads.json` was made with."""
 
 HARMLESS_KEYS = frozenset(
     {
@@ -76,7 +76,7 @@ ROPE = frozenset(
         "rope_theta",
     }
 )
-"""What every config of transformers that has rope_parameters does with them."""
+"""Keys that every config class of transformers with rope_parameters reads."""
 
 Accepts = Callable[[Any, Mapping[str, Any]], bool]
 
@@ -136,7 +136,8 @@ KNOWN_ROPE = {
     "attn_factor": "it takes attention_factor, and without it its own for the factor",
     "finetuned": "it says how the model was trained",
 }
-"""The same among rope parameters."""
+"""Rope parameters of published files that transformers' code does not read, and why leaving them
+unread is right."""
 
 
 def short(value: Any) -> str:
@@ -146,40 +147,40 @@ def short(value: Any) -> str:
 
 
 def is_off(value: Any) -> bool:
-    """Whether the value is what a key that is not there means."""
+    """Whether a key with this value means the same as a missing key."""
     return value in (None, False, 0, "", [], {})
 
 
-def unread(model_type: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def unread(model_type: str, file_keys: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a file that transformers' code does not read for the family, where their value
     is not the config class's own.
 
-    given: the file's keys under their common names.
+    file_keys: the file's keys under their common names.
     """
-    theirs = keys_read(model_type)
-    if theirs is None:
+    reads = keys_read(model_type)
+    if reads is None:
         return {}
     defaults = class_defaults().get(model_type, {})
-    known = {*theirs["attention"], *theirs["around"], *ALWAYS}
-    known |= ROPE if "rope_parameters" in known else set()
+    read_keys = {*reads["attention"], *reads["around"], *ALWAYS}
+    read_keys |= ROPE if "rope_parameters" in read_keys else set()
     return {
         key: value
-        for key, value in given.items()
-        if key not in known and not key.startswith("_") and defaults.get(key, ...) != value
+        for key, value in file_keys.items()
+        if key not in read_keys and not key.startswith("_") and defaults.get(key, ...) != value
     }
 
 
-def notes(given: Mapping[str, Any], facts: Config, kind: Family) -> list[str]:
+def notes(unread_keys: Mapping[str, Any], facts: Config, kind: Family) -> list[str]:
     """Notes for the user on keys that transformers does not read, a sentence each.
 
-    given: those keys. facts: the others.
+    unread_keys: keys that transformers does not read. facts: the others.
     Raises: SpecError for one that may be meant to change the attention.
     """
-    found, model_type = [], kind.model_type
-    for key, value in sorted(given.items()):
+    sentences, model_type = [], kind.model_type
+    for key, value in sorted(unread_keys.items()):
         if key in KNOWN and KNOWN[key][0](value, facts.facts):
             if KNOWN[key][1] and not is_off(value):
-                found.append(
+                sentences.append(
                     f"config key {key}={short(value)}: {TRUTH} does not read it for model_type="
                     f"{model_type!r}; {KNOWN[key][1]}."
                 )
@@ -190,16 +191,16 @@ def notes(given: Mapping[str, Any], facts: Config, kind: Family) -> list[str]:
             continue
         if SUSPICIOUS.search(key) or key in KNOWN:
             raise _ignored(key, value, model_type)
-    return found
+    return sentences
 
 
-def rope_notes(given: Mapping[str, Any], rope_type: str) -> list[str]:
+def rope_notes(parameters: Mapping[str, Any], rope_type: str) -> list[str]:
     """Notes for the user on rope parameters that no code of the variant reads, a sentence each.
 
     Raises: SpecError for one that may be meant to change the rotation.
     """
-    found = []
-    for key, value in sorted(given.items()):
+    sentences = []
+    for key, value in sorted(parameters.items()):
         if value is None:
             continue
         if key not in KNOWN_ROPE:
@@ -208,11 +209,11 @@ def rope_notes(given: Mapping[str, Any], rope_type: str) -> list[str]:
                 f"{rope_type!r}: it may change the rotation. Remove it to export what the other "
                 f"parameters say."
             )
-        found.append(
+        sentences.append(
             f"config key rope_parameters.{key}={short(value)}: {TRUTH} does not read it for "
             f"rope_type={rope_type!r}; {KNOWN_ROPE[key]}."
         )
-    return found
+    return sentences
 
 
 def _ignored(key: str, value: Any, model_type: str) -> SpecError:
@@ -224,23 +225,29 @@ def _ignored(key: str, value: Any, model_type: str) -> SpecError:
 
 
 def refuse_changing(changing: Mapping[str, Any], model_type: str) -> None:
-    """Raises: SpecError for keys that transformers does not read and that read as elsewhere would
-    make another layer."""
+    """Refuses keys that transformers does not read for this family, and that would change the layer
+    if they were read as in other families.
+
+    Raises: SpecError naming the first.
+    """
     for key, value in sorted(changing.items()):
         raise _ignored(key, value, model_type)
 
 
 def refuse_unread(facts: Config, kind: Family) -> None:
-    """Raises: SpecError for a key that may change the attention and that nobody here read: one
-    that transformers' attention reads, or one whose name sounds so."""
-    theirs = (keys_read(kind.model_type) or {"attention": {}})["attention"]
+    """Refuses keys that may change the attention and that no code here read: those that
+    transformers' attention reads, or whose names suggest it.
+
+    Raises: SpecError naming the first.
+    """
+    attention_keys = (keys_read(kind.model_type) or {"attention": {}})["attention"]
     harmless = HARMLESS_KEYS | {facts.names.get(key, key) for key in HARMLESS_KEYS} | kind.ignored
     for key in sorted(set(facts) - facts.read - harmless):
         value = facts.facts[key]
         if key.startswith("_") or is_off(value) or ELSEWHERE.search(key):
             continue
         inner = isinstance(value, dict)  # of another part of the model
-        read = not inner and theirs.get(key, "?") not in ("?", value)
+        read = not inner and attention_keys.get(key, "?") not in ("?", value)
         if read or SUSPICIOUS.search(key):
             raise SpecError(
                 f"config key {key}={short(value)} is not supported for model_type="

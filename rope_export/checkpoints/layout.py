@@ -26,14 +26,14 @@ class Piece:
         """The first of the names."""
         return self.names[0]
 
-    def out_of(self, tensors: Callable[[str], Tensor], spec: AttentionSpec) -> Tensor:
-        """The tensor, from what finds the others by name."""
-        found = [tensors(name) for name in self.names]
-        return self.take(found[0] if len(found) == 1 else torch.stack(found), spec)
+    def out_of(self, read: Callable[[str], Tensor], spec: AttentionSpec) -> Tensor:
+        """The tensor of the layer. read: reads one that holds it, by its name."""
+        parts = [read(name) for name in self.names]
+        return self.take(parts[0] if len(parts) == 1 else torch.stack(parts), spec)
 
 
 def whole(tensor: Tensor, spec: AttentionSpec) -> Tensor:
-    """The tensor as it is."""
+    """Takes the stored tensor as it is."""
     return tensor
 
 
@@ -43,16 +43,16 @@ COMMON_IGNORED = ("rotary_emb.inv_freq", "masked_bias", ".bias_mask")
 
 @dataclass(frozen=True, kw_only=True)
 class TensorLayout:
-    """Names as a family has them.
+    """How the checkpoints of a family name the tensors of a layer.
 
     layers: path of a layer's attention, with {layer}. own: what of its names belongs to the module
-    that attends, where the output projection is another's. modules: a module's name here to its
-    name there, where they differ, with {head} for one module a head. tensors: single tensors that
-    go by another name, and how they are taken. fused: projections that lie together in one module.
-    takes: modules whose tensors need a change, such as another shape. ignored: tensors that say
-    nothing about the layer's output. rotation: how the name of a tensor ends from which the model
-    takes its rotation, instead of from the config. others: layouts that the family's files have
-    beside this one, such as those of a model saved without its head.
+    that attends, where the output projection is another's. modules: a module's name in the
+    spec to its name in the checkpoint, where they differ, with {head} for one module a head.
+    tensors: single tensors that go by another name, and how they are taken. fused: projections that
+    lie together in one module. takes: modules whose tensors need a change, such as another shape.
+    ignored: tensors that have no part in the layer's output. rotation: how the name of a tensor
+    ends from which the model takes its rotation, instead of from the config. others: layouts that
+    the family's files have beside this one, such as those of a model saved without its head.
     """
 
     layers: str = "layers.{layer}.self_attn."
@@ -68,10 +68,10 @@ class TensorLayout:
 
     def among(self, names: Iterable[str], layer: int, spec: AttentionSpec) -> "TensorLayout":
         """The layout that a file's names follow, of this one and the others; this one if none."""
-        every = tuple(names)
+        all_names = tuple(names)
         for layout in (self, *self.others):
-            ends = layout.path(layer) + next(iter(layout.pieces(spec).values())).name
-            if any(name == ends or name.endswith("." + ends) for name in every):
+            suffix = layout.path(layer) + next(iter(layout.pieces(spec).values())).name
+            if any(name == suffix or name.endswith("." + suffix) for name in all_names):
                 return layout
         return self
 
@@ -90,24 +90,27 @@ class TensorLayout:
         return replace(self, layers=self.layers[: number + 1] + ".").path(layer)
 
     def pieces(self, spec: AttentionSpec) -> dict[str, Piece]:
-        """Each tensor of the spec, by its name there, relative to the layer."""
-        found = {}
+        """Each tensor of the layer, by its name in the spec.
+
+        A piece has the names in the checkpoint, relative to the layer.
+        """
+        pieces = {}
         for name in spec.weight_shapes:
             module, dot, kind = name.partition(".")
             if name in self.tensors:
-                full, take = self.tensors[name]
-                found[name] = Piece(names=(full,), take=take)
+                stored_name, take = self.tensors[name]
+                pieces[name] = Piece(names=(stored_name,), take=take)
                 continue
             if module in self.fused:
-                there, take = self.fused[module]
+                stored_module, take = self.fused[module]
             else:
-                there = self.modules.get(module, module)
+                stored_module = self.modules.get(module, module)
                 take = self.takes.get(module, whole)
-            full = there + dot + kind
-            heads = spec.norm_sizes[module][0] if "{head}" in full else 1
-            names = tuple(full.replace("{head}", str(at)) for at in range(heads))
-            found[name] = Piece(names=names, take=take)
-        return found
+            stored_name = stored_module + dot + kind
+            heads = spec.norm_sizes[module][0] if "{head}" in stored_name else 1
+            names = tuple(stored_name.replace("{head}", str(at)) for at in range(heads))
+            pieces[name] = Piece(names=names, take=take)
+        return pieces
 
 
 def taken(
@@ -154,7 +157,7 @@ def _of_group(first: int, last: int | None) -> Take:
 
 
 def blocks(module: str) -> Fused:
-    """All queries, then all keys, then all values: phi3, dbrx, many encoders."""
+    """A fused module of all queries, then all keys, then all values: phi3, dbrx, many encoders."""
     return {f"{name}_proj": (module, _block(at)) for at, name in enumerate("qkv")}
 
 
@@ -166,9 +169,9 @@ def _chunk(at: int, parts: int) -> Take:
 
 
 def equal_blocks(module: str, *projections: str) -> Fused:
-    """Blocks of as many rows each, in the order of the projections: hrm_text."""
-    many = len(projections)
-    return {name: (module, _chunk(at, many)) for at, name in enumerate(projections)}
+    """A fused module of blocks of as many rows each, in the order of the projections: hrm_text."""
+    count = len(projections)
+    return {name: (module, _chunk(at, count)) for at, name in enumerate(projections)}
 
 
 def multihead(module: str = "in_proj") -> dict[str, tuple[str, Take]]:
@@ -181,16 +184,16 @@ def multihead(module: str = "in_proj") -> dict[str, tuple[str, Take]]:
 
 
 def head_by_head(module: str) -> Fused:
-    """Query, key and value of one head, then of the next: gpt_neox, persimmon, bloom."""
+    """A fused module of one head's query, key and value, then the next's: gpt_neox, persimmon."""
     return {f"{name}_proj": (module, _of_head(at, 3)) for at, name in enumerate("qkv")}
 
 
 def group_by_group(module: str) -> Fused:
-    """The queries of a group, its key, its value: falcon."""
+    """A fused module of the queries of a group, its key, its value, group by group: falcon."""
     parts = {"q_proj": (0, -2), "k_proj": (-2, -1), "v_proj": (-1, None)}
     return {name: (module, _of_group(*part)) for name, part in parts.items()}
 
 
 def gated_queries(module: str) -> Fused:
-    """A head's query, then its gate: qwen3_next."""
+    """A fused module of a head's query, then its gate: qwen3_next."""
     return {"q_proj": (module, _of_head(0, 2)), "gate_proj": (module, _of_head(1, 2))}

@@ -42,8 +42,8 @@ class Folder:
         return tuple(sorted(path.name for path in self.path.iterdir()))
 
     def folders_with(self, name: str) -> tuple[str, ...]:
-        found = [path for kind in ("*", "snapshots/*") for path in self.path.glob(f"{kind}/{name}")]
-        return tuple(sorted(str(path.parent.relative_to(self.path)) for path in found))
+        paths = [path for kind in ("*", "snapshots/*") for path in self.path.glob(f"{kind}/{name}")]
+        return tuple(sorted(str(path.parent.relative_to(self.path)) for path in paths))
 
     def __str__(self) -> str:
         return str(self.path)

@@ -70,7 +70,7 @@ class Model(ABC):
 
         Raises: SpecError for a number that the model does not have, a layer that does not attend
             and a feature that is not implemented; CheckpointError for tensors that are missing,
-            damaged or not what the config says.
+            damaged or not what the config describes.
         """
 
     @property
@@ -118,7 +118,7 @@ class Model(ABC):
         """Those of `names` that begin with a block's, without the tensors of the layer's spec."""
         attends = self.kinds[index] in ATTENTION_KINDS
         own = frozenset(self.layer(index).names.values() if attends else ())
-        return sorted(x for x in names if x.startswith(block) and x not in own)
+        return sorted(name for name in names if name.startswith(block) and name not in own)
 
     def _facts(self, index: int) -> dict[str, Any]:
         facts = {"kind": self.kind, "layer": index, "config_sha256": self._config_hash}

@@ -18,7 +18,7 @@ from rope_export.errors import CheckpointError
 from rope_export.spec import DType
 
 NO_ADAPTER = "none"
-"""Given for an adapter: leave out the one that lies beside the model."""
+"""The value of `adapter` that leaves out the adapter that lies beside the model."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 

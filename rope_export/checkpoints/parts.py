@@ -20,25 +20,25 @@ def named_parts(config: Mapping[str, Any], part: str | None, layer: int) -> Iter
         parts = [] if part is not None else _readable(config, layer)
         if not parts:
             raise
-        kind = CheckpointError if isinstance(error, CheckpointError) else SpecError
+        error_type = CheckpointError if isinstance(error, CheckpointError) else SpecError
         listed = ", ".join(f"`part`={name}" for name in parts)
-        raise kind(f"{error} Parts of this model that can be exported: {listed}.") from error
+        raise error_type(f"{error} Parts of this model that can be exported: {listed}.") from error
 
 
 def _readable(config: Mapping[str, Any], layer: int) -> list[str]:
     """Dotted keys of the inner configs that describe a layer that is supported."""
-    found = []
+    readable = []
     for part in (*_inner(config), *towers_of(config.get("model_type"))):
         try:
             spec_of(select(config, part), layer)
         except SpecError:
             continue
-        found.append(part)
-    return found
+        readable.append(part)
+    return readable
 
 
-def _inner(config: Mapping[str, Any], before: str = "") -> Iterator[str]:
+def _inner(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in config.items():
         if isinstance(value, Mapping) and (key.endswith("_config") or "model_type" in value):
-            yield before + key
-            yield from _inner(value, f"{before}{key}.")
+            yield prefix + key
+            yield from _inner(value, f"{prefix}{key}.")

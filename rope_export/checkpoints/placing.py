@@ -63,8 +63,10 @@ def _prefixes(stack: str, rest: str, files: Iterable[str]) -> set[str]:
     """The prefix that a module has itself, if the checkpoint has its weight there; else all that
     may stand for the same stack."""
     ends = f".{rest}.weight"
-    there = {name[: 1 - len(ends)] for name in files if f".{name}".endswith(ends)}
-    return {stack} if stack in there else {x for x in there if _is_same_stack(stack, x)}
+    prefixes = {name[: 1 - len(ends)] for name in files if f".{name}".endswith(ends)}
+    if stack in prefixes:
+        return {stack}
+    return {prefix for prefix in prefixes if _is_same_stack(stack, prefix)}
 
 
 def _is_known(module: str, files: Iterable[str]) -> bool:
@@ -85,16 +87,16 @@ def _is_same_stack(one: str, other: str) -> bool:
     """
     if is_of_tower(one) != is_of_tower(other):
         return False
-    words = [[x for x in name.split(".") if x] for name in (one, other)]
+    words = [[word for word in name.split(".") if word] for name in (one, other)]
     short, long = sorted(words, key=len)
     if long[len(long) - len(short) :] == short:
         return True
-    ours, theirs = ([x for x in part if x not in DECODER] for part in words)
-    return ours == theirs
+    first, second = ([word for word in part if word not in DECODER] for part in words)
+    return first == second
 
 
 def _check_targets(adapter: Adapter, used: Iterable[str], deltas: Mapping[str, Delta]) -> None:
-    """Refuse an adapter whose config adapts more of this layer than it has tensors for."""
+    """Refuses an adapter whose config adapts more of this layer than it has tensors for."""
     config = adapter.config
     targets = config.get("target_modules")
     limits = ("exclude_modules", "layers_to_transform")

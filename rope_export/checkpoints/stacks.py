@@ -44,34 +44,38 @@ def prefix_of(names: Iterable[str], path: str, example: str, part: str | None) -
     Raises: StacksError if there is no such stack, or if they cannot be told apart; CheckpointError
         for names that a wrapper or PEFT gave.
     """
-    every = sorted(names)
-    _refuse_wrapped(every, path)
-    ends = path + example
-    found = {n[: -len(ends)] for n in every if n == ends or n.endswith("." + ends)}
-    prefixes = {p for p in found if not BESIDE & set(p.split("."))}
+    sorted_names = sorted(names)
+    _refuse_wrapped(sorted_names, path)
+    suffix = path + example
+    with_suffix = [name for name in sorted_names if name == suffix or name.endswith("." + suffix)]
+    all_prefixes = {name.removesuffix(suffix) for name in with_suffix}
+    prefixes = {prefix for prefix in all_prefixes if not BESIDE & set(prefix.split("."))}
     if part is not None:
         prefixes = _of_part(prefixes, part)
     if len(prefixes) > 1:
         prefixes = prefixes & STANDARD or prefixes
     if len(prefixes) != 1:
-        several = f"{len(prefixes)} stacks {sorted(prefixes)}" if prefixes else "none"
-        if found and not prefixes:
-            several = f"only those of {sorted(found)}, which is another stack,"
+        stacks = f"{len(prefixes)} stacks {sorted(prefixes)}" if prefixes else "none"
+        if all_prefixes and not prefixes:
+            stacks = f"only those of {sorted(all_prefixes)}, which is another stack,"
         raise StacksError(
-            f"tensors called '…{path}*': {several} found; the model's layout has them once, "
-            f"as 'model.{ends}' and so on."
+            f"tensors called '…{path}*': {stacks} found; the model's layout has them once, "
+            f"as 'model.{suffix}' and so on."
         )
     return prefixes.pop()
 
 
 def _refuse_wrapped(names: list[str], path: str) -> None:
-    """Raises: CheckpointError for names that say that something is around the model."""
+    """Refuses names that a wrapper around the model gave.
+
+    Raises: CheckpointError naming the wrapper and the tensor.
+    """
     for name in names:
-        for wrapper, what in WRAPPERS.items():
-            found = re.search(wrapper, name)
-            if found:
+        for pattern, tool in WRAPPERS.items():
+            match = re.search(pattern, name)
+            if match:
                 raise CheckpointError(
-                    f"tensor {name!r}: {what} put {found[0].lstrip('.')!r} into its name, and "
+                    f"tensor {name!r}: {tool} put {match[0].lstrip('.')!r} into its name, and "
                     f"transformers finds no tensor so. Save the model inside of it."
                 )
         unmerged = PEFT.search(name) and f".{path}" in f".{name}"
@@ -110,16 +114,16 @@ def is_of_tower(name: str) -> bool:
 
 
 def _of_part(prefixes: set[str], part: str) -> set[str]:
-    """Those that have the part's name; for the text decoder, those that have no tower's.
+    """The prefixes that have the part's name; for the text decoder, those that have no tower's.
 
     The words of a dotted part narrow them one after the other.
     """
     *outer, tower = (key.removesuffix("_config") for key in part.split("."))
     for word in outer:
-        prefixes = {p for p in prefixes if word in p} or prefixes
+        prefixes = {prefix for prefix in prefixes if word in prefix} or prefixes
     words = TOWERS.get(tower, (tower,))
-    named = {p for p in prefixes if any(word in p for word in words)}
+    named = {prefix for prefix in prefixes if any(word in prefix for word in words)}
     if tower in TOWERS:
         return named or prefixes
     named = named or prefixes
-    return {p for p in named if not is_of_tower(p)}
+    return {prefix for prefix in named if not is_of_tower(prefix)}

@@ -25,29 +25,29 @@ def layer_tensors(
     """Where each of one layer's attention tensors is, by their names in the spec.
 
     part: of a model of several towers, the key of its config, which tells the towers apart. idle:
-    whether a tensor that the config says nothing of changes nothing.
-    Raises: CheckpointError for a tensor that is missing, or there without the config saying so.
+    whether a tensor that the config does not mention changes nothing.
+    Raises: CheckpointError for a tensor that is missing, or one that the config does not mention.
     """
     pieces = layout.pieces(spec)
     path = layout.path(layer)
     prefix = prefix_of(files, path, next(iter(pieces.values())).name, part) + path
-    found = {
-        name: Piece(names=tuple(prefix + x for x in piece.names), take=piece.take)
+    located = {
+        name: Piece(names=tuple(prefix + end for end in piece.names), take=piece.take)
         for name, piece in pieces.items()
     }
-    known = {name for piece in found.values() for name in piece.names}
-    for name in sorted(known):
+    expected = {name for piece in located.values() for name in piece.names}
+    for name in sorted(expected):
         if name not in files:
             raise CheckpointError(f"tensor {name!r} is missing from the checkpoint.")
     for name in sorted(files):
         ignored = name.endswith(layout.ignored)
-        unknown = name.startswith(prefix) and name not in known and not ignored
-        if unknown and not idle(name):
+        unexpected = name.startswith(prefix) and name not in expected and not ignored
+        if unexpected and not idle(name):
             raise CheckpointError(
                 f"tensor {name!r} is in the checkpoint, but the config says nothing of it: "
                 f"refused, since leaving it out would change the output."
             )
-    return found
+    return located
 
 
 Reader = Callable[[str], Tensor]
@@ -60,18 +60,18 @@ def reader(locator: Locator, files: Mapping[str, str]) -> Reader:
     The reader raises CheckpointError for a file that is missing or damaged.
     """
 
-    def read(full: str) -> Tensor:
-        path = locator.find(files[full])
+    def read(name: str) -> Tensor:
+        path = locator.find(files[name])
         if path is None:
             raise CheckpointError(
-                f"{locator}: the file {files[full]} with {full!r} is missing. Fetch it, or save "
+                f"{locator}: the file {files[name]} with {name!r} is missing. Fetch it, or save "
                 f"the model again."
             )
         try:
             with open_tensors(path) as tensors:
-                return tensors.get_tensor(full)
+                return tensors.get_tensor(name)
         except SafetensorError as error:
-            raise CheckpointError(f"{path}: tensor {full!r} cannot be read ({error}).") from error
+            raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({error}).") from error
 
     return read
 
@@ -87,7 +87,7 @@ def read_layer(read: Reader, pieces: Mapping[str, Piece], spec: AttentionSpec) -
         shape = spec.weight_shapes[name]
         try:
             tensor = piece.out_of(read, spec)
-        except RuntimeError as error:  # torch's: the rows do not divide as the layout says
+        except RuntimeError as error:  # torch's: the rows do not divide as the layout needs
             raise CheckpointError(
                 f"tensor {piece.name!r}: {shape} cannot be taken from it as the config says "
                 f"({error})."
@@ -103,7 +103,7 @@ STORED = 2**-20
 def check_rotation(
     read: Reader, names: Iterable[str], layout: TensorLayout, spec: AttentionSpec
 ) -> None:
-    """The rotation that the checkpoint stores is the one that the config describes.
+    """Checks that the rotation that the checkpoint stores is the one that the config describes.
 
     transformers takes it from the file where the layout has a `rotation`: inverse frequencies
     (pairs), or a table of sines, then cosines (positions, 2 * pairs).
@@ -111,20 +111,23 @@ def check_rotation(
     """
     if layout.rotation is None or spec.rope is None:
         return
-    ours = spec.rope.inv_freq().double()
-    for name in (x for x in names if x.endswith(layout.rotation)):
+    inv_freq = spec.rope.inv_freq().double()
+    stored_rotations = [name for name in names if name.endswith(layout.rotation)]
+    for name in stored_rotations:
         stored = read(name).double()
         if stored.ndim == 1:
-            expected, allowed = ours, STORED * ours
+            expected, allowed = inv_freq, STORED * inv_freq
         else:
-            angles = torch.arange(len(stored), dtype=torch.float64)[:, None] * ours
+            angles = torch.arange(len(stored), dtype=torch.float64)[:, None] * inv_freq
             expected = torch.cat((angles.sin(), angles.cos()), dim=-1)
             allowed = STORED * (1 + angles.repeat(1, 2))
-        alike = stored.shape == expected.shape
-        if not alike or not bool(((stored - expected).abs() <= allowed).all()):
-            far = f"by {float((stored - expected).abs().max()):.3g}" if alike else "in shape"
+        same_shape = stored.shape == expected.shape
+        if not same_shape or not bool(((stored - expected).abs() <= allowed).all()):
+            difference = "in shape"
+            if same_shape:
+                difference = f"by {float((stored - expected).abs().max()):.3g}"
             raise CheckpointError(
-                f"tensor {name!r} differs {far} from what the config says, and transformers "
+                f"tensor {name!r} differs {difference} from what the config says, and transformers "
                 f"rotates by the tensor: refused. Save the model with the rotation of its config."
             )
 
@@ -143,9 +146,9 @@ def deployed(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: str) -> T
             f"tensor {name!r} has dtype {tensor.dtype}; supported: float64, float32, float16, "
             f"bfloat16. Dequantize the checkpoint first."
         )
-    bad = int((~torch.isfinite(tensor)).sum())
-    if bad:
-        raise CheckpointError(f"tensor {name!r} has {bad} values that are NaN or infinite.")
+    not_finite = int((~torch.isfinite(tensor)).sum())
+    if not_finite:
+        raise CheckpointError(f"tensor {name!r} has {not_finite} values that are NaN or infinite.")
     rounded = tensor.to(getattr(torch, dtype))
     if not torch.isfinite(rounded).all():
         raise CheckpointError(

@@ -17,13 +17,13 @@ from rope_export.errors import CheckpointError
 from rope_export.spec import AttentionSpec
 
 KEYS = ("quantization_config", "compression_config")
-"""Where a config tells how the weights are quantized; the second in older files."""
+"""Config keys of the quantization settings; the second in older files."""
 BESIDE = {
     "qweight": {"quantize_config.json": "gptq", "quant_config.json": "awq"},
     "weight_scale": {"hf_quant_config.json": "modelopt"},
 }
-"""By a tensor that quantized modules have: files that tell the same, where config.json does not,
-and the method that writes them."""
+"""Files of quantization settings that older writers put beside config.json, and the method that
+writes them, by a tensor that their quantized modules have."""
 
 
 class Finds(Protocol):
@@ -44,10 +44,10 @@ class Unpacking:
         self.modules: set[str] = set()
         if format is None or not format.tensors:
             return
-        mark = f".{format.tensors[0]}"
-        self.modules = {name.removesuffix(mark) for name in files if name.endswith(mark)}
+        suffix = f".{format.tensors[0]}"
+        self.modules = {name.removesuffix(suffix) for name in files if name.endswith(suffix)}
         for module in self.modules:
-            file = self.names[module + mark]
+            file = self.names[module + suffix]
             for tensor in (*format.tensors, *format.beside):
                 self.names.pop(f"{module}.{tensor}", None)
             self.names.setdefault(f"{module}.weight", file)
@@ -55,7 +55,7 @@ class Unpacking:
     def read(self, name: str) -> Tensor:
         """A tensor; a quantized weight as the float32 that it stands for.
 
-        Raises: CheckpointError where the config says otherwise than the tensors.
+        Raises: CheckpointError where the config and the tensors contradict each other.
         """
         stored = self._stored(name)
         return stored.weight() if isinstance(stored, Integers) else stored
@@ -77,11 +77,11 @@ class Unpacking:
         module = name.removesuffix(".weight")
         if self.format is None or module not in self.modules:
             return [name]
-        parts = ("weight", *self.format.tensors)
-        return [x for part in parts if (x := f"{module}.{part}") in self._files]
+        names = (f"{module}.{part}" for part in ("weight", *self.format.tensors))
+        return [name for name in names if name in self._files]
 
     def idle(self, name: str) -> bool:
-        """Whether a tensor that the config says nothing of changes nothing: writers of quantized
+        """Whether a tensor that the config does not mention changes nothing: writers of quantized
         layers add a bias of zeros to those that have none."""
         module, _, tensor = name.rpartition(".")
         return tensor == "bias" and module in self.modules and not self._read(name).any()
@@ -118,29 +118,31 @@ class Unpacking:
 def unpacked_tensors(
     config: Mapping[str, Any], locator: Finds, files: Mapping[str, str], read: Read
 ) -> Unpacking:
-    """The checkpoint's tensors, unpacked as its config, the files beside it, or their names tell.
+    """The checkpoint's tensors, unpacked by the format that its config, the files beside it, or the
+    tensors' names tell.
 
     files: file of each tensor. read: reads one as it lies there.
     Raises: CheckpointError for a format that is not read.
     """
-    found = _config(config) or _beside(locator, files)
-    if found is None:
-        found = next((x for kind in every_format() if (x := kind.recognised(files))), None)
-    return Unpacking(read, files, None if found is None else format_of(found))
+    settings = _config(config) or _beside(locator, files)
+    if settings is None:
+        settings = next(filter(None, (kind.recognised(files) for kind in every_format())), None)
+    return Unpacking(read, files, None if settings is None else format_of(settings))
 
 
 def refuse_unread(
     config: Mapping[str, Any], layout: TensorLayout, layer: int, spec: AttentionSpec
 ) -> None:
-    """For a config without a checkpoint, whose weights are drawn: nothing is unpacked, but a layer
-    that could not be read from its checkpoint is no more supported than that.
+    """Refuses a layer of a config without a checkpoint that could not be read from a checkpoint.
+
+    The weights of such a config are drawn, and nothing is unpacked.
 
     Raises: CheckpointError for a method that is not read and does not leave the layer alone.
     """
-    found = _config(config)
-    if found is None:
+    settings = _config(config)
+    if settings is None:
         return
-    format = format_of(found)
+    format = format_of(settings)
     for name, piece in layout.pieces(spec).items():
         module = f"model.{layout.path(layer)}{piece.name}".removesuffix(".weight")
         linear = len(spec.weight_shapes[name]) == 2 and name.endswith(".weight")
@@ -151,7 +153,7 @@ def refuse_unread(
 def format_of(config: Mapping[str, Any]) -> Format:
     """The format of a quantization config.
 
-    Raises: CheckpointError for what it says and the format does not read.
+    Raises: CheckpointError for settings that the format does not read.
     """
     method = config.get("quant_method")
     if not isinstance(method, str):
@@ -161,8 +163,8 @@ def format_of(config: Mapping[str, Any]) -> Format:
             f"quantization_config={dict(config)!r}: it has no quant_method, so its weights cannot "
             f"be told."
         )
-    kind = next((x for x in every_format() if method in x.methods), Unread)
-    return kind(method, config)
+    format_class = next((kind for kind in every_format() if method in kind.methods), Unread)
+    return format_class(method, config)
 
 
 def _config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -172,16 +174,16 @@ def _config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
         for key in KEYS:
             settings = part.get(key)
             if isinstance(settings, Mapping) and settings:
-                named = {"quant_method": "compressed-tensors"} if key != KEYS[0] else {}
-                return {**named, **settings}
+                defaults = {"quant_method": "compressed-tensors"} if key != KEYS[0] else {}
+                return {**defaults, **settings}
     return None
 
 
 def _beside(locator: Finds, files: Mapping[str, str]) -> Mapping[str, Any] | None:
     """The quantization settings of a file beside config.json, as older writers wrote them."""
     ends = {name.rpartition(".")[2] for name in files}
-    for tensor, known in BESIDE.items():
-        for name, method in known.items() if tensor in ends else ():
+    for tensor, methods in BESIDE.items():
+        for name, method in methods.items() if tensor in ends else ():
             path = locator.find(name)
             if path is None:
                 continue

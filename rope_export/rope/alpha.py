@@ -33,5 +33,5 @@ class AlphaRope(RopeSpec):
             )
 
     def inv_freq(self, length: Tensor | None = None) -> Tensor:
-        grown = self.theta * self.alpha ** (self.rotary_dim / (self.rotary_dim - 2))
-        return plain_inv_freq(self.rotary_dim, grown)
+        theta = self.theta * self.alpha ** (self.rotary_dim / (self.rotary_dim - 2))
+        return plain_inv_freq(self.rotary_dim, theta)

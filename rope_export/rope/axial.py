@@ -40,5 +40,5 @@ class AlternatingRope(RopeSpec):
 
 
 def halves(rotary_dim: int) -> tuple[int, ...]:
-    """Rows first, then columns."""
+    """The axis of each pair: rows first, then columns."""
     return (0,) * (rotary_dim // 4) + (1,) * (rotary_dim // 4)

@@ -26,8 +26,8 @@ class AxialByTurnsRope(RopeSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class SpacedAxialRope(RopeSpec):
-    """Half of the pairs rotate with either axis, at the same frequencies. Neighbours on the grid
-    are `spacing` positions apart, so that a large grid spans as many as the one trained on.
+    """Half of the pairs rotate with either axis, at the same frequencies. Adjacent patches of the
+    grid are `spacing` positions apart, so that a large grid spans as many as the one trained on.
 
     Source: transformers 5.23, models/sam3.
     """
@@ -71,7 +71,8 @@ class VolumeRope(RopeSpec):
     def read(
         cls, parameters: dict[str, Any], config: Any, *, head_dim: int, **common: Any
     ) -> "VolumeRope":
-        """The head's width says how many features rotate."""
+        """The variant from a config's rope parameters; the head's width decides how many features
+        rotate."""
         common["rotary_dim"] = head_dim // 6 * 6
         return cls(**common)
 

@@ -33,7 +33,7 @@ class RopeSpec(ABC):
     """Names of the variant's own parameters in a Hugging Face config, to fields here."""
     published: ClassVar[bool] = True
     """Whether a config may name it; the others are what some families' code does."""
-    turns_part: ClassVar[bool] = False
+    reads_partial_factor: ClassVar[bool] = False
     """Whether a partial_rotary_factor is the variant's own parameter, whatever the family."""
     depends_on_length: ClassVar[bool] = False
     """Whether inv_freq changes with the largest position of a call."""
@@ -75,8 +75,10 @@ class RopeSpec(ABC):
         parameters: the rope parameters. config, head_dim: for the few variants that look there.
         common: fields of every variant, already read.
         """
-        own: dict[str, Any] = {name: number(parameters, key) for key, name in cls.hf_keys.items()}
-        return cls(**common, **own)
+        own_fields: dict[str, Any] = {
+            name: number(parameters, key) for key, name in cls.hf_keys.items()
+        }
+        return cls(**common, **own_fields)
 
     @property
     def axes(self) -> int:

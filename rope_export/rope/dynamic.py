@@ -1,4 +1,4 @@
-"""Dynamic NTK scaling: the base grows with the length in use."""
+"""Dynamic NTK scaling: the base grows with the length of the call."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -57,11 +57,14 @@ class DynamicRope(RopeSpec):
         return plain_inv_freq(self.rotary_dim, self.theta)
 
     def chosen(self, table: Tensor, length: Tensor) -> Tensor:
-        """In float64, so that every runtime's power gives the same float32."""
+        """inv_freq of a call of this length, computed in float64.
+
+        In float64 every runtime's power gives the same float32.
+        """
         stretch = self.factor * length.double() / self.max_position_embeddings - (self.factor - 1)
         # Below M the power could be that of a negative number; its result is not used there.
         stretch = stretch.clamp(min=1.0)
         theta = self.theta * stretch ** (self.rotary_dim / (self.rotary_dim - 2))
         exponent = torch.arange(0, self.rotary_dim, 2, device=table.device).float()
-        grown = theta ** -(exponent / self.rotary_dim).double()
-        return torch.where(length > self.max_position_embeddings, grown.float(), table)
+        stretched = theta ** -(exponent / self.rotary_dim).double()
+        return torch.where(length > self.max_position_embeddings, stretched.float(), table)

@@ -55,8 +55,10 @@ class Llama3Rope(RopeSpec):
         parameters = {"original_max_position_embeddings": trained} | {
             key: value for key, value in parameters.items() if value is not None
         }
-        own: dict[str, Any] = {name: number(parameters, key) for key, name in cls.hf_keys.items()}
-        return cls(**common, **own)
+        own_fields: dict[str, Any] = {
+            name: number(parameters, key) for key, name in cls.hf_keys.items()
+        }
+        return cls(**common, **own_fields)
 
     def inv_freq(self, length: Tensor | None = None) -> Tensor:
         plain = plain_inv_freq(self.rotary_dim, self.theta)

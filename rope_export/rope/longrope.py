@@ -1,4 +1,4 @@
-"""LongRoPE: one factor for each pair, from two lists by the length in use."""
+"""LongRoPE: one factor for each pair, from two lists by the length of the call."""
 
 import math
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class LongRope(RopeSpec):
         for name in ("short_factor", "long_factor"):
             values = tuple(getattr(self, name))
             object.__setattr__(self, name, values)
-            if len(values) != self.rotary_dim // 2 or not all(x > 0 for x in values):
+            if len(values) != self.rotary_dim // 2 or not all(value > 0 for value in values):
                 raise SpecError(
                     f"longrope {name} has {len(values)} numbers; it must have one positive number "
                     f"for each of the {self.rotary_dim // 2} pairs."
@@ -87,10 +87,10 @@ class LongRope(RopeSpec):
 
     def table(self) -> Tensor:
         """The frequencies by short_factor, then by long_factor."""
-        grown = powers(self.rotary_dim, self.theta)
+        theta_powers = powers(self.rotary_dim, self.theta)
         with torch.device("cpu"):
             factors = torch.tensor((self.short_factor, self.long_factor), dtype=torch.float32)
-        return 1.0 / (factors * grown)
+        return 1.0 / (factors * theta_powers)
 
     def chosen(self, table: Tensor, length: Tensor) -> Tensor:
         return torch.where(length > self.original_length, table[1], table[0])
@@ -106,6 +106,8 @@ class LongRope(RopeSpec):
 
 def _factors(parameters: dict[str, Any], key: str) -> tuple[float, ...]:
     values = parameters.get(key)
-    if not isinstance(values, list | tuple) or not all(isinstance(x, int | float) for x in values):
+    if not isinstance(values, list | tuple) or not all(
+        isinstance(value, int | float) for value in values
+    ):
         raise SpecError(f"config key {key}={values!r}: longrope needs a list of numbers.")
     return tuple(map(float, values))

@@ -20,7 +20,7 @@ class ProportionalRope(RopeSpec):
     """
 
     rope_type = "proportional"
-    turns_part = True
+    reads_partial_factor = True
     hf_keys: ClassVar[dict[str, str]] = {"factor": "factor"}
 
     turning_pairs: int
@@ -39,7 +39,8 @@ class ProportionalRope(RopeSpec):
     def read(
         cls, parameters: dict[str, Any], config: Any, *, head_dim: int, **common: Any
     ) -> "ProportionalRope":
-        """The partial factor says how many pairs rotate, not how wide the rotation is."""
+        """The variant from a config's rope parameters; the partial factor is the share of
+        pairs that rotate, not the width of the rotation."""
         part = number(parameters, "partial_rotary_factor", 1.0)
         common["rotary_dim"] = head_dim
         return cls(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def blocks(sections: Sequence[int]) -> tuple[int, ...]:
-    """Pairs in one block an axis: sections (2, 3, 3) give 0 0 1 1 1 2 2 2.
+    """The axis of each pair, in one block an axis: sections (2, 3, 3) give 0 0 1 1 1 2 2 2.
 
     A longer list starts again with the first axis.
     Source: Qwen2-VL, arXiv:2409.12191, section 2.1; transformers 5.23, models/qwen2_vl.
@@ -13,7 +13,7 @@ def blocks(sections: Sequence[int]) -> tuple[int, ...]:
 
 
 def interleaved(sections: Sequence[int]) -> tuple[int, ...]:
-    """Pairs axis after axis, 0 1 2 0 1 2 …, until an axis has as many as its section says.
+    """The axis of each pair, alternating: 0 1 2 0 1 2 …, until an axis has as many as its section.
 
     Source: transformers 5.23, models/qwen3_vl.
     """

@@ -94,8 +94,8 @@ class YarnRope(RopeSpec):
         )
 
     def inv_freq(self, length: Tensor | None = None) -> Tensor:
-        grown = powers(self.rotary_dim, self.theta)
-        kept, interpolated = 1.0 / grown, 1.0 / (self.factor * grown)
+        theta_powers = powers(self.rotary_dim, self.theta)
+        kept, interpolated = 1.0 / theta_powers, 1.0 / (self.factor * theta_powers)
         first, last = self._ramp()
         with torch.device("cpu"):
             pair = torch.arange(self.rotary_dim // 2, dtype=torch.float32)

@@ -100,9 +100,11 @@ def beyond(spec: "AttentionSpec", kinds: Collection[str]) -> tuple[Feature, ...]
     )
 
 
-def _unnamed(part: Any, own: tuple[Field[Any], ...], named: Collection[str]) -> Iterator[Feature]:
+def _unnamed(
+    part: Any, all_fields: tuple[Field[Any], ...], named: Collection[str]
+) -> Iterator[Feature]:
     """Features of the fields that are not named, where they are not at their defaults."""
-    for field in own:
+    for field in all_fields:
         value = getattr(part, field.name)
         if field.name not in named and value != field.default:
             number = isinstance(value, int | float) and not isinstance(value, bool)

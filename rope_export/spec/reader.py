@@ -1,4 +1,4 @@
-"""The place of the code that reads a config, which lies above specs and fills it."""
+"""The reader of configs that `AttentionSpec.from_hf` calls; the layer above specs registers it."""
 
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,10 +16,10 @@ _READERS: list[ConfigReader] = []
 
 
 def use_reader(reader: ConfigReader) -> None:
-    """Make `AttentionSpec.from_hf` read with `reader`."""
+    """Makes `AttentionSpec.from_hf` read with `reader`."""
     _READERS[:] = [reader]
 
 
 def config_reader() -> ConfigReader:
-    """The reader in use; the package sets it when it is imported."""
+    """The registered reader; the package registers it when it is imported."""
     return _READERS[0]

@@ -94,10 +94,10 @@ class Family:
     """How one model_type reads its config and names its tensors.
 
     attention: fields of the spec that differ from the common reading, for one layer. kinds: the
-    kind of every layer where the config does not say. rope: rope parameters that differ; None for
+    kind of every layer where the config lacks it. rope: rope parameters that differ; None for
     a layer without rotation. layout: how rotary features pair up. tensors: names in a checkpoint.
     defaults: beside those of `defaults.json`, for keys that a config.json leaves out. depth: how
-    many attention layers, where num_hidden_layers does not say it. ignored: keys that have no
+    many attention layers, where that is not num_hidden_layers. ignored: keys that have no
     part in the attention's output. missing: what the family's attention has that is not
     implemented, for which every layer is refused. towers: stacks that one config describes, by the
     word in their tensors' names, which `part` takes, and the model_type that each is read as.

@@ -31,9 +31,9 @@ def reaching(kinds: Kinds) -> Reader:
     """Layers that slide see `sliding_window` slots to either side."""
 
     def read(config: Config, layer: int) -> Facts:
-        named = kinds(config)
+        layer_types = kinds(config)
         config.get("sliding_window")
-        if not named or named[layer] != "sliding_attention":
+        if not layer_types or layer_types[layer] != "sliding_attention":
             return {"causal": False}
         reach = config.whole("sliding_window")
         return {"causal": False, "window": reach + 1, "window_after": reach}
@@ -71,8 +71,8 @@ def _half_window(config: Config, layer: int) -> Facts:
 
 
 def _wide_where_full(config: Config, layer: int) -> Facts:
-    """Layers that see everything have wider heads and fewer keys; files of transformers 5.24 say so
-    of each such layer, others by two keys of their own."""
+    """Layers that see everything have wider heads and fewer keys; files of transformers 5.24 have
+    per_layer_config for that, others two keys of their own."""
     kinds = every_full(6)(config)
     full = kinds is not None and kinds[layer] == "full_attention"
     if config.get("per_layer_config") is not None or not full:
@@ -100,7 +100,7 @@ def _roformer(config: Config, layer: int) -> Facts:
 
 
 def _unscaled(config: Config, layer: int) -> Mapping[str, Any]:
-    """A scaling would also rotate whole heads instead of halves."""
+    """Refuses rope_scaling, which would also rotate whole heads instead of halves."""
     if config.get("rope_scaling"):
         raise SpecError(
             f"config key rope_scaling={config['rope_scaling']!r} is not supported here; "

@@ -9,8 +9,8 @@ from rope_export.checkpoints.families.reading import bias_flag
 
 def _axes(config: Config, layer: int) -> Mapping[str, Any]:
     """Pairs rotate with height and width in alternation, the slow ones with time."""
-    given = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get("mrope_section")
-    height, _, time = given or (22, 22, 20)
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    height, _, time = parameters.get("mrope_section") or (22, 22, 20)
     return {
         "rope_type": "default",
         "type": None,

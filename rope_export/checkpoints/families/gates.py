@@ -34,7 +34,7 @@ def _bitnet(config: Config, layer: int) -> Facts:
 
 
 def _hrm(config: Config, layer: int) -> Facts:
-    config.get("num_key_value_heads")  # as many as heads, whatever it says
+    config.get("num_key_value_heads")  # as many as heads, whatever the value
     return no_biases(config, layer) | {
         "gate": "feature",
         "kv_heads": config["num_attention_heads"],
@@ -62,9 +62,9 @@ def _spark(config: Config, layer: int) -> Facts:
 
 def _laguna(config: Config, layer: int) -> Facts:
     gating = config.get("gating")
-    many = config.get("num_attention_heads_per_layer")
+    heads_by_layer = config.get("num_attention_heads_per_layer")
     facts = biases("qkvo", config.flag("attention_bias")) | qk_norms(eps(config))
-    facts |= {"heads": many[layer]} if many else {}
+    facts |= {"heads": heads_by_layer[layer]} if heads_by_layer else {}
     gate = "head" if gating in (True, "per-head") else "feature"
     return facts | {"gate": gate, "gate_kind": "softplus"}
 
@@ -89,7 +89,7 @@ def _beam(config: Config, layer: int) -> Facts:
 
 
 def _head_bias(tensor: Tensor, spec: AttentionSpec) -> Tensor:
-    """One number a head, for each of its features."""
+    """Repeats the bias of a head for each of its features."""
     return tensor.repeat_interleave(spec.value_head_dim)
 
 

@@ -22,7 +22,7 @@ def _plain(config: Config, layer: int) -> Facts:
 
 
 def _causal(config: Config) -> bool:
-    """Gemma 3 has true or false here, Gemma 4 which parts see everything."""
+    """use_bidirectional_attention: true or false in Gemma 3, the parts that see all in Gemma 4."""
     value = config.get("use_bidirectional_attention")
     return not value if value is None or isinstance(value, bool) else value != "all"
 
@@ -33,16 +33,16 @@ def _capped(config: Config, layer: int) -> Facts:
     return facts | ({} if cap is None else {"softcap": float(cap)})
 
 
-def _both_sides(facts: Facts, config: Config, layer: int, kinds: Kinds, more: int = 0) -> Facts:
+def _both_sides(facts: Facts, config: Config, layer: int, kinds: Kinds, extra: int = 0) -> Facts:
     """Where a bidirectional layer slides, it reaches half of the window to either side.
 
-    more: slots beyond that half; the masks of Gemma 4 count the end of the window as within.
+    extra: slots beyond that half; the masks of Gemma 4 count the end of the window as within.
     """
-    named = kinds(config)
+    layer_types = kinds(config)
     config.get("sliding_window")
-    if facts.get("causal", True) or not named or named[layer] != "sliding_attention":
+    if facts.get("causal", True) or not layer_types or layer_types[layer] != "sliding_attention":
         return facts
-    reach = config.whole("sliding_window") // 2 + more
+    reach = config.whole("sliding_window") // 2 + extra
     return facts | {"window": reach + 1, "window_after": reach}
 
 
@@ -65,21 +65,24 @@ def two_bases(kinds: Kinds, wide: float) -> Callable[[Config, int], Mapping[str,
     they give none; layers that slide rotate plainly, by rope_local_base_freq or 10000."""
 
     def rope(config: Config, layer: int) -> Mapping[str, Any]:
-        given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
         base, local = config.get("rope_theta"), config.get("rope_local_base_freq")
-        if any(isinstance(value, dict) for value in given.values()):
+        if any(isinstance(value, dict) for value in parameters.values()):
             return {}
-        named = kinds(config)
-        if named is not None and named[layer] == "sliding_attention":
-            plain = dict.fromkeys(given)
+        layer_types = kinds(config)
+        if layer_types is not None and layer_types[layer] == "sliding_attention":
+            plain = dict.fromkeys(parameters)
             return {**plain, "rope_type": "default", "rope_theta": local or 10_000.0}
-        return {"rope_theta": given.get("rope_theta") or base or wide}
+        return {"rope_theta": parameters.get("rope_theta") or base or wide}
 
     return rope
 
 
 def _shared_kv(config: Config, layer: int) -> None:
-    """Raises: SpecError for a layer whose keys and values are another layer's."""
+    """Refuses a layer whose keys and values are another layer's.
+
+    Raises: SpecError naming the layer.
+    """
     shared = config.get("num_kv_shared_layers") or 0
     if shared and layer >= config["num_hidden_layers"] - shared:
         raise SpecError(
@@ -97,15 +100,16 @@ def _gemma3n(config: Config, layer: int) -> Facts:
 def _gemma4(config: Config, layer: int) -> Facts:
     facts = _plain(config, layer) | _gemma3n(config, layer)
     kinds = FOUR(config)
-    wide, fewer = config.get("global_head_dim", 512), config.get("num_global_key_value_heads")
-    same = config.flag("attention_k_eq_v")
+    head_dim = config.get("global_head_dim", 512)
+    kv_heads = config.get("num_global_key_value_heads")
+    shares_kv = config.flag("attention_k_eq_v")
     if kinds is None or kinds[layer] != "full_attention":
-        return _both_sides(facts, config, layer, FOUR, more=1)
+        return _both_sides(facts, config, layer, FOUR, extra=1)
     config.get("head_dim")  # of the layers that slide
     if config.get("per_layer_config") is None:  # older files
-        facts["head_dim"] = wide
-        if same and fewer:
-            facts["kv_heads"] = fewer
+        facts["head_dim"] = head_dim
+        if shares_kv and kv_heads:
+            facts["kv_heads"] = kv_heads
     return facts
 
 

@@ -25,7 +25,7 @@ def _part(config: Config, layer: int) -> dict[str, object]:
 
 
 def _codegen(at: int):  # type: ignore[no-untyped-def]
-    """Rows come in four parts, each with its queries, then values, then keys."""
+    """Takes one projection out of rows in four parts, each with queries, then values, then keys."""
 
     def take(tensor: Tensor, spec: AttentionSpec) -> Tensor:
         parts = tensor.reshape(4, 3, -1, *tensor.shape[1:])
@@ -37,11 +37,11 @@ def _codegen(at: int):  # type: ignore[no-untyped-def]
 def _falcon(config: Config, layer: int) -> Facts:
     if config.flag("alibi"):
         raise SpecError("config key alibi=True: attention with linear biases has no rotation.")
-    shared = config.get("num_kv_heads"), config.flag("multi_query")
+    kv_heads, multi_query = config.get("num_kv_heads"), config.flag("multi_query")
     facts = biases("qkvo", config.flag("bias"))
     if config.flag("new_decoder_architecture"):
-        return facts | {"kv_heads": shared[0] or config["num_attention_heads"]}
-    return facts | {"kv_heads": 1 if shared[1] else config["num_attention_heads"]}
+        return facts | {"kv_heads": kv_heads or config["num_attention_heads"]}
+    return facts | {"kv_heads": 1 if multi_query else config["num_attention_heads"]}
 
 
 def _dbrx(config: Config, layer: int) -> Facts:
@@ -57,10 +57,10 @@ def _dbrx_base(config: Config, layer: int) -> dict[str, object]:
 
 
 def _neox(config: Config, layer: int) -> dict[str, object]:
-    """Older files have rotary_pct and rotary_emb_base."""
-    part, base = config.get("rotary_pct"), config.get("rotary_emb_base")
-    found: dict[str, object] = {} if part is None else {"partial_rotary_factor": part}
-    return found | ({} if base is None else {"rope_theta": base})
+    """Rope parameters of older files, which have rotary_pct and rotary_emb_base."""
+    factor, base = config.get("rotary_pct"), config.get("rotary_emb_base")
+    parameters: dict[str, object] = {} if factor is None else {"partial_rotary_factor": factor}
+    return parameters | ({} if base is None else {"rope_theta": base})
 
 
 GPTJ = Family(

@@ -19,13 +19,13 @@ def _weightless(config: Config, layer: int) -> Facts:
 
 
 def _alpha(config: Config, layer: int) -> Mapping[str, Any]:
-    """What its configs call dynamic is a fixed base where there is an alpha."""
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    named = given.get("rope_type", given.get("type"))
-    if named != "dynamic" or not given.get("alpha"):
+    """The rope_type "dynamic" of HunYuan is a fixed base where there is an alpha."""
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope_type = parameters.get("rope_type", parameters.get("type"))
+    if rope_type != "dynamic" or not parameters.get("alpha"):
         return {}
-    left = {key: None for key in given if key not in ("rope_theta", "alpha")}
-    return {**left, "rope_type": "alpha"}
+    unset = {key: None for key in parameters if key not in ("rope_theta", "alpha")}
+    return {**unset, "rope_type": "alpha"}
 
 
 HUNYUAN = tuple(

@@ -26,19 +26,21 @@ ATTENTION = named_kinds(
 
 
 def _bamba_kinds(config: Config) -> list[str] | None:
-    at = config.get("attn_layer_indices") or []
+    attending = config.get("attn_layer_indices") or []
     return [
-        "full_attention" if layer in at else "mamba" for layer in range(config["num_hidden_layers"])
+        "full_attention" if layer in attending else "mamba"
+        for layer in range(config["num_hidden_layers"])
     ]
 
 
 def _listed(config: Config) -> list[str] | None:
-    """Older files number the layers that attend."""
-    at = config.get("full_attn_idxs")
-    if config.get("layer_types") is not None or at is None:
+    """layer_types, or in older files the numbers of the layers that attend."""
+    attending = config.get("full_attn_idxs")
+    if config.get("layer_types") is not None or attending is None:
         return config.get("layer_types")
     return [
-        "full_attention" if layer in at else "conv" for layer in range(config["num_hidden_layers"])
+        "full_attention" if layer in attending else "conv"
+        for layer in range(config["num_hidden_layers"])
     ]
 
 
@@ -57,7 +59,7 @@ def _gated(config: Config, layer: int) -> Facts:
 
 
 def _or_none(config: Config, layer: int) -> Mapping[str, Any] | None:
-    """position_embedding_type is "rope", or anything else for no rotation."""
+    """No rotation where position_embedding_type is anything but "rope"."""
     return {} if config.get("position_embedding_type", "rope") == "rope" else None
 
 
@@ -65,8 +67,8 @@ def _recurrent_kinds(config: Config) -> list[str] | None:
     names = config.get("block_types") or config.get("layers_block_type") or []
     if not names:
         return None
-    many = config["num_hidden_layers"]
-    names = (list(names) * many)[:many]
+    layers = config["num_hidden_layers"]
+    names = (list(names) * layers)[:layers]
     return ["sliding_attention" if name == "attention" else name for name in names]
 
 

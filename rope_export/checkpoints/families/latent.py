@@ -1,4 +1,4 @@
-"""DeepSeek's latent attention and the families that took it over."""
+"""DeepSeek's multi-head latent attention (MLA) and the families that took it over."""
 
 import dataclasses
 import math
@@ -17,17 +17,17 @@ NAMES = {
 
 
 def latent_facts(config: Config, layer: int) -> Facts:
-    """The latent's widths, and the scale: YaRN's magnitude counts twice on top of head_dim."""
+    """Widths of the latents, and the scale: YaRN's magnitude counts twice on top of head_dim."""
     nope, rope = config.whole("qk_nope_head_dim"), config.whole("qk_rope_head_dim")
     rank = config.get("q_lora_rank")
     bias = config.flag("attention_bias")
     config.get("head_dim"), config.get("qk_head_dim")  # follow from the two above
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     scale = (nope + rope) ** -0.5
-    if given.get("rope_type", given.get("type", "default")) != "default":
-        every = given.get("mscale_all_dim") or 0
-        if every:
-            scale *= magnitude(float(given["factor"]), float(every)) ** 2
+    if parameters.get("rope_type", parameters.get("type", "default")) != "default":
+        mscale = parameters.get("mscale_all_dim") or 0
+        if mscale:
+            scale *= magnitude(float(parameters["factor"]), float(mscale)) ** 2
     return biases("o", bias) | {
         "kv_heads": config.whole("num_attention_heads"),
         "head_dim": nope + rope,
@@ -51,19 +51,20 @@ def _with(facts: Facts, **changed: object) -> Facts:
 def _multiplied(config: Config, layer: int) -> Facts:
     """LongCat multiplies both latents by the root of how much narrower they are."""
     facts = latent_facts(config, layer)
-    hidden, ranks = config["hidden_size"], facts["latent"]
+    hidden, latent = config["hidden_size"], facts["latent"]
     return _with(
         facts,
-        q_factor=math.sqrt(hidden / ranks.q_rank),
-        kv_factor=math.sqrt(hidden / ranks.kv_rank),
+        q_factor=math.sqrt(hidden / latent.q_rank),
+        kv_factor=math.sqrt(hidden / latent.kv_rank),
     )
 
 
 def _position_scaled(config: Config, layer: int) -> Facts:
-    facts, given = latent_facts(config, layer), config.get("rope_parameters") or {}
+    facts, parameters = latent_facts(config, layer), config.get("rope_parameters") or {}
     return facts | {
         "position_scale": PositionScale(
-            beta=given["llama_4_scaling_beta"], length=given["original_max_position_embeddings"]
+            beta=parameters["llama_4_scaling_beta"],
+            length=parameters["original_max_position_embeddings"],
         )
     }
 

@@ -46,27 +46,27 @@ def _phimoe_rope(config: Config, layer: int) -> Mapping[str, Any]:
     without a length, so that long_factor is never taken, and multiplies by short_mscale, or by
     long_mscale beyond the original length.
     """
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if given.get("rope_type", given.get("type", "default")) == "default":
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if parameters.get("rope_type", parameters.get("type", "default")) == "default":
         return {}
-    short, long = given.get("short_mscale"), given.get("long_mscale")
+    short, long = parameters.get("short_mscale"), parameters.get("long_mscale")
     if not isinstance(short, int | float) or short != long:
         raise SpecError(
             f"config keys rope_parameters.short_mscale={short!r}, long_mscale={long!r}: supported "
             f"here: the same number in both, as in the published files."
         )
     changed = {"short_mscale": None, "long_mscale": None, "attention_factor": float(short)}
-    if given.get("short_factor") != given.get("long_factor"):
+    if parameters.get("short_factor") != parameters.get("long_factor"):
         config.notes.add(
             "config key rope_parameters.long_factor: transformers 5.24 never takes it for "
             "model_type='phimoe'; the layer rotates by short_factor at every length, as there."
         )
-        changed["long_factor"] = given["short_factor"]
+        changed["long_factor"] = parameters["short_factor"]
     return changed
 
 
 GRADIUM_NAMES = TensorLayout(fused=blocks("in_proj"))
-"""Of the decoder saved by itself. Files have pairs beside each other, and all three in one."""
+"""Names in a decoder saved by itself. Files have pairs beside each other, and all three in one."""
 GRADIUM = Family(
     model_type="gradium_phonon_tts",
     attention=no_biases,

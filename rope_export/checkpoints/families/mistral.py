@@ -7,8 +7,9 @@ from rope_export.spec import PositionScale
 
 
 def _grown(config: Config, layer: int) -> Facts:
-    given = config.get("rope_parameters") or {}
-    beta, length = given.get("llama_4_scaling_beta"), given.get("original_max_position_embeddings")
+    parameters = config.get("rope_parameters") or {}
+    beta = parameters.get("llama_4_scaling_beta")
+    length = parameters.get("original_max_position_embeddings")
     if beta is None or length is None:
         return {}
     return {"position_scale": PositionScale(beta=float(beta), length=float(length))}

@@ -16,12 +16,12 @@ from rope_export.spec import PositionScale
 
 def _rotates(config: Config, layer: int) -> bool:
     """no_rope_layers has 1 where the rotation is on, in spite of its name."""
-    given = config.get("no_rope_layers")
+    rotates = config.get("no_rope_layers")
     period = config.get("no_rope_layer_interval")
-    if given:
-        if len(given) <= layer:
-            raise SpecError(f"config key no_rope_layers={given!r}: it must name every layer.")
-        return bool(given[layer])
+    if rotates:
+        if len(rotates) <= layer:
+            raise SpecError(f"config key no_rope_layers={rotates!r}: it must name every layer.")
+        return bool(rotates[layer])
     return not period or (layer + 1) % period != 0
 
 

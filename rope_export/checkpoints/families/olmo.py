@@ -31,13 +31,13 @@ def _after_attention(config: Config, layer: int) -> Mapping[str, Any] | None:
 
 
 def _scaled_where_full(config: Config, layer: int) -> Mapping[str, Any]:
-    """Older files have one rotation, that of full attention; the others rotate plainly."""
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    """Older files have one rotation, that of full attention; layers that slide rotate plainly."""
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kinds = every_full(4)(config)
-    by_kind = any(isinstance(value, dict) for value in given.values())
+    by_kind = any(isinstance(value, dict) for value in parameters.values())
     if by_kind or not kinds or kinds[layer] != "sliding_attention":
         return {}
-    return {**dict.fromkeys(given), "rope_type": "default", "rope_theta": 500_000.0}
+    return {**dict.fromkeys(parameters), "rope_type": "default", "rope_theta": 500_000.0}
 
 
 OLMO = Family(model_type="olmo", attention=_clipped)

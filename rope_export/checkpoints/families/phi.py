@@ -23,9 +23,9 @@ def _stablelm(config: Config, layer: int) -> Facts:
 
 def _older_name(config: Config, layer: int) -> dict[str, object]:
     """Phi-3's first files call longrope "su" or "yarn"."""
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    named = given.get("rope_type", given.get("type"))
-    return {"rope_type": "longrope", "type": None} if named in ("su", "yarn") else {}
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope_type = parameters.get("rope_type", parameters.get("type"))
+    return {"rope_type": "longrope", "type": None} if rope_type in ("su", "yarn") else {}
 
 
 PHI = Family(

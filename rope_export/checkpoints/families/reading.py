@@ -1,4 +1,4 @@
-"""Words that families are described in: fields of a spec, read from a config."""
+"""Readers that families are built from; each reads fields of a spec from a config."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,14 +13,17 @@ Reader = Callable[[Config, int], Facts]
 Kinds = Callable[[Config], list[str] | None]
 
 
-def biases(parts: str, given: bool = True) -> Facts:
-    """The projections named by their letters have a bias."""
-    return {f"{part}_bias": given for part in parts}
+def biases(parts: str, present: bool = True) -> Facts:
+    """Fields of a spec: whether the projections named by their letters have a bias."""
+    return {f"{part}_bias": present for part in parts}
 
 
 def no_biases(config: Config, layer: int) -> Facts:
-    """For families whose files keep projections together, and their biases apart under the names of
-    the modules."""
+    """Reads a config without biases, for families whose files keep projections together, and their
+    biases apart under the names of the modules.
+
+    Raises: SpecError where attention_bias is true.
+    """
     if config.flag("attention_bias"):
         raise SpecError(
             "config key attention_bias=True: the family's files keep such biases apart from the "
@@ -46,7 +49,7 @@ def eps(config: Config, key: str = "rms_norm_eps") -> float:
 
 
 def together(*readers: Reader) -> Reader:
-    """What all of them read."""
+    """One reader of all the fields that several readers read; of equal names the last counts."""
 
     def read(config: Config, layer: int) -> Facts:
         facts: Facts = {}
@@ -75,7 +78,7 @@ def scale_of(key: str, power: float = 1.0) -> Reader:
 
 
 def head_norms(key: str = "rms_norm_eps", **norm: Any) -> Reader:
-    """RMS norms of queries and keys, one weight for all heads unless said otherwise."""
+    """RMS norms of queries and keys, one weight for all heads unless `norm` has another `over`."""
     return lambda config, layer: qk_norms(eps(config, key), **norm)
 
 
@@ -86,7 +89,7 @@ def all_slide(config: Config) -> list[str] | None:
 
 
 def all_full(config: Config) -> list[str] | None:
-    """No layer has the window, whatever the config says."""
+    """No layer has the window, even if the config has one."""
     return ["full_attention"] * config["num_hidden_layers"]
 
 
@@ -126,8 +129,8 @@ def named_kinds(names: Mapping[str, str]) -> Kinds:
     """layer_types under the family's own names; layers that are not named are not attention."""
 
     def kinds(config: Config) -> list[str] | None:
-        given = config.get("layer_types")
-        return None if given is None else [names.get(kind, kind) for kind in given]
+        layer_types = config.get("layer_types")
+        return None if layer_types is None else [names.get(kind, kind) for kind in layer_types]
 
     return kinds
 
@@ -144,7 +147,7 @@ def by_layer(config: Config, layer: int) -> Mapping[str, Any] | None:
 
 def switched_window(config: Config) -> list[str] | None:
     """Qwen's rule: layers from max_window_layers on slide where use_sliding_window is on; where it
-    is off there is no window, whatever sliding_window says.
+    is off there is no window, even if the config has one.
 
     Raises: SpecError for layers that slide without a window, which transformers refuses too.
     """
@@ -197,16 +200,23 @@ def window_from_layer(config: Config) -> list[str] | None:
 
 
 def sections(default: tuple[int, ...], mixed: bool = False) -> Callable[..., Mapping[str, Any]]:
-    """Positions of time, height and width; mixed: axis after axis, not in blocks."""
+    """Reads which pairs rotate with time, height and width.
+
+    mixed: axis after axis, not in blocks.
+    """
 
     def rope(config: Config, layer: int) -> Mapping[str, Any]:
-        given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        nested = [x for x in given.values() if isinstance(x, dict) and x.get("mrope_section")]
-        given = nested[0] if nested else given
-        sizes = tuple(given.get("mrope_section") or default)
+        parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        nested = [
+            value
+            for value in parameters.values()
+            if isinstance(value, dict) and value.get("mrope_section")
+        ]
+        parameters = nested[0] if nested else parameters
+        sizes = tuple(parameters.get("mrope_section") or default)
         axes = interleaved(sizes) if mixed else blocks(sizes)
         # "mrope" in older files is the plain variant with sections.
-        older = {"rope_type": "default", "type": None} if given.get("type") == "mrope" else {}
+        older = {"rope_type": "default", "type": None} if parameters.get("type") == "mrope" else {}
         return {"pair_axes": axes, "mrope_section": None, "mrope_interleaved": None, **older}
 
     return rope

@@ -1,4 +1,4 @@
-"""What transformers' own code has for each family: its config's defaults, and the keys it reads."""
+"""Tables of transformers' code for each family: its config's defaults, and the keys it reads."""
 
 import json
 from functools import cache

@@ -30,8 +30,8 @@ BIASED = always(causal=False, **biases("qkvo"))
 
 def _head_dim(config: Config, width: str = "hidden_size") -> int:
     """Features of a head; a tower's width is that of all heads."""
-    given = config.get("head_dim")
-    return given if given is not None else config[width] // config["num_attention_heads"]
+    head_dim = config.get("head_dim")
+    return head_dim if head_dim is not None else config[width] // config["num_attention_heads"]
 
 
 def _rows_first(config: Config, layer: int) -> Mapping[str, Any]:
@@ -136,23 +136,23 @@ MUSE = tuple(
 )
 
 
-def _by_turns(config: Config, layer: int) -> Mapping[str, Any]:
-    """A pair of the column, a pair of the row."""
+def _alternating_axes(config: Config, layer: int) -> Mapping[str, Any]:
+    """The axes of the pairs: the column and the row in alternation."""
     return {"rope_type": "axial_by_turns", "pair_axes": (1, 0) * (_head_dim(config) // 4)}
 
 
 KIMI = Family(
     model_type="kimi_k25_vision",
     attention=BIASED,
-    rope=_by_turns,
+    rope=_alternating_axes,
     tensors=TensorLayout(layers="layers.{layer}.attn.", modules={"o_proj": "proj"}),
 )
 
 
 def _volume(config: Config, layer: int) -> Mapping[str, Any]:
-    """Time, row and column, a sixth of the head's features each, twice."""
-    many = _head_dim(config) // 6
-    return {"rope_type": "volume", "pair_axes": (0,) * many + (1,) * many + (2,) * many}
+    """The axes of the pairs: time, row and column, a sixth of the head's features each."""
+    pairs = _head_dim(config) // 6
+    return {"rope_type": "volume", "pair_axes": (0,) * pairs + (1,) * pairs + (2,) * pairs}
 
 
 MINIMAX = Family(
@@ -196,7 +196,7 @@ def _whole_pairs(tensor: Tensor, spec: AttentionSpec) -> Tensor:
 
 
 def _gemma4(config: Config, layer: int) -> Facts:
-    """Every projection is without a bias, whatever attention_bias says."""
+    """No projection has a bias, whatever attention_bias is."""
     config.flag("attention_bias")
     if config.flag("use_clipped_linears"):
         raise SpecError(

@@ -13,11 +13,11 @@ NAMES = {"q": "query_bias", "k": "key_bias", "v": "value_bias", "o": "proj_bias"
 
 
 def _attention(config: Config, layer: int) -> Facts:
-    return {"causal": False, **{f"{x}_bias": config.flag(key) for x, key in NAMES.items()}}
+    return {"causal": False, **{f"{part}_bias": config.flag(key) for part, key in NAMES.items()}}
 
 
 def _masked_at_the_end(config: Config, layer: int) -> Facts:
-    """The last blocks hide patches from queries by what has been predicted so far."""
+    """Refuses the last blocks, which hide patches from queries by what was predicted so far."""
     masked = config.whole("num_blocks")
     if layer >= config.whole("num_hidden_layers") - masked:
         raise SpecError(
@@ -30,13 +30,14 @@ def _masked_at_the_end(config: Config, layer: int) -> Facts:
 def _grouped_inside(config: Config, layer: int) -> Facts:
     """The first and the last layers have as many key heads as heads, those between fewer."""
     heads, layers = config.whole("num_attention_heads"), config.whole("num_hidden_layers")
-    named = config.get("num_key_value_heads_per_layer")
-    fewer = config.whole("num_key_value_attention_heads")
+    kv_heads_by_layer = config.get("num_key_value_heads_per_layer")
+    inner_kv_heads = config.whole("num_key_value_attention_heads")
     first = config.get("num_first_full_attention_layers") or 0
     last = config.get("num_last_full_attention_layers") or 0
     inside = first <= layer < layers - last
     facts = _attention(config, layer)
-    facts["kv_heads"] = named[layer] if named else fewer if inside else heads
+    kv_heads = inner_kv_heads if inside else heads
+    facts["kv_heads"] = kv_heads_by_layer[layer] if kv_heads_by_layer else kv_heads
     return facts | (qk_norms(eps(config)) if config.flag("use_qk_norm") else {})
 
 

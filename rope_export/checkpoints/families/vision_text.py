@@ -72,7 +72,9 @@ COSMOS = Family(
     rope=sections((24, 20, 20), mixed=True),
     tensors=TensorLayout(
         others=(
-            TensorLayout(modules={f"{x}_proj": f"to_{x}" for x in "qkv"} | {"o_proj": "to_out"}),
+            TensorLayout(
+                modules={f"{part}_proj": f"to_{part}" for part in "qkv"} | {"o_proj": "to_out"}
+            ),
         )
     ),
 )
@@ -81,22 +83,22 @@ COSMOS = Family(
 def _molmo(config: Config, layer: int) -> Facts:
     """Norms over each head, or over all of them, by qk_norm_type."""
     facts = biases("qkv", config.flag("attention_bias"))
-    named = config.get("qk_norm_type")
-    if named not in ("qwen3", "olmo"):
-        raise SpecError(f"config key qk_norm_type={named!r}: supported are 'qwen3' and 'olmo'.")
-    return facts | qk_norms(eps(config), over="head" if named == "qwen3" else "all")
+    norm_type = config.get("qk_norm_type")
+    if norm_type not in ("qwen3", "olmo"):
+        raise SpecError(f"config key qk_norm_type={norm_type!r}: supported are 'qwen3' and 'olmo'.")
+    return facts | qk_norms(eps(config), over="head" if norm_type == "qwen3" else "all")
 
 
 def _scaled_layers(config: Config, layer: int) -> dict[str, object]:
     """rope_scaling_layers names the layers whose rotation is scaled, all of them where missing."""
-    named = config.get("rope_scaling_layers")
-    if named is None or layer in named:
+    scaled_layers = config.get("rope_scaling_layers")
+    if scaled_layers is None or layer in scaled_layers:
         return {}
     return {"rope_type": "default", "type": None, "factor": None, "attention_factor": None}
 
 
 MOLMO_NAMES = TensorLayout(modules={"o_proj": "attn_out"}, fused=blocks("att_proj"))
-"""Of the text decoder saved by itself."""
+"""Names in a text decoder saved by itself."""
 MOLMO2 = Family(
     model_type="molmo2_text",
     attention=_molmo,

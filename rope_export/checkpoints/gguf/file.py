@@ -32,7 +32,9 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._reader = _open(path)
-        self.tensors: dict[str, ReaderTensor] = {x.name: x for x in self._reader.tensors}
+        self.tensors: dict[str, ReaderTensor] = {
+            tensor.name: tensor for tensor in self._reader.tensors
+        }
         fields = {
             name: field.contents()
             for name, field in self._reader.fields.items()
@@ -40,13 +42,14 @@ class GgufFile:
         }
         self.facts = Metadata(fields, self._factors(), frozenset(self.tensors))
         name = fields.get("general.architecture")
-        known = every_architecture()
-        if name not in known:
+        architectures = every_architecture()
+        if name not in architectures:
             raise SpecError(
                 f"{path}: general.architecture={name!r} is not read; supported: "
-                f"{', '.join(sorted(known))}. Export the checkpoint that it was converted from."
+                f"{', '.join(sorted(architectures))}. Export the checkpoint that it was converted "
+                f"from."
             )
-        self.architecture = known[name]
+        self.architecture = architectures[name]
         self.config = self.architecture.config(self.facts)
         self.facts.refuse_unread(path)
         self.names = self._names()
@@ -67,15 +70,15 @@ class GgufFile:
                 f"the gguf package does not dequantize."
             ) from error
         flat = torch.from_numpy(np.array(value, np.float32))
-        return self._changed(tensor.name, flat.reshape([int(x) for x in tensor.shape][::-1]))
+        return self._changed(tensor.name, flat.reshape([int(size) for size in tensor.shape][::-1]))
 
     def integers(self, name: str) -> Integers | None:
         """A weight as the file keeps it, where its blocks are integers with a scale."""
         tensor = self.tensors[self.names[name]]
-        found = integers_of(tensor.data, tensor.tensor_type.name)
-        if found is None:
+        integers = integers_of(tensor.data, tensor.tensor_type.name)
+        if integers is None:
             return None
-        return found.taken(lambda x: self._changed(tensor.name, x))
+        return integers.taken(lambda rows: self._changed(tensor.name, rows))
 
     def form(self, name: str) -> str | None:
         """The type of a tensor's blocks, as ggml calls it; nothing for plain numbers."""
@@ -95,9 +98,9 @@ class GgufFile:
             if parts[0] != "blk" or not parts[2].startswith("attn_"):
                 names[name] = name
                 continue
-            there = self.architecture.modules.get(parts[2])
-            if there is not None:
-                names[f"model.layers.{parts[1]}.{there}.{parts[3]}"] = name
+            module = self.architecture.modules.get(parts[2])
+            if module is not None:
+                names[f"model.layers.{parts[1]}.{module}.{parts[3]}"] = name
             elif parts[2] not in ("attn_norm", "attn_post_norm"):
                 names[f"model.layers.{parts[1]}.self_attn.{parts[2]}"] = name  # refused as unknown
         return names

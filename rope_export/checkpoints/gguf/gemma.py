@@ -1,4 +1,4 @@
-"""Gemma 2 and 3 as llama.cpp keeps them: norms with one added, and what its code alone knows.
+"""Gemma 2 and 3 as llama.cpp keeps them: norms with one added, and numbers that no file holds.
 
 Source: ggml-org/llama.cpp, convert_hf_to_gguf.py (Gemma2Model, Gemma3Model) and
 src/llama-model.cpp, load_hparams.
@@ -23,10 +23,10 @@ def _less_one(tensor: Tensor, config: Mapping[str, Any]) -> Tensor:
 
 def _scaled(facts: Metadata, model_type: str) -> dict[str, Any]:
     config = common(facts, model_type)
-    largest = WHOLE_MODEL[facts.architecture] == config["num_hidden_layers"]
-    wide = config["hidden_size"] // config["num_attention_heads"]
+    is_27b = WHOLE_MODEL[facts.architecture] == config["num_hidden_layers"]
+    head_width = config["hidden_size"] // config["num_attention_heads"]
     return config | {
-        "query_pre_attn_scalar": wide if largest else config["head_dim"],
+        "query_pre_attn_scalar": head_width if is_27b else config["head_dim"],
         "sliding_window": facts.need("attention.sliding_window"),
         "attention_bias": False,
     }
@@ -48,8 +48,8 @@ def _gemma3(facts: Metadata) -> dict[str, Any]:
     if isinstance(pattern, int):
         pattern = [bool((at + 1) % pattern) for at in range(layers)]
     kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern]
-    both = {"full_attention": rope, "sliding_attention": local}
-    return config | {"layer_types": kinds, "rope_parameters": both}
+    rope_by_kind = {"full_attention": rope, "sliding_attention": local}
+    return config | {"layer_types": kinds, "rope_parameters": rope_by_kind}
 
 
 GEMMA2 = Architecture(names=("gemma2",), config=_gemma2, modules=PLAIN, changes={})

@@ -45,13 +45,13 @@ def _llama(facts: Metadata) -> dict[str, Any]:
 
 
 def _qwen(model_type: str) -> Any:
-    def config(facts: Metadata) -> dict[str, Any]:
-        found = common(facts, model_type)
-        rope = rotation(facts, found["head_dim"])
+    def read(facts: Metadata) -> dict[str, Any]:
+        config = common(facts, model_type)
+        rope = rotation(facts, config["head_dim"])
         bias = {} if model_type.startswith("qwen2") else {"attention_bias": False}
-        return found | {"rope_parameters": rope, "use_sliding_window": False} | bias
+        return config | {"rope_parameters": rope, "use_sliding_window": False} | bias
 
-    return config
+    return read
 
 
 def _phi3(facts: Metadata) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _phi3(facts: Metadata) -> dict[str, Any]:
         rope |= {"rope_type": "longrope"}
         for key in ("short", "long"):
             factors = facts.factors[f"rope_factors_{key}"]
-            rope[f"{key}_factor"] = [float(str(x)) for x in factors]
+            rope[f"{key}_factor"] = [float(str(factor)) for factor in factors]
         rope["attention_factor"] = facts.real("rope.scaling.attn_factor")
     window = facts.get("attention.sliding_window") or None
     config |= {"original_max_position_embeddings": original or config["max_position_embeddings"]}

@@ -13,11 +13,11 @@ ELSEWHERE = re.compile(
     r"vocab_size|context_length|feed_forward|expert|block_count|leading_dense|final_logit|pooling"
     r"|tensor_data_layout|rope\.scaling\.finetuned|nextn_predict|moe|embedding_scale|logit_scale"
 )
-"""Keys that say nothing of a layer's attention."""
+"""Keys that do not describe a layer's attention."""
 
 
 class Metadata:
-    """Keys of one architecture, without its name before them.
+    """Metadata keys of one architecture, without its name before them.
 
     factors: divisors of the frequencies by the name of the tensor that holds them. tensors: names
     of all.
@@ -35,9 +35,9 @@ class Metadata:
 
     def get(self, key: str, default: Any = None) -> Any:
         """A key's value, or `default` where the file has none."""
-        full = f"{self.architecture}.{key}"
-        self.read.add(full)
-        return self.fields.get(full, default)
+        full_key = f"{self.architecture}.{key}"
+        self.read.add(full_key)
+        return self.fields.get(full_key, default)
 
     def need(self, key: str) -> Any:
         """A key's value.
@@ -55,11 +55,14 @@ class Metadata:
         return float(str(np.float32(value)))
 
     def refuse_unread(self, path: Path) -> None:
-        """Raises: SpecError for a key of the attention that nobody looked at."""
+        """Refuses keys of the attention that no code read.
+
+        Raises: SpecError naming the first.
+        """
         prefix = f"{self.architecture}."
         for name in sorted(set(self.fields) - self.read):
-            off = self.fields[name] in (None, False, 0, "", [])
-            if name.startswith(prefix) and not ELSEWHERE.search(name) and not off:
+            is_off = self.fields[name] in (None, False, 0, "", [])
+            if name.startswith(prefix) and not ELSEWHERE.search(name) and not is_off:
                 raise SpecError(
                     f"{path}: metadata {name}={self.fields[name]!r} is not supported: it may "
                     f"change the attention. Export the checkpoint that it was converted from."
@@ -67,7 +70,7 @@ class Metadata:
 
 
 def common(facts: Metadata, model_type: str) -> dict[str, Any]:
-    """What every architecture says in the same way."""
+    """Config keys that every architecture takes from the same metadata."""
     heads = facts.need("attention.head_count")
     hidden = facts.need("embedding_length")
     kv_heads = facts.get("attention.head_count_kv", heads)
@@ -99,11 +102,11 @@ def common(facts: Metadata, model_type: str) -> dict[str, Any]:
 
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""What all Llama 3 have; a file keeps only the divisors that follow from it."""
+"""Rope parameters of every Llama 3; a file keeps only the divisors that follow from them."""
 
 
 def rotation(facts: Metadata, head_dim: int) -> dict[str, Any]:
-    """rope_parameters, from what the file says of scaling and from its divisors.
+    """rope_parameters, from the file's keys of scaling and from its divisors.
 
     Raises: SpecError for scaling that is not written as llama.cpp's converter writes it.
     """
@@ -134,7 +137,7 @@ def rotation(facts: Metadata, head_dim: int) -> dict[str, Any]:
 
 
 def _llama3(divisors: np.ndarray, theta: float, rotary_dim: int) -> dict[str, Any]:
-    """The scaling that gives these divisors.
+    """Rope parameters of the Llama 3 scaling that gives the divisors of a file.
 
     Source: ggml-org/llama.cpp, convert_hf_to_gguf.py, LlamaModel.generate_extra_tensors.
     """
@@ -144,9 +147,9 @@ def _llama3(divisors: np.ndarray, theta: float, rotary_dim: int) -> dict[str, An
     length = LLAMA3["original_max_position_embeddings"]
     low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
     smooth = np.clip((length / waves - low) / (high - low), 0, 1)
-    wanted = 1 / ((1 - smooth) / factor + smooth)
+    expected = 1 / ((1 - smooth) / factor + smooth)
     # The converter computes in float32, and its power may be off by a few roundings.
-    if divisors.shape != wanted.shape or not np.allclose(divisors, wanted, rtol=1e-5, atol=0):
+    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-5, atol=0):
         raise SpecError(
             "GGUF tensor rope_freqs.weight: its divisors are not those of Llama 3's scaling; no "
             "other is supported."

@@ -40,7 +40,9 @@ class GgufModel(Model):
 
     @property
     def shared(self) -> tuple[str, ...]:
-        return tuple(x for x in sorted(self.file.tensors) if not x.startswith(("blk.", "rope_")))
+        return tuple(
+            name for name in sorted(self.file.tensors) if not name.startswith(("blk.", "rope_"))
+        )
 
     def beside(self, index: int) -> tuple[str, ...]:
         return tuple(self._in_block(index, f"blk.{index}.", self.file.tensors))

@@ -34,9 +34,10 @@ class Awq(Format):
         self.group_size = config.get("group_size", config.get("q_group_size", 128))
 
     def quantizes(self, module: str) -> bool:
-        """AutoAWQ leaves out what has the word anywhere in its name."""
+        """Whether the module is quantized: AutoAWQ leaves out those with an excluded word anywhere
+        in their names."""
         patterns = self.config.get("modules_to_not_convert") or ()
-        return not excluded(module, patterns) and not any(x in module for x in patterns)
+        return not excluded(module, patterns) and not any(word in module for word in patterns)
 
     def stored(self, module: str, read: Read, names: Iterable[str]) -> Integers | Tensor:
         qweight, qzeros, scales = (read(f"{module}.{name}") for name in self.tensors)

@@ -27,8 +27,8 @@ class Format(ABC):
 
     methods: the values of `quant_method` that it reads. tensors: what a quantized module has in
     place of, or beside, its `weight`; the first of them is there wherever a module is quantized.
-    beside: tensors of a quantized module that say nothing of its weight, such as the scale that
-    activations are quantized by.
+    beside: tensors of a quantized module that have no part in its weight, such as the scale
+    that activations are quantized by.
     """
 
     methods: ClassVar[tuple[str, ...]]
@@ -36,7 +36,10 @@ class Format(ABC):
     beside: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, method: str, config: Config) -> None:
-        """Raises: CheckpointError for what the config says and this format does not read."""
+        """Checks the config.
+
+        Raises: CheckpointError for a value that this format does not read.
+        """
         self.method, self.config = method, config
 
     @classmethod
@@ -46,17 +49,17 @@ class Format(ABC):
 
     @abstractmethod
     def quantizes(self, module: str) -> bool:
-        """Whether the config says that the linear layer of this full name is quantized."""
+        """Whether the linear layer of this full name is quantized, by the config."""
 
     @abstractmethod
     def stored(self, module: str, read: Read, names: Iterable[str]) -> Integers | Tensor:
         """The weight of a quantized module: integers, or where they are none float32 (out, in).
 
-        Raises: CheckpointError naming the module if its tensors are not what the config says.
+        Raises: CheckpointError naming the module if its tensors are not what the config describes.
         """
 
     def not_quantized(self, module: str) -> CheckpointError:
-        """The error for a weight that lies there as it is, against what the config says."""
+        """The error for a weight that is stored as it is, though the config has it quantized."""
         return CheckpointError(
             f"{module!r}: the config says that it is quantized with {self.method}, but its weight "
             f"is stored as it is. List it among the modules that are left alone, or correct "
@@ -64,17 +67,17 @@ class Format(ABC):
         )
 
     def refused(self, key: str, supported: str, module: str | None = None) -> CheckpointError:
-        """The error for a value of the config."""
+        """The error for a value of the config that the format does not read."""
         where = "" if module is None else f" for {module!r}"
         return CheckpointError(
             f"quantization_config.{key}={self.config.get(key)!r}{where}: quant_method="
             f"{self.method!r} is read with {supported}. {WAY_OUT}"
         )
 
-    def damaged(self, module: str, why: str) -> CheckpointError:
-        """The error for a module's tensors."""
+    def damaged(self, module: str, reason: str) -> CheckpointError:
+        """The error for a module whose tensors do not fit together."""
         return CheckpointError(
-            f"{module!r}: its {self.method} tensors do not fit together: {why}. Fetch the "
+            f"{module!r}: its {self.method} tensors do not fit together: {reason}. Fetch the "
             f"checkpoint again."
         )
 

@@ -23,7 +23,7 @@ from rope_export.errors import CheckpointError
 PACKED = "pack-quantized"
 NAIVE = ("int-quantized", "float-quantized", "naive-quantized")
 PACKED_BITS = (4, 8)
-"""Other sizes lie otherwise in older files than in newer ones."""
+"""Bits that are read; integers of other sizes lie otherwise in older files than in newer ones."""
 
 
 class CompressedTensors(Format):
@@ -148,18 +148,20 @@ class CompressedTensors(Format):
         """The scheme of a linear layer, or nothing if its weight is left alone."""
         if any(_meant(module, name) for name in self.config.get("ignore") or ()):
             return None
-        for target in ("name", "class"):  # a name counts more than "Linear"
+        for target_kind in ("name", "class"):  # a name counts more than "Linear"
             for group in self.groups:
-                if any(_meant(module, x, target) for x in group.get("targets") or ()):
+                if any(
+                    _meant(module, target, target_kind) for target in group.get("targets") or ()
+                ):
                     return group if group.get("weights") else None
         return None
 
 
-def _meant(module: str, target: str, by: str | None = None) -> bool:
+def _meant(module: str, target: str, target_kind: str | None = None) -> bool:
     """Whether a target means the linear layer: its name, a regular expression, or its class."""
     if target == "Linear":
-        return by != "name"
-    if by == "class":
+        return target_kind != "name"
+    if target_kind == "class":
         return False
     if target.startswith("re:"):
         return re.match(target.removeprefix("re:"), module) is not None
@@ -167,8 +169,8 @@ def _meant(module: str, target: str, by: str | None = None) -> bool:
 
 
 def _unpacked(tensors: Mapping[str, Tensor], bits: int) -> tuple[Tensor, Tensor | None]:
-    """Integers with half the range added, and zero points without."""
-    outputs, inputs = (int(x) for x in tensors["weight_shape"])
+    """Packed integers with half the range added, and zero points without."""
+    outputs, inputs = (int(size) for size in tensors["weight_shape"])
     values = unpacked(tensors["weight_packed"], bits, inputs)
     zeros = tensors.get("weight_zero_point")
     if zeros is not None:
@@ -178,7 +180,7 @@ def _unpacked(tensors: Mapping[str, Tensor], bits: int) -> tuple[Tensor, Tensor 
 
 
 def _plain(tensors: Mapping[str, Tensor], bits: int) -> tuple[Tensor, Tensor | None]:
-    """As `_unpacked`, of integers that lie in int8."""
+    """int8 integers with half the range added, and zero points without."""
     zeros = tensors.get("weight_zero_point")
     values = (tensors["weight"].int() + 2 ** (bits - 1)).to(torch.uint8)
     return values, None if zeros is None else zeros.int()

@@ -38,7 +38,7 @@ class FineGrainedFp8(Format):
         if block is not None and (
             not isinstance(block, list | tuple)
             or len(block) != 2
-            or not all(isinstance(x, int) and x > 0 for x in block)
+            or not all(isinstance(size, int) and size > 0 for size in block)
         ):
             raise self.refused("weight_block_size", "two sizes, or null for one scale")
         if config.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):

@@ -43,18 +43,20 @@ class Gptq(Format):
 
     @classmethod
     def recognised(cls, names: Iterable[str]) -> Config | None:
-        known = set(names)
-        for name in sorted(known):
+        all_names = set(names)
+        for name in sorted(all_names):
             module, dot, tensor = name.rpartition(".")
-            if tensor == "qweight" and all(f"{module}{dot}{x}" in known for x in cls.tensors):
+            if tensor == "qweight" and all(
+                f"{module}{dot}{part}" in all_names for part in cls.tensors
+            ):
                 return {"quant_method": "gptq"}
         return None
 
     def quantizes(self, module: str) -> bool:
         only = self.config.get("modules_in_block_to_quantize")
         if only is not None:
-            named = [name for part in only for name in ([part] if isinstance(part, str) else part)]
-            if not any(module.endswith(f".{name}") or module == name for name in named):
+            listed = [name for part in only for name in ([part] if isinstance(part, str) else part)]
+            if not any(module.endswith(f".{name}") or module == name for name in listed):
                 return False
         if excluded(module, self.config.get("modules_to_not_convert")):
             return False
@@ -105,25 +107,25 @@ class Gptq(Format):
     def _zeros(self, module: str, stored: Tensor, bits: int, symmetric: bool) -> Tensor:
         """The integers that stand for 0, (out, groups).
 
-        Where the config says that they are symmetric, that is half the range, and files that say
-        "gptq" are met that store it in either way.
+        Where the config has them symmetric, that is half the range, and files of the format "gptq"
+        store it in either way.
         Source: vllm-project/vllm, pull request 38966.
         """
-        more, half = ONE_LESS[self.kind], 2 ** (bits - 1)
-        if symmetric and more and (stored == half).all():
-            more = 0
-        if symmetric and not (stored.int() + more == half).all():
-            raise self.damaged(module, f"sym=True, but qzeros are not all {half - more}")
-        if more and (stored == 2**bits - 1).any():
+        added, half = ONE_LESS[self.kind], 2 ** (bits - 1)
+        if symmetric and added and (stored == half).all():
+            added = 0
+        if symmetric and not (stored.int() + added == half).all():
+            raise self.damaged(module, f"sym=True, but qzeros are not all {half - added}")
+        if added and (stored == 2**bits - 1).any():
             raise CheckpointError(
                 f"{module!r}: qzeros holds {2**bits - 1}, the zero point 0 or {2**bits} of the "
                 f"format 'gptq', which its writers and kernels take in three ways. Save it again "
                 f"in the format 'gptq_v2' with GPTQModel."
             )
-        return (stored.int() + more).t().contiguous()
+        return (stored.int() + added).t().contiguous()
 
     def _rules(self, module: str) -> dict[str, Any] | None:
-        """What `dynamic` says of the module beyond the config; None where it is left alone.
+        """The module's own settings in `dynamic`; None where it is left alone.
 
         Source: ModelCloud/GPTQModel, gptqmodel/quantization/config.py, dynamic_get.
         """

@@ -22,7 +22,7 @@ LEFT_ALONE = (
 
 
 class Unread(Format):
-    """Any other method. What its config leaves alone is stored as in any checkpoint."""
+    """A method whose quantized weights are not read; modules that its config leaves alone are."""
 
     methods: ClassVar[tuple[str, ...]] = ()
     tensors: ClassVar[tuple[str, ...]] = ()
@@ -30,10 +30,10 @@ class Unread(Format):
     def __init__(self, method: str, config: Config) -> None:
         super().__init__(method, config)
         lists = [config.get(key) for key in LEFT_ALONE]
-        self.patterns = [x for names in lists if isinstance(names, list) for x in names]
+        self.patterns = [pattern for names in lists if isinstance(names, list) for pattern in names]
 
     def quantizes(self, module: str) -> bool:
-        return not excluded(module, [str(x).removeprefix("re:") for x in self.patterns])
+        return not excluded(module, [str(pattern).removeprefix("re:") for pattern in self.patterns])
 
     def stored(self, module: str, read: Read, names: Iterable[str]) -> Integers | Tensor:
         raise self.not_quantized(module)
