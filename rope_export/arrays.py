@@ -124,8 +124,8 @@ def whole_numbers(name: str, values: object, count: int | None = None) -> np.nda
         numbers = array.astype(np.int64) if fits else None
         shown = f"{name} of dtype {array.dtype.name} and shape {array.shape}"
     if numbers is None or (count is not None and len(numbers) != count):
-        wanted = "whole numbers" if count is None else f"{count} whole numbers, one for each row"
-        raise TensorError(f"{shown}: want {wanted}.")
+        expected = "whole numbers" if count is None else f"{count} whole numbers, one for each row"
+        raise TensorError(f"{shown}: want {expected}.")
     return numbers
 
 
@@ -166,7 +166,7 @@ def dtype_name(value: "Array") -> str:
 
 
 def address(value: "Array") -> int:
-    """Where the first element lies."""
+    """The address of the first element."""
     return int(value.ctypes.data if isinstance(value, np.ndarray) else value.data_ptr())
 
 

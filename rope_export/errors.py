@@ -32,7 +32,7 @@ class ArtifactError(InputError):
 
 
 class TensorError(InputError):
-    """A tensor given to a session that breaks the contract of the artifact."""
+    """A tensor that does not fit the interface of the artifact whose session it is given to."""
 
 
 class ProfileError(TensorError):
@@ -47,7 +47,7 @@ class UnavailableError(RopeExportError):
 
 @contextmanager
 def extra(name: str, purpose: str) -> Iterator[None]:
-    """Turn a missing import into one line that names the extra to install.
+    """Report a missing import in one line that names the extra to install.
 
     Raises: UnavailableError in place of ModuleNotFoundError, unless it is one of our own modules.
     """
@@ -64,7 +64,7 @@ def extra(name: str, purpose: str) -> Iterator[None]:
 
 @contextmanager
 def failures(what: str) -> Iterator[None]:
-    """Turn what a library raises into one line that says who failed.
+    """Report what a library raises in one line that names what failed.
 
     Raises: RopeExportError in place of any other Exception.
     """

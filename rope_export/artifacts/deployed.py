@@ -74,10 +74,10 @@ def file_weights(artifact: Folder) -> "dict[str, Tensor]":
             raise ArtifactError(f"{artifact.model}: has no initializer {name!r}.")
         return numpy_helper.to_array(initializers[name])
 
-    how = artifact.manifest.quantization
+    quantization = artifact.manifest.quantization
     weights = {}
     for name, facts in artifact.manifest.weights.items():
-        if how is not None and facts.scales is not None:
+        if quantization is not None and facts.scales is not None:
             stored = Packed(
                 packed=array(facts.initializer),
                 scales=array(facts.scales),
@@ -85,7 +85,7 @@ def file_weights(artifact: Folder) -> "dict[str, Tensor]":
                 offsets=None if facts.offsets is None else array(facts.offsets),
             )
             assert facts.inputs is not None  # as every quantized weight's
-            weights[name] = to_torch(unpack(stored, how, facts.inputs))
+            weights[name] = to_torch(unpack(stored, quantization, facts.inputs))
             continue
         value = to_torch(array(facts.initializer).copy())
         weights[name] = value.t().contiguous() if facts.transposed else value

@@ -19,7 +19,7 @@ EVIDENCE = "evidence.json"
 KIND = "rope_export evidence"
 
 KNOWN = {"kind", "files", "source", "parity", "proven", "tuning", "numbers"}
-"""What a file may hold that does not state its kind."""
+"""Entries that an evidence.json without a kind may have."""
 
 
 class Row(Struct, kw_only=True):
@@ -109,7 +109,7 @@ def read(folder: Path) -> dict[str, Any]:
 def about(
     facts: Mapping[str, Any], own: Mapping[str, str], model: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What of evidence is about these very files.
+    """The entries of evidence that were measured on files with these hashes.
 
     own: hashes of the folder's files by name; model: of the ONNX model's, which some parts name.
     """

@@ -12,7 +12,7 @@ AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 RENAME_SWAP = 2
 CANNOT = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
-"""What a kernel or file system answers that has no such step."""
+"""Errors of a kernel or file system that cannot exchange two paths in one step."""
 
 
 def exchange_paths(one: Path, other: Path) -> bool:
@@ -39,18 +39,18 @@ def exchange_paths(one: Path, other: Path) -> bool:
 
 @cache
 def _system() -> Any:
-    """The C library's function, or nothing."""
+    """The function of the C library that exchanges two paths, or nothing."""
     if sys.platform not in ("linux", "darwin"):
         return None
     try:
         library = ctypes.CDLL(None, use_errno=True)
-        found = library.renamex_np if sys.platform == "darwin" else library.renameat2
+        function = library.renamex_np if sys.platform == "darwin" else library.renameat2
     except (OSError, AttributeError):
         return None
     if sys.platform == "darwin":
-        found.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint]
+        function.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint]
     else:
         text, number = ctypes.c_char_p, ctypes.c_int
-        found.argtypes = [number, text, number, text, ctypes.c_uint]
-    found.restype = ctypes.c_int
-    return found
+        function.argtypes = [number, text, number, text, ctypes.c_uint]
+    function.restype = ctypes.c_int
+    return function

@@ -40,7 +40,7 @@ def locations(model: bytes) -> set[str]:
 
 
 def _walk(message: memoryview, kind: str, left: int) -> Iterator[str]:
-    """left: how many levels may lie below."""
+    """The locations within one message. left: how many levels may lie below."""
     if not left:
         raise ValueError("its graphs are nested too deeply")
     if kind == "entry":

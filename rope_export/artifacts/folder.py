@@ -42,7 +42,7 @@ class Facts(Protocol):
 
 
 F = TypeVar("F", bound=Facts)
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Folder(ABC, Generic[F]):
     @property
     @abstractmethod
     def runtimes(self) -> tuple[str, ...]:
-        """The runtimes that it is made for, the best first."""
+        """The runtimes that the folder is made for, the best first."""
 
     @classmethod
     @abstractmethod
@@ -86,7 +86,7 @@ class Folder(ABC, Generic[F]):
 
     @abstractmethod
     def hold(self) -> Self:
-        """The same with its ONNX model in memory and every file checked, so that this model is what
+        """The folder with its ONNX model in memory and every file checked, so that this model
         is used whatever happens to the folder; large weights are mapped."""
 
     @abstractmethod
@@ -95,16 +95,16 @@ class Folder(ABC, Generic[F]):
 
     @property
     def manifest(self) -> Manifest:
-        """The facts of its ONNX model."""
+        """The manifest of the ONNX model in the folder."""
         return self.artifact.facts
 
     @property
     def model(self) -> Path:
-        """Its ONNX model."""
+        """The path of the ONNX model."""
         return self.artifact.path / MODEL
 
     def read(self) -> Contents:
-        """The files of its ONNX model, which are those that the manifest lists.
+        """The files of the ONNX model, which are those that the manifest lists.
 
         Raises: ArtifactError if the folder holds others by now.
         """
@@ -112,7 +112,7 @@ class Folder(ABC, Generic[F]):
 
     @property
     def evidence(self) -> dict[str, Any]:
-        """What was measured on these very files so far; empty if nothing was.
+        """The evidence about the files that lie in the folder now; empty if there is none.
 
         Raises: ArtifactError for a file of that name that is not evidence.
         """
@@ -120,11 +120,11 @@ class Folder(ABC, Generic[F]):
 
     @property
     def hashes(self) -> dict[str, str]:
-        """sha256 of every file that its evidence is about, by name."""
+        """sha256 of every file that the folder's evidence is about, by name."""
         return model_hashes(self) | hashes(self.facts)
 
     def record(self, **measured: Any) -> str | None:
-        """Add to what was measured, replacing what has the same name.
+        """Add entries to the evidence, replacing those of the same name.
 
         Returns: why it could not be kept, or nothing: the folder may hold another one by now, or
             take no file.
@@ -202,13 +202,13 @@ def parsed(path: Path, manifest: bytes) -> Folder:
     """The folder at `path` that has this manifest."""
     where = path / MANIFEST
     facts = upgrade.manifest(parse(manifest, where), where)
-    known, kind = kinds(), facts.get("kind")
-    if not isinstance(kind, str) or kind not in known:
+    by_kind, kind = kinds(), facts.get("kind")
+    if not isinstance(kind, str) or kind not in by_kind:
         raise ArtifactError(
             f"{where}: kind={brief(kind)}; this version of rope_export reads "
-            f"{', '.join(map(repr, known))}, so this is not one of its folders."
+            f"{', '.join(map(repr, by_kind))}, so this is not one of its folders."
         )
-    folder = known[kind]
+    folder = by_kind[kind]
     read: Facts = typed(facts, folder.facts_type, where)
     _check_listed(folder, read.files, where)
     return folder.from_facts(path, read, _digest(manifest))
@@ -226,14 +226,14 @@ def _check_listed(kind: type[Folder], files: Mapping[str, File], where: Path) ->
 @cache
 def kinds() -> dict[str, type[Folder]]:
     """Every kind of folder by its name: a module kind.py in a folder of this package each."""
-    found = {}
+    by_kind = {}
     for file in sorted(Path(__file__).parents[1].glob("*/kind.py")):
         kind: type[Folder] = import_module(f"rope_export.{file.parent.name}.kind").KIND
-        found[kind.kind] = kind
-    return found
+        by_kind[kind.kind] = kind
+    return by_kind
 
 
-def steady(path: Path, read: Callable[[], Found]) -> Found:
+def steady(path: Path, read: Callable[[], Value]) -> Value:
     """What `read` finds in a folder that others may be replacing meanwhile: the old one or the new
     one, but no mixture.
 
@@ -251,12 +251,12 @@ def steady(path: Path, read: Callable[[], Found]) -> Found:
 
 def _identity(path: Path) -> list[tuple[int, ...] | None]:
     """What changes when the folder or its manifest is replaced."""
-    found: list[tuple[int, ...] | None] = []
+    states: list[tuple[int, ...] | None] = []
     for one in (path, path / MANIFEST):
         try:
             state = os.stat(one)
         except (OSError, ValueError):
-            found.append(None)
+            states.append(None)
             continue
-        found.append((state.st_dev, state.st_ino, state.st_mtime_ns))
-    return found
+        states.append((state.st_dev, state.st_ino, state.st_mtime_ns))
+    return states

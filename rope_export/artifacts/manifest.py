@@ -9,7 +9,7 @@ from rope_export.quantization import Quantization
 from rope_export.typed_json import brief
 
 FORMAT_VERSION: Final = 2
-"""Of manifests and evidence, of every kind of folder; see `upgrade` for what older ones are."""
+"""The format version of manifests and evidence of every kind; see `upgrade` for older ones."""
 
 KIND: Final = "attention"
 

@@ -81,17 +81,17 @@ def check_folder(folder: Path, *, kind: type[Folder], name: Path | None = None) 
     if not any(swap.foreign(folder)):
         return
     try:
-        found = parsed(folder, read_manifest(folder))
-        if not isinstance(found, kind):
-            raise ArtifactError(f"{folder / MANIFEST}: is that of {found.title}")
-        for file, facts in found.facts.files.items():
+        existing = parsed(folder, read_manifest(folder))
+        if not isinstance(existing, kind):
+            raise ArtifactError(f"{folder / MANIFEST}: is that of {existing.title}")
+        for file, facts in existing.facts.files.items():
             contents.verify(folder / file, facts.sha256)
         for file in kind.optional:
-            if os.path.lexists(folder / file) and file not in found.facts.files:
+            if os.path.lexists(folder / file) and file not in existing.facts.files:
                 raise ArtifactError(f"{name}: its {MANIFEST} does not list {file}.")
         evidence.read(folder)
-        if found.artifact is not found:
-            check_folder(found.artifact.path, kind=type(found.artifact))
+        if existing.artifact is not existing:
+            check_folder(existing.artifact.path, kind=type(existing.artifact))
     except ArtifactError as error:
         raise ArtifactError(
             f"{paths.shown(name)}: is not {kind.title} as rope_export wrote it, and would be lost "
@@ -104,9 +104,9 @@ def _check_names(folder: Path, name: Path, kind: type[Folder]) -> None:
     or no manifest."""
     if folder.is_symlink() or not folder.is_dir():
         raise ArtifactError(f"{name}: is a file; {kind.title} is a folder. Give another path.")
-    known = {file.partition("/")[0] for file in (*kind.required, *kind.optional)}
+    allowed = {file.partition("/")[0] for file in (*kind.required, *kind.optional)}
     entries = list(swap.foreign(folder))
-    others = [path.name for path in entries if path.name not in known | {MANIFEST, EVIDENCE}]
+    others = [path.name for path in entries if path.name not in allowed | {MANIFEST, EVIDENCE}]
     links = [path.name for path in entries if path.is_symlink()]
     if others or links:
         what = f"which is not part of {kind.title}" if others else "a link"

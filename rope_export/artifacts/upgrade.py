@@ -41,7 +41,7 @@ def manifest(facts: dict[str, Any], where: Path) -> dict[str, Any]:
 
 
 def evidence(facts: dict[str, Any], where: Path) -> dict[str, Any]:
-    """The same of evidence, which states its version since version 2.
+    """Evidence of any version, which it states since version 2, as the newest version has it.
 
     Raises: ArtifactError for a newer version.
     """

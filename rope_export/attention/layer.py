@@ -249,7 +249,7 @@ class RotaryAttention(nn.Module):
         return module(x.transpose(1, 2)).transpose(1, 2)
 
     def cos_sin(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """As `cos_sin_of`, of this layer's rope."""
+        """cos and sin of this layer's rope; see `cos_sin_of`."""
         assert self.spec.rope is not None
         assert self.inv_freq is not None
         return cos_sin_of(self.spec.rope, self.inv_freq, position_ids, dtype)

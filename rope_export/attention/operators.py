@@ -95,7 +95,7 @@ class EagerOperators(Operators):
 
 
 def allowed_in(slots: Slots, spec: AttentionSpec) -> Tensor:
-    """`allowed_slots` of a call."""
+    """The slots that each new token of a call may see; see `allowed_slots`."""
     return allowed_slots(
         slots.sequence, slots.total, slots.attention_mask, spec, slots.device, slots.lengths
     )

@@ -21,7 +21,7 @@ with extra("export", "timing PyTorch"):
     from rope_export.lowerings.base import LAYOUTS, PLAIN_TORCH
 
 COMPILED_SHAPES = 1_000
-"""PyTorch gives up compiling for one more shape after 8 unless told otherwise."""
+"""How many shapes PyTorch compiles before it gives up; its own default is 8."""
 
 
 class Baseline(Contender):
@@ -85,14 +85,14 @@ class SdpaBaseline(Baseline):
         return None
 
     def ready(self, inputs: dict[str, Tensor], shape: Shape) -> Callable[[], Tensor]:
-        given, step = self.given(inputs, shape), self.step()
-        return lambda: step(*given)
+        arguments, step = self.arguments(inputs, shape), self.step()
+        return lambda: step(*arguments)
 
     def step(self) -> Callable[..., Tensor]:
-        """What is called with what `given` makes."""
+        """The function that is timed; `arguments` makes its arguments."""
         return sdpa_step
 
-    def given(
+    def arguments(
         self, inputs: dict[str, Tensor], shape: Shape
     ) -> tuple[RotaryAttention, Tensor, Tensor | None, Tensor, Tensor, Tensor | None, int]:
         """The arguments of `sdpa_step`, its cache filled with the past."""
@@ -114,7 +114,7 @@ class SdpaBaseline(Baseline):
 
 
 class CompiledBaseline(SdpaBaseline):
-    """The same function under torch.compile, each shape compiled for itself."""
+    """SdpaBaseline under torch.compile, each shape compiled for itself."""
 
     kind = "torch-compile"
 
@@ -122,7 +122,7 @@ class CompiledBaseline(SdpaBaseline):
         return torch.compile(sdpa_step, dynamic=False, fullgraph=True)
 
     def first(self, call: Callable[[], Tensor]) -> Tensor:
-        """Compiles. Raises: CannotError if that fails, as it does without a C++ compiler."""
+        """The first answer. Raises: CannotError if compiling fails, as without a C++ compiler."""
         try:
             with torch._dynamo.config.patch(recompile_limit=COMPILED_SHAPES):
                 return call()
@@ -167,5 +167,5 @@ BASELINES: tuple[type[Baseline], ...] = (EagerBaseline, SdpaBaseline, CompiledBa
 
 
 def blank_layer(spec: AttentionSpec) -> RotaryAttention:
-    """A layer of this spec whose weights are made up: its size and speed are those of any other."""
+    """A layer of this spec with torch's initial weights: its size and speed are any other's."""
     return RotaryAttention(spec).eval().requires_grad_(False)

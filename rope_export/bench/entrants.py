@@ -26,12 +26,12 @@ def named(paths: Iterable[str | Path]) -> dict[str, Folder]:
 
     Raises: InputError if there are none, or one is given twice; ArtifactError for what is none.
     """
-    given = [Path(path) for path in paths]
-    if not given:
+    folders = [Path(path) for path in paths]
+    if not folders:
         raise InputError("no artifact is given; name the folder of at least one.")
-    short = [os.path.basename(os.path.realpath(path)) for path in given]
+    short = [os.path.basename(os.path.realpath(path)) for path in folders]
     artifacts: dict[str, Folder] = {}
-    for path, name in zip(given, short, strict=True):
+    for path, name in zip(folders, short, strict=True):
         unique = short.count(name) == 1 and name not in KINDS
         key = name if unique else str(path)
         if key in artifacts:
@@ -51,15 +51,15 @@ class Choice:
     def check(self, artifacts: Iterable[str]) -> None:
         """Raises: InputError for a name that is none."""
         names = [*artifacts, *KINDS]
-        for option, given, known in (("only", self.only, names), ("against", self.against, KINDS)):
-            for name in given:
-                if name not in known:
-                    raise InputError(f"`{option}`={name}: use one of {', '.join(known)}.")
+        for option, chosen, valid in (("only", self.only, names), ("against", self.against, KINDS)):
+            for name in chosen:
+                if name not in valid:
+                    raise InputError(f"`{option}`={name}: use one of {', '.join(valid)}.")
 
     def takes(self, name: str) -> bool:
         """Whether the artifact of this name, or the PyTorch contender of this kind, takes part."""
-        wanted = not self.only or name in self.only
-        return wanted and not (self.against and name in KINDS and name not in self.against)
+        listed = not self.only or name in self.only
+        return listed and not (self.against and name in KINDS and name not in self.against)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Entrant:
 
     @property
     def kind(self) -> str | None:
-        """Of a PyTorch contender."""
+        """The kind of a PyTorch contender; none of an artifact."""
         return self.contender.kind if isinstance(self.contender, Baseline) else None
 
 
@@ -87,7 +87,7 @@ class Layer:
     entrants: list[Entrant] = field(default_factory=list)
     refused: dict[str, tuple[Status, str]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    """PyTorch contenders that cannot express it."""
+    """Why each PyTorch contender that cannot express the layer is left out, by its name."""
 
 
 def layers(
@@ -107,7 +107,7 @@ def layers(
     for name, artifact in artifacts.items():
         spec = AttentionSpec.from_json(artifact.manifest.spec)
         groups.setdefault(spec, {})[name] = artifact
-    found = []
+    opened = []
     for spec, members in groups.items():
         layer, modules = Layer(spec=spec), _Modules(spec)
         for name, artifact in members.items():
@@ -119,8 +119,8 @@ def layers(
         sound = [artifact for name, artifact in members.items() if name not in wrong]
         if sound:
             _add_baselines(layer, sound[0], modules(sound[0]), choice, suffix)
-        found.append(layer)
-    return found
+        opened.append(layer)
+    return opened
 
 
 class _Modules:
@@ -128,13 +128,13 @@ class _Modules:
 
     def __init__(self, spec: AttentionSpec) -> None:
         self.spec = spec
-        self.made: dict[tuple[str, ...], RotaryAttention] = {}
+        self.modules: dict[tuple[str, ...], RotaryAttention] = {}
 
     def __call__(self, artifact: Folder) -> RotaryAttention:
         key = tuple(facts.sha256 for facts in artifact.manifest.weights.values())
-        if key not in self.made:
-            self.made[key] = RotaryAttention.from_weights(self.spec, file_weights(artifact))
-        return self.made[key]
+        if key not in self.modules:
+            self.modules[key] = RotaryAttention.from_weights(self.spec, file_weights(artifact))
+        return self.modules[key]
 
 
 def _add_artifact(

@@ -70,21 +70,21 @@ def benchmark(
             for number, layer in enumerate(field):
                 share = _share(progress, shape, at, number, len(shapes), len(field))
                 rows += _rows(shape, number, layer, limits, plan, background, share)
-    found, machine = compared(rows), Machine.here(cores(), limits, background.cores)
+    compared_rows, machine = compared(rows), Machine.here(cores(), limits, background.cores)
     return Bench(
         machine=machine,
         command=command,
         artifacts={name: _facts(a, proofs.get(name), capacity) for name, a in opened.items()},
-        rows=tuple(found),
+        rows=tuple(compared_rows),
         left_out={name: reason for layer in field for name, reason in layer.left_out.items()},
-        memory=_memory(field, found, threads, capacity, progress) if memory else (),
+        memory=_memory(field, compared_rows, threads, capacity, progress) if memory else (),
         notes=tuple(_notes(opened, machine)),
     )
 
 
 @contextmanager
 def _torch_threads(threads: int) -> Iterator[None]:
-    """Without gradients, on so many threads."""
+    """Runs the block without gradients, on `threads` threads of PyTorch."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -97,7 +97,7 @@ def _torch_threads(threads: int) -> Iterator[None]:
 def _proofs(
     artifacts: Mapping[str, Folder], choice: Choice, trust: bool, progress: Progress
 ) -> dict[str, Proof]:
-    """Of the artifacts that take part."""
+    """The proof of each artifact that takes part, by its name."""
     proofs = {}
     for name in filter(choice.takes, artifacts):
 
@@ -137,8 +137,8 @@ def _rows(
     for entrant in layer.entrants:
         name = entrant.contender.name
         progress(f"preparing {name}", 0.0)
-        least = work(layer.spec, shape, entrant.contender.weight_bytes)
-        common |= {"work": least, "limit": limits.seconds(least)}
+        minimum = work(layer.spec, shape, entrant.contender.weight_bytes)
+        common |= {"work": minimum, "limit": limits.seconds(minimum)}
         common |= {"contender": name, "torch": entrant.kind is not None}
         try:
             ready = _ready(entrant, shape, inputs, truths)
@@ -166,13 +166,13 @@ class _Truths:
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
-        self.known: dict[int, Truth] = {}
+        self.truths: dict[int, Truth] = {}
 
     def __call__(self, entrant: Entrant, inputs: Arrays) -> Truth:
         key = id(entrant.module)
-        if key not in self.known:
-            self.known[key] = Truth.of(entrant.module, inputs, self.shape)
-        return self.known[key]
+        if key not in self.truths:
+            self.truths[key] = Truth.of(entrant.module, inputs, self.shape)
+        return self.truths[key]
 
 
 def _memory(
@@ -185,7 +185,7 @@ def _memory(
     """What every contender needs at the largest shape it was measured at."""
     from rope_export.bench.memory import peak_growth
 
-    found = []
+    peaks = []
     for entrant in (entrant for layer in field for entrant in layer.entrants):
         name = entrant.contender.name
         shapes = [r.shape for r in rows if r.contender == name and r.status == "measured"]
@@ -195,10 +195,10 @@ def _memory(
         progress(f"memory of {name}", None)
         try:
             peak = peak_growth(entrant.artifact.path, entrant.kind, shape, threads, capacity)
-            found.append(Memory(contender=name, shape=shape, peak=peak))
+            peaks.append(Memory(contender=name, shape=shape, peak=peak))
         except RopeExportError as error:
-            found.append(Memory(contender=name, shape=shape, peak=None, reason=str(error)))
-    return tuple(found)
+            peaks.append(Memory(contender=name, shape=shape, peak=None, reason=str(error)))
+    return tuple(peaks)
 
 
 def _facts(artifact: Folder, proof: Proof | None, capacity: int | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where it was measured, and what else ran there."""
+"""The machine that a benchmark ran on, and its background load."""
 
 import os
 import platform
@@ -20,9 +20,9 @@ PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """cores: this process may use. background_cores: that other processes used while calls were
-    timed, none where the system does not tell. date: of the end, in UTC. versions: of Python and
-    packages by name."""
+    """The machine that a benchmark ran on. cores: that this process may use. background_cores: that
+    other processes used while calls were timed, none where the system does not tell. date: of the
+    end, in UTC. versions: of Python and packages by name."""
 
     cpu: str
     cores: int
@@ -73,7 +73,7 @@ class BackgroundLoad:
 
     @property
     def cores(self) -> float | None:
-        """Cores they took on average; none where that is not known."""
+        """Cores that other processes took on average; none where that is not known."""
         return self._others / self._elapsed if self._elapsed else None
 
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg")
 
 MADE_BY = "rope_export bench"
-"""Who made it, in the metadata of every picture; one without is the user's own."""
+"""The creator in the metadata of every picture; a picture without it is not replaced."""
 
 SAME = 1.02
-"""Limits closer than that are one line."""
+"""Ratio of two limits up to which they are drawn as one line."""
 
 
 def check_target(path: Path, shapes: Sequence[Shape]) -> None:
@@ -60,7 +60,7 @@ def _check_file(path: Path) -> None:
 
 
 def drawable(shape: Shape) -> bool:
-    """Whether it has a place on a logarithmic axis of the past of one new token."""
+    """Whether a shape has a place on a logarithmic axis of the past of one new token."""
     return shape.sequence == 1 and shape.past > 0
 
 

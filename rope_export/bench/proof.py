@@ -76,28 +76,28 @@ def prove(artifact: Folder, *, trust: bool, progress: Progress) -> Proof:
     trust: believe a verdict "passed" in its evidence, if that was about the same files.
     """
     if trust:
-        found = _evidence(artifact)
-        if found is not None:
-            return found
+        proof = _evidence(artifact)
+        if proof is not None:
+            return proof
     report = verify(artifact, progress=progress)
     place = timed_on(artifact)
-    here = [row for row in report.rows if row.runtime == place]
+    timed_rows = [row for row in report.rows if row.runtime == place]
     if report.status == "failed":
         failed = [row for row in report.rows if row.status == "failed"]
         first = f"{failed[0].case}, {failed[0].output} on {failed[0].runtime}"
         return Proof(status="failed", reason=f"{len(failed)} comparisons failed, first {first}")
-    if not here:
+    if not timed_rows:
         skipped = [x["reason"] for x in report.skipped if x["runtime"] == place]
         reason = skipped[0] if skipped else f"it is not made for {place}"
         return Proof(status="nothing compared", reason=reason)
     output = artifact.manifest.interface.main_output
-    error = 0.0 if artifact.manifest.quantization is None else _worst(here, output)
+    error = 0.0 if artifact.manifest.quantization is None else _worst(timed_rows, output)
     artifact.record(proven={"runtime": place, "files": model_hashes(artifact), "error": error})
     return Proof(status="passed", error=error)
 
 
 def _evidence(artifact: Folder) -> Proof | None:
-    """What the evidence proves of these very files, if it does."""
+    """The proof that the artifact's evidence holds about its present files, or nothing."""
     evidence, files, place = artifact.evidence, model_hashes(artifact), timed_on(artifact)
     parity, own = evidence.get("parity", {}), evidence.get("proven", {})
     if parity.get("status") != "passed":
@@ -113,8 +113,8 @@ def _evidence(artifact: Folder) -> Proof | None:
 
 def _worst(rows: Iterable[Row], output: str) -> float:
     """The largest relative L2 error of an output."""
-    wanted = (output, "relative L2")
-    return max((row.error for row in rows if (row.output, row.metric) == wanted), default=0.0)
+    measure = (output, "relative L2")
+    return max((row.error for row in rows if (row.output, row.metric) == measure), default=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +138,10 @@ class Truth:
 
         Raises: WrongError if it is off by more than `allowed`, or not of the right form.
         """
-        right, found = self.expected, f"{dtype_name(answer)}{answer.shape}"
-        if (answer.shape, answer.dtype) != (right.shape, right.dtype):
-            raise WrongError(f"gives {found}, eager {dtype_name(right)}{right.shape}")
-        error = apart(answer, right)
+        expected, form = self.expected, f"{dtype_name(answer)}{answer.shape}"
+        if (answer.shape, answer.dtype) != (expected.shape, expected.dtype):
+            raise WrongError(f"gives {form}, eager {dtype_name(expected)}{expected.shape}")
+        error = apart(answer, expected)
         if not error <= allowed:  # NaN is wrong too
             raise WrongError(f"is off by {error:.1e} of eager's output, {allowed:.1e} is allowed")
         return error
@@ -164,11 +164,11 @@ def _rounded_once(inputs: Arrays) -> Arrays:
     return moved
 
 
-def apart(found: np.ndarray, expected: np.ndarray) -> float:
+def apart(actual: np.ndarray, expected: np.ndarray) -> float:
     """Relative L2 distance, in float64."""
     wide = expected.astype(np.float64)
     scale = float(np.linalg.norm(wide))
-    distance = float(np.linalg.norm(found.astype(np.float64) - wide))
+    distance = float(np.linalg.norm(actual.astype(np.float64) - wide))
     return distance if distance == 0 else distance / scale if scale else float("inf")
 
 

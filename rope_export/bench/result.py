@@ -82,8 +82,8 @@ def compared(rows: Sequence[Row]) -> list[Row]:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """peak: bytes of resident memory that opening a contender and calling it took beyond what its
-    process had, none with a reason if that could not be measured."""
+    """Memory that a contender needs. peak: bytes of resident memory that opening and calling it
+    took beyond what its process had, none with a reason if that could not be measured."""
 
     contender: str
     shape: Shape
@@ -109,12 +109,12 @@ class Bench:
 
     @property
     def status(self) -> Literal["measured", "wrong", "nothing measured"]:
-        """Wrong if any contender is; measured if an artifact was, or none took part."""
+        """ "wrong" if any contender is; "measured" if an artifact was, or none took part."""
         if any(row.status == "wrong" for row in self.rows):
             return "wrong"
         ours = [row for row in self.rows if not row.torch]
-        found = any(row.status == "measured" for row in ours or self.rows)
-        return "measured" if found else "nothing measured"
+        any_measured = any(row.status == "measured" for row in ours or self.rows)
+        return "measured" if any_measured else "nothing measured"
 
     def to_json(self) -> dict[str, Any]:
         """One object:

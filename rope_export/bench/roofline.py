@@ -1,4 +1,4 @@
-"""The least time a call can take on this machine: bytes over bandwidth, or flops over rate.
+"""The shortest time a call can take on this machine: bytes over bandwidth, or flops over rate.
 
 Source: Williams, Waterman and Patterson, Roofline, Commun. ACM 52 (2009).
 """
@@ -46,7 +46,7 @@ class Limits:
     cache_bytes: int
 
     def seconds(self, work: "Work") -> float:
-        """No call that does `work` can be faster, if its bytes come from memory."""
+        """The shortest time of a call that does `work`, if its bytes come from memory."""
         return max(work.bytes / self.bandwidth, work.flops / self.rate)
 
 
@@ -60,7 +60,7 @@ class Work:
 
 
 def work(spec: AttentionSpec, shape: Shape, weight_bytes: int) -> Work:
-    """What one call must do at least, with its weights stored in `weight_bytes`.
+    """The smallest work of one call, with its weights stored in `weight_bytes`.
 
     A latent's key and value projection is counted once for each new token: that is what absorbing
     it into the queries costs, the cheaper way of the two.

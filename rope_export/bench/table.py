@@ -14,7 +14,7 @@ COLUMNS = ("shape", "contender", "median ms", "rounds ms", "median, 95 %", "of l
 
 
 def rich_table(bench: Bench) -> RenderableType:
-    """Every row, and below it what has to be known to read it."""
+    """The benchmark for a terminal: every row, and below it what is needed to read it."""
     grid = Table(title=escape(title(bench)), title_justify="left")
     for name in COLUMNS[:2]:
         grid.add_column(name, overflow="fold")
@@ -31,9 +31,9 @@ def rich_table(bench: Bench) -> RenderableType:
 
 
 def markdown(bench: Bench) -> str:
-    """The same as Markdown, with the command that reprints it on top."""
+    """The benchmark as Markdown, with the command that reprints it on top."""
     lines = [f"Reprinted by `{bench.command}`. {title(bench)}.", ""]
-    versions = ", ".join(f"{name} {found}" for name, found in bench.machine.versions.items())
+    versions = ", ".join(f"{name} {version}" for name, version in bench.machine.versions.items())
     lines += [f"{bench.machine.date[:10]}, {versions}.", ""]
     rows = []
     for row in bench.rows:

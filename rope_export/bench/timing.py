@@ -1,7 +1,7 @@
-"""How long calls take, in blocks that take turns.
+"""How long calls take, in alternating blocks.
 
 A contender's idle thread pool still spins for a while after its last call and takes cores from the
-next one, so contenders do not take turns call by call: each has a block of calls, the first of
+next one, so contenders do not alternate call by call: each has a block of calls, the first of
 which are thrown away, and the blocks come in another order in every round.
 """
 
@@ -24,7 +24,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """rounds: blocks of each contender. seconds, calls: a block has at least so many of both.
+    """How contenders are timed. rounds: blocks of each. seconds, calls: the minimum of a block.
     warm_seconds, warm_calls: what comes before a block and is not counted, at least both.
     seed: of the order in each round and of the resampling."""
 
@@ -68,11 +68,11 @@ def measure(
     order = np.random.default_rng(plan.seed)
     names = list(calls)
     blocks: dict[str, list[list[float]]] = {name: [] for name in names}
-    for turn in range(plan.rounds):
+    for number in range(plan.rounds):
         for at, name in enumerate(order.permutation(len(names))):
-            progress((turn + at / len(names)) / plan.rounds)
+            progress((number + at / len(names)) / plan.rounds)
             blocks[names[name]].append(block(calls[names[name]], plan, clock))
-    return {name: summarized(found, plan.seed) for name, found in blocks.items()}
+    return {name: summarized(samples, plan.seed) for name, samples in blocks.items()}
 
 
 def block(call: Call, plan: Plan, clock: Clock) -> list[float]:
@@ -114,7 +114,7 @@ def summarized(blocks: Sequence[Sequence[float]], seed: int) -> Timing:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without Python's garbage collector, whose pauses belong to no contender."""
+    """Runs the block without Python's garbage collector, whose pauses belong to no contender."""
     was = gc.isenabled()
     gc.disable()
     try:

@@ -37,7 +37,7 @@ def tuned(
     """Export in the lowering that is fastest here; its evidence records what was measured.
 
     Every lowering that can express the layer is exported, verified and timed, and the one with the
-    least geometric mean of its medians over all shapes is written to `out`.
+    smallest geometric mean of its medians over all shapes is written to `out`.
     source, out, options: as for `export`, whose `lowering` is what is looked for. shapes: of the
     calls; mostly decoding unless given. plan, threads: as for `bench`.
     Raises: InputError as `export` does, or if no lowering could be measured; RopeExportError if one
@@ -47,22 +47,22 @@ def tuned(
     cache = options.get("cache", "growing")
     chosen = tuple(shapes or (WITHOUT_CACHE if cache == "none" else SHAPES))
     with tempfile.TemporaryDirectory() as name:
-        made = _candidates(source, Path(name), options, progress)
-        found = benchmark(
-            list(made.values()),
+        candidates = _candidates(source, Path(name), options, progress)
+        bench = benchmark(
+            list(candidates.values()),
             shapes=chosen,
-            choice=Choice(only=tuple(made)),
+            choice=Choice(only=tuple(candidates)),
             plan=plan,
             threads=threads,
             progress=progress,
         )
-    wrong = [row for row in found.rows if row.status == "wrong"]
+    wrong = [row for row in bench.rows if row.status == "wrong"]
     if wrong:
         raise RopeExportError(
             f"lowering {wrong[0].contender!r} computes something wrong ({wrong[0].reason}); report "
             f"this, and export with another `lowering`."
         )
-    means = {x: mean for x in made if (mean := _mean(found, x)) is not None}
+    means = {x: mean for x in candidates if (mean := _mean(bench, x)) is not None}
     if not means:
         raise InputError(
             "no lowering of this layer could be measured here; name one by `lowering`."
@@ -70,7 +70,7 @@ def tuned(
     fastest = min(means, key=lambda x: means[x])
     progress(f"exporting in lowering {fastest}", None)
     artifact = export(source, out=out, lowering=fastest, **options)
-    artifact.record(tuning=_evidence(found, fastest, means))
+    artifact.record(tuning=_evidence(bench, fastest, means))
     return artifact
 
 
@@ -78,7 +78,7 @@ def _candidates(
     source: str | Path, folder: Path, options: dict[str, Any], progress: Progress
 ) -> dict[str, Path]:
     """An artifact of every lowering for runtimes that can express the layer, by its name."""
-    made: dict[str, Path] = {}
+    candidates: dict[str, Path] = {}
     refusals = []
     for name in (x.name for x in lowerings().values() if not x.engine):
         progress(f"exporting in lowering {name}", None)
@@ -87,25 +87,25 @@ def _candidates(
         except InputError as error:
             refusals.append(str(error))
             continue
-        made[name] = folder / name
-    if not made:
+        candidates[name] = folder / name
+    if not candidates:
         raise InputError(refusals[0])
-    return made
+    return candidates
 
 
-def _mean(found: Bench, name: str) -> float | None:
+def _mean(bench: Bench, name: str) -> float | None:
     """Geometric mean of a contender's medians, or nothing if it lacks a shape."""
-    rows = [row for row in found.rows if row.contender == name]
+    rows = [row for row in bench.rows if row.contender == name]
     medians = [row.timing.median for row in rows if row.timing is not None]
     if not medians or len(medians) < len(rows):
         return None
     return math.exp(sum(map(math.log, medians)) / len(medians))
 
 
-def _evidence(found: Bench, fastest: str, means: dict[str, float]) -> dict[str, Any]:
-    facts = found.to_json()
+def _evidence(bench: Bench, fastest: str, means: dict[str, float]) -> dict[str, Any]:
+    facts = bench.to_json()
     names = ("shape", "contender", "median_ms", "interval_ms")
-    rows = [{"shape": row.shape.name, **row.to_json()} for row in found.rows]
+    rows = [{"shape": row.shape.name, **row.to_json()} for row in bench.rows]
     return {
         "chosen": fastest,
         "mean_ms": {name: 1e3 * mean for name, mean in means.items()},

@@ -62,7 +62,7 @@ def bench_artifacts(
         shapes = benchmarks.sweep(batch, sequence, past)
         if plot is not None:
             picture.check_target(plot, shapes)
-        found = benchmarks.benchmark(
+        result = benchmarks.benchmark(
             paths,
             shapes=shapes,
             choice=benchmarks.Choice(only=tuple(only or ()), against=tuple(against or ())),
@@ -75,14 +75,14 @@ def bench_artifacts(
             progress=step,
         )
     if plot is not None:
-        picture.draw(found, plot)
+        picture.draw(result, plot)
     if as_json:
-        output.print_json(found.to_json())
+        output.print_json(result.to_json())
     elif markdown:
-        print(table.markdown(found), end="")
+        print(table.markdown(result), end="")
     else:
-        output.out().print(table.rich_table(found))
-    return STATUS[found.status]
+        output.out().print(table.rich_table(result))
+    return STATUS[result.status]
 
 
 def _command(context: typer.Context) -> str:

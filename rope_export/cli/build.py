@@ -79,13 +79,13 @@ def build_plan(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
-    """Build a TensorRT engine from an artifact, and say whether its attention was fused."""
+    """Build a TensorRT engine from an artifact, and report whether its attention was fused."""
     if no_cache and cache is not None:
         raise InputError(f"--no-cache and --cache {cache}: give one of them.")
     with output.progress() as step, output.native_silenced():
         from rope_export.engines import build_engine
 
-        made = build_engine(
+        built = build_engine(
             path,
             out=out,
             profiles=tuple(profile or ()),
@@ -103,9 +103,9 @@ def build_plan(
             progress=lambda name: step(name, None),
         )
     if as_json:
-        output.print_json({"engine": str(made.path), **plain(made.facts)})
+        output.print_json({"engine": str(built.path), **plain(built.facts)})
         return 0
-    for line in summary(made):
+    for line in summary(built):
         output.out().print(line, soft_wrap=True)
     return 0
 
@@ -136,7 +136,7 @@ def summary(engine: "Engine") -> list[str]:
 
 
 def fused(network: "NetworkFacts", fusion: "Fusion") -> str:
-    """What became of the layers, in one line."""
+    """Whether attention was fused, and the layers of the network, in one line."""
     counts = (
         f"{network.rotary} rotary, {network.attention} attention, "
         f"{network.kv_cache_updates} KV-cache updates"

@@ -70,12 +70,12 @@ def export_layer(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Export one attention layer and prove that it computes what eager PyTorch computes."""
-    for name, value, known in (
+    for name, value, choices in (
         ("cache", cache, ("none", "growing", "fixed")),
         ("dtype", dtype, ("float32", "float16", "bfloat16")),
     ):
-        if value not in known:
-            raise InputError(f"--{name} {value}: use one of {', '.join(known)}.")
+        if value not in choices:
+            raise InputError(f"--{name} {value}: use one of {', '.join(choices)}.")
     if tune and lowering != "auto":
         raise InputError(f"--tune and --lowering {lowering}: --tune looks for the lowering.")
     with output.progress() as step:

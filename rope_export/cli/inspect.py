@@ -40,7 +40,7 @@ def inspect_path(
 
 
 def _facts(path: Path, folder: Folder) -> dict[str, Any]:
-    """Of an engine what the plan is, and in a few words what it was built from."""
+    """The facts of an artifact, or of an engine and in short of its artifact."""
     if not isinstance(folder, Engine):
         return {"artifact": str(path), **manifest_facts(folder.manifest)}
     names = ("lowering", "dtype", "cache", "padding", "source")

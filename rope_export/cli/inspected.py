@@ -16,7 +16,7 @@ HASH = re.compile("[0-9a-f]{64}")
 
 
 def rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name and text of each row.
+    """Name and text of each row that `inspect` prints.
 
     facts: as `inspect --json` prints them.
     """

@@ -25,25 +25,25 @@ def out() -> Console:
 
 
 def error(sentence: str) -> None:
-    """Why the exit status is not 0, though there is a verdict: one line on stderr."""
+    """Print on stderr, in one line, why the exit status is not 0 though there is a verdict."""
     print(f"rope-export: {' '.join(sentence.split())}", file=sys.stderr)
 
 
 def notes(sentences: Iterable[str]) -> None:
-    """What a user should know and need not act on, a line each on stderr."""
+    """Print what a user should know and need not act on, a line each on stderr."""
     console = Console(stderr=True, highlight=False, markup=False)
     for sentence in sentences:
         console.print(f"note: {sentence}", soft_wrap=True)
 
 
 def warn(notes: Iterable[str]) -> None:
-    """Warnings that change no verdict, a line each."""
+    """Print warnings that change no verdict, a line each on stderr."""
     for note in notes:
         print(f"rope-export: warning: {' '.join(note.split())}", file=sys.stderr)
 
 
 def print_report(report: Any, title: str, context: typer.Context, *, every_row: bool) -> None:
-    """A report on stdout: the verdict and the worst rows, or every row."""
+    """Print a report on stdout: the verdict and the worst rows, or every row."""
     from rope_export.parity.report.tables import summary, table
 
     show = table if every_row else summary
@@ -63,7 +63,7 @@ def report_json(report: Any, context: typer.Context) -> dict[str, Any]:
 
 
 def speller(context: typer.Context) -> Callable[[str], str]:
-    """Rewrites messages with the flags of the command that runs."""
+    """A function that rewrites messages with the flags of the command that runs."""
     flags = flags_of(context.command.params)
     return lambda message: spelled(message, flags)
 
@@ -74,7 +74,7 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def native_silenced() -> Iterator[None]:
-    """Without what native code writes to stderr by itself, such as TensorRT's builder beside the
+    """Silences what native code writes to stderr by itself, such as TensorRT's builder beside the
     logger that it is given; Python's own stderr goes where it went."""
     try:
         ours = sys.stderr.fileno() == 2

@@ -20,8 +20,8 @@ from rope_export.version import VERSION
 INTERRUPTED = 130
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"rope-export {VERSION}")
         raise typer.Exit
 

@@ -64,7 +64,7 @@ def key(inputs: Mapping[str, Any]) -> str:
 
 @functools.cache
 def code() -> str:
-    """sha256 of what repairs and judges networks: it is an input like any other."""
+    """sha256 of the code that repairs and judges networks, an input of every build."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 

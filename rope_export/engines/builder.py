@@ -129,7 +129,7 @@ def _parsed(module: Module, builder: Any, model: Path, order: Order, log: Any) -
 
 
 def _strongly_typed(module: Module) -> int:
-    """Types are those of the file: no layer is computed in another. In 10.x it has to be asked
+    """The flag that keeps the file's types: no layer is computed in another. In 10.x it is asked
     for, in 11 there is no other way, and the flag stays without effect."""
     if not module.has("NetworkDefinitionCreationFlag.STRONGLY_TYPED"):
         return 0
@@ -140,8 +140,8 @@ def _config(module: Module, builder: Any, order: Order) -> Any:
     trt, options = module.trt, order.options
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the log names no kernels
-    for wanted, flag in _flags(trt, options):
-        config.set_flag(flag) if wanted else config.clear_flag(flag)
+    for enabled, flag in _flags(trt, options):
+        config.set_flag(flag) if enabled else config.clear_flag(flag)
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if options.optimization_level is not None:
@@ -165,7 +165,7 @@ def _config(module: Module, builder: Any, order: Order) -> Any:
 
 
 def _flags(trt: Any, options: Options) -> Iterator[tuple[bool, Any]]:
-    """Each flag and whether it is wanted: TF32 is on unless it is cleared."""
+    """Each flag and whether it is set: TF32 is on unless it is cleared."""
     yield options.tf32, trt.BuilderFlag.TF32
     yield options.version_compatible, trt.BuilderFlag.VERSION_COMPATIBLE
     yield options.weight_streaming, trt.BuilderFlag.WEIGHT_STREAMING
@@ -227,7 +227,7 @@ def type_name(trt: Any, dtype: Any) -> str:
 
 def _failed(errors: Sequence[str], order: Order) -> RopeExportError:
     """The builder's own words in one line, and what helps where an option was given."""
-    reason = fusion.told([e for e in errors if not WITHOUT_GPU.search(e)] or errors)
+    reason = fusion.one_line([e for e in errors if not WITHOUT_GPU.search(e)] or errors)
     options = plain(order.options)
     ways = [way for name, way in REMEDIES.items() if options[name]]
     kind = InputError if ways else RopeExportError

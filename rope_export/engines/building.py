@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 
 DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
-"""What tensorrt-rtx builds for unless it is told: Ampere, Ada and Blackwell."""
+"""Compute capabilities that tensorrt-rtx builds for by default: Ampere, Ada and Blackwell."""
 
 LEVELS = range(6)
 """Builder optimization levels; TensorRT clamps what is above without a word."""
@@ -74,10 +74,10 @@ def build_engine(
     from rope_export.engines import network
     from rope_export.engines.builder import Order
 
-    out, given = Path(out), open_folder(artifact)
+    out, opened = Path(out), open_folder(artifact)
     check_target(out, Engine)
-    source = given.artifact
-    wanted = profiles_for(source.manifest, profiles)
+    source = opened.artifact
+    chosen = profiles_for(source.manifest, profiles)
     options = Options(
         workspace=workspace,
         optimization_level=optimization_level,
@@ -110,8 +110,8 @@ def build_engine(
             dtype=source.manifest.dtype,
             inputs=source.manifest.inputs,
             outputs=source.manifest.outputs,
-            sizes=sizes_of(wanted),
-            profiles=wanted,
+            sizes=sizes_of(chosen),
+            profiles=chosen,
             compute_capabilities=capabilities,
             options=options,
             timing_cache=timings,
@@ -128,7 +128,7 @@ def build_engine(
             version=module.version,
             compute_capabilities=capabilities or (here.capability if here else "",),
             gpu=None if here is None else here.name,
-            ranges=tuple(profile.axes for profile in wanted),
+            ranges=tuple(profile.axes for profile in chosen),
             options=options,
             inputs=inputs,
             outputs=outputs,
@@ -148,23 +148,23 @@ def _check_options(options: Options) -> None:
         raise InputError(f"`optimization_level`={level}: it is 0 to {LEVELS[-1]}.")
 
 
-def _capabilities(module: Module, given: Sequence[str]) -> tuple[str, ...]:
+def _capabilities(module: Module, requested: Sequence[str]) -> tuple[str, ...]:
     """Compute capabilities to build for, ascending; none where the GPU that is here decides."""
-    known = module.capabilities()
-    if not known:
-        if given:
+    supported = module.capabilities()
+    if not supported:
+        if requested:
             raise InputError(
-                f"`compute_capabilities`={given[0]}: {module.engine} builds for the GPU that is "
-                f"here alone; use `engine`=tensorrt-rtx to build ahead of time."
+                f"`compute_capabilities`={requested[0]}: {module.engine} builds for the GPU "
+                f"that is here alone; use `engine`=tensorrt-rtx to build ahead of time."
             )
         return ()
-    for name in given:
-        if name not in known:
+    for name in requested:
+        if name not in supported:
             raise InputError(
                 f"`compute_capabilities`={name}: {module.engine} {module.version} builds for "
-                f"{', '.join(known)}."
+                f"{', '.join(supported)}."
             )
-    return tuple(name for name in known if name in (given or DEFAULT_CAPABILITIES))
+    return tuple(name for name in supported if name in (requested or DEFAULT_CAPABILITIES))
 
 
 def _timing_cache(module: Module, path: Path) -> Path:
@@ -200,7 +200,7 @@ def _built(
     folder: Path | None,
     progress: Progress,
 ) -> build_cache.Built:
-    """What the builder makes of the order, or made of the same one before."""
+    """The plan that the builder makes of the order, or made of the same one before."""
     from rope_export.engines import builder
 
     name = build_cache.key(
@@ -215,9 +215,9 @@ def _built(
             "options": plain(order.options),
         }
     )
-    found = None if folder is None else build_cache.get(folder, name)
-    if found is not None:
-        return found
+    cached = None if folder is None else build_cache.get(folder, name)
+    if cached is not None:
+        return cached
     built = builder.build(module, order, progress)
     if folder is not None:
         try:

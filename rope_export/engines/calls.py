@@ -193,5 +193,5 @@ class Calls:
         return torch.empty(shape, dtype=getattr(torch, dtype), device=self._device.place)
 
     def _address(self, tensor: "torch.Tensor") -> int:
-        """Of a tensor; an empty one has none, and TensorRT takes no 0, so that of some memory."""
+        """The address of a tensor; of an empty one, as TensorRT takes no 0, that of some memory."""
         return (tensor if tensor.numel() else self._some).data_ptr()

@@ -17,16 +17,16 @@ from rope_export.errors import ArtifactError, RopeExportError, UnavailableError
 
 
 class Context(Protocol):
-    """Takes one call at a time. `stream` is the address of a CUDA stream."""
+    """An execution context, for one call at a time. `stream` is the address of a CUDA stream."""
 
     def use_profile(self, index: int, stream: int) -> None:
         """Take the sizes of another profile; shapes and addresses are to be set again."""
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        """Of an input."""
+        """Set the shape of an input."""
 
     def bind(self, name: str, address: int) -> None:
-        """Where a tensor lies, an output too; never 0."""
+        """Set the address of an input or an output; never 0."""
 
     def enqueue(self, stream: int) -> None:
         """Queue the work in the stream; it may run after this returns."""
@@ -36,7 +36,7 @@ class Context(Protocol):
 
 
 class Device(Protocol):
-    """place: torch's name of it, such as "cuda:0". alignment: of every address, in bytes."""
+    """A device. place: torch's name of it, such as "cuda:0". alignment: of addresses, in bytes."""
 
     place: str
     alignment: int
@@ -48,7 +48,7 @@ class Device(Protocol):
         """A point after all work that is queued in the current stream so far."""
 
     def wait(self, mark: Any) -> None:
-        """Let the current stream wait for such a point."""
+        """Let the current stream wait for a point that `mark` returned."""
 
     def capture(self, work: Callable[[int], None]) -> Callable[[], None]:
         """Record what `work` queues in the stream that it takes; the result queues it again."""
@@ -119,9 +119,9 @@ class PlanContext:
 
     def _check(self, done: bool, what: str) -> None:
         if not done:
-            told = fusion.told(self._log.errors)
+            reason = fusion.one_line(self._log.errors)
             self._log.errors.clear()
-            raise RopeExportError(f"TensorRT refused {what}: {told}")
+            raise RopeExportError(f"TensorRT refused {what}: {reason}")
 
 
 class Plan:
@@ -143,7 +143,7 @@ class Plan:
         loaded = self._runtime.deserialize_cuda_engine(plan)
         if loaded is None:
             raise RopeExportError(
-                f"{engine.plan}: TensorRT does not load it: {fusion.told(self._log.errors)}"
+                f"{engine.plan}: TensorRT does not load it: {fusion.one_line(self._log.errors)}"
             )
         self._loaded = loaded
         _check_tensors(trt, loaded, engine)
@@ -160,12 +160,12 @@ class Plan:
             self._config.set_runtime_cache(self._cache)
 
     def context(self) -> Context:
-        made = self._loaded.create_execution_context(self._config)
-        if made is None:
+        context = self._loaded.create_execution_context(self._config)
+        if context is None:
             raise RopeExportError(
-                f"TensorRT makes no execution context: {fusion.told(self._log.errors)}"
+                f"TensorRT makes no execution context: {fusion.one_line(self._log.errors)}"
             )
-        return PlanContext(made, self._log)
+        return PlanContext(context, self._log)
 
     def close(self) -> None:
         """Keep the kernels that were compiled for this GPU, for the next time."""

@@ -25,7 +25,7 @@ ATTENTION_HONOURED = {
 }
 """Attributes of Attention that the parser reads; softcap must be 0."""
 KEPT = {"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Cast", "Identity", "Tile"}
-"""Operators that hand on every entry of a cache."""
+"""Operators whose output has every entry of a cache that is their input."""
 PICKED = KEPT | {"Slice", "Split", "Gather"}
 """Operators that take one layer's cache out of a whole."""
 SCATTERS = {"TensorScatter", "ScatterND", "ScatterElements"}
@@ -138,7 +138,7 @@ def _overflowing_mask(graph: Graph, node: NodeProto) -> str | None:
 
 
 def _overflowing_scores(graph: Graph, node: NodeProto) -> str | None:
-    """As _overflowing_mask, where a mask is added to scores that are a matrix product."""
+    """What `_overflowing_mask` refuses, where a mask is added to a matrix product of scores."""
     producer = graph.producer(node.input[0])
     while producer is not None and producer.op_type == "Cast":
         producer = graph.producer(producer.input[0])

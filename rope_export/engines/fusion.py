@@ -11,7 +11,7 @@ from rope_export.engines.network import KERNEL_HEADS, NetworkFacts
 KERNEL = re.compile(r"^Name: (\w*mha\w*), LayerType:", re.MULTILINE)
 """A fused attention kernel in the list of layers, such as _gemm_mha_v2_myl1_5."""
 LAYERS = "Layers:\n"
-"""What the list begins with that the builder logs at the end, in full detail."""
+"""The beginning of the list of layers that the builder logs at the end, in full detail."""
 SCRATCH = re.compile(r"(?:Max|Total) Scratch Memory: (\d+) bytes")
 
 
@@ -56,7 +56,7 @@ def logger(trt: Any, verbose: bool) -> Any:
     return Kept()
 
 
-def told(errors: Sequence[str]) -> str:
+def one_line(errors: Sequence[str]) -> str:
     """The errors that a logger kept, in one line."""
     return " ".join("; ".join(errors).split()) or "no reason given"
 

@@ -17,7 +17,7 @@ PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 
 REQUIRED = ("IAttention", "IRotaryEmbeddingLayer", "IKVCacheUpdateLayer")
-"""What a module must have; TensorRT has them all since 10.15."""
+"""Names that a module must have; TensorRT has them all since 10.15."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Module:
         return str(self.trt.__version__)
 
     def has(self, name: str) -> bool:
-        """Whether it has `name`, such as "ComputeCapability" or "BuilderFlag.REFIT"."""
+        """Whether the module has `name`, such as "ComputeCapability" or "BuilderFlag.REFIT"."""
         value = self.trt
         for part in name.split("."):
             if not hasattr(value, part):
@@ -42,11 +42,11 @@ class Module:
 
     @property
     def ahead_of_time(self) -> bool:
-        """Whether it builds for GPUs that are not here, and without one."""
+        """Whether the module builds for GPUs that are not here, and without one."""
         return self.has("ComputeCapability")
 
     def cannot_build(self) -> str | None:
-        """Why it builds no engine here, or nothing."""
+        """Why the module builds no engine here, or nothing."""
         if self.ahead_of_time or gpu.here() is not None:
             return None
         return f"it builds on the GPU it builds for, and {gpu.missing()}"
@@ -113,9 +113,9 @@ def find(engine: str | None = None) -> Module:
     """
     if engine is not None:
         return load(engine_name(engine))
-    wanted = list(PACKAGES) if gpu.missing() is None else list(reversed(PACKAGES))
+    engines = list(PACKAGES) if gpu.missing() is None else list(reversed(PACKAGES))
     reasons = []
-    for name in wanted:
+    for name in engines:
         try:
             return load(name)
         except UnavailableError as error:

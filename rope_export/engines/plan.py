@@ -30,7 +30,7 @@ PLAN = "engine.plan"
 ARTIFACT = "artifact"
 INNER = f"{ARTIFACT}/{MANIFEST}"
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 
 class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,7 +135,7 @@ class Engine(Folder[EngineManifest]):
     def moved(self, path: Path) -> Self:
         return replace(self, path=path, inner=self.inner.moved(path / ARTIFACT))
 
-    def _plan(self, check: Callable[[Path, str], Found]) -> Found:
+    def _plan(self, check: Callable[[Path, str], Value]) -> Value:
         try:
             return check(self.plan, self.facts.files[PLAN].sha256)
         except ArtifactError as error:

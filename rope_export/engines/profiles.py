@@ -32,7 +32,7 @@ DEFAULTS: Mapping[str, tuple[str, ...]] = {
         f"batch=1:1:8,sequence=1,capacity={CAPACITY}",
     ),
 }
-"""By the kind of cache: a profile for prompts, then one for single tokens after them."""
+"""Default profiles by the kind of cache: for prompts, then for single tokens after them."""
 
 
 class Range(Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True):
@@ -63,7 +63,7 @@ class Profile:
     axes: dict[str, Range]
 
     def range(self, axis: int | str) -> Range:
-        """Of an axis of a tensor: a size, a name, or a sum of names. "total" is past + sequence."""
+        """The sizes of an axis: a size, a name, or a sum of names. "total" is past + sequence."""
         if isinstance(axis, int):
             return Range(min=axis, opt=axis, max=axis)
         if axis == "total":

@@ -123,7 +123,7 @@ def _open(
 
 @contextmanager
 def _exact_eager() -> Iterator[None]:
-    """Eager matrix products in full precision, whatever the process had set."""
+    """Runs the block with eager matrix products in full precision, whatever the process had set."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

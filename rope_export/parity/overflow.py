@@ -41,7 +41,7 @@ class Overflows:
         self.errors[runtime] = max(worst, error) if np.isfinite(error) else np.inf
 
     def problem(self) -> str | None:
-        """One line for all of them, or nothing."""
+        """One line for all cases that overflowed, or nothing."""
         if not self.cases:
             return None
         what = " and ".join(f"{name} (largest {x:,.0f})" for name, x in self.largest.items())

@@ -14,7 +14,7 @@ class Problems:
         self._first.setdefault((runtime, reason), message)
 
     def lines(self) -> list[str]:
-        """One for each runtime and reason: the first case that met it, and how many others did."""
+        """A line for each runtime and reason: the first case that met it, and how many others."""
         return [
             f"{cases[0]}{_others(len(cases) - 1)} on {runtime}: {self._first[runtime, reason]}"
             for (runtime, reason), cases in self._cases.items()

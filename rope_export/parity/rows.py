@@ -39,7 +39,7 @@ class Row:
         return self.error / self.tolerance if self.tolerance else math.inf
 
     def to_json(self) -> dict[str, Any]:
-        """With null for figures that are not finite, which JSON does not have."""
+        """The row with null for figures that are not finite, which JSON does not have."""
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in vars(self).items()

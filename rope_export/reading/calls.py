@@ -110,8 +110,8 @@ def every_call(spec: AttentionSpec, config: Any) -> Iterator[Calls]:
 def limits(spec: AttentionSpec, config: Any) -> list[int]:
     """Windows and chunks, ours and those that the config names."""
     named = [getattr(config, key, None) for key in LIMITS]
-    found = {spec.window, spec.chunk, spec.window_after, *(x for x in named if type(x) is int)}
-    return sorted(x for x in found if isinstance(x, int) and x > 0)
+    sizes = {spec.window, spec.chunk, spec.window_after, *(x for x in named if type(x) is int)}
+    return sorted(x for x in sizes if isinstance(x, int) and x > 0)
 
 
 def lengths(config: Any) -> list[int]:
@@ -119,7 +119,7 @@ def lengths(config: Any) -> list[int]:
     rope = getattr(config, "rope_parameters", None)
     places = [rope, *rope.values()] if isinstance(rope, dict) else []
     keys = ("original_max_position_embeddings", "max_position_embeddings")
-    found = [x.get(keys[0]) for x in places if isinstance(x, dict)]
-    found += [getattr(config, key, None) for key in keys]
-    usable = {int(x) for x in found if isinstance(x, int | float) and 0 < x < 2**20}
+    values = [x.get(keys[0]) for x in places if isinstance(x, dict)]
+    values += [getattr(config, key, None) for key in keys]
+    usable = {int(x) for x in values if isinstance(x, int | float) and 0 < x < 2**20}
     return sorted(usable) or [4_096]

@@ -107,24 +107,24 @@ def _arguments(
     cache: Any,
     use_cache: bool,
 ) -> Arguments:
-    known = inspect.signature(model.forward).parameters
-    given: dict[str, Any] = {"inputs_embeds": embeds}
-    if positions is not None and "position_ids" in known:
-        given["position_ids"] = positions
+    parameters = inspect.signature(model.forward).parameters
+    keywords: dict[str, Any] = {"inputs_embeds": embeds}
+    if positions is not None and "position_ids" in parameters:
+        keywords["position_ids"] = positions
     if mask is not None:
-        given["attention_mask"] = mask
-    if "use_cache" in known:
-        given["use_cache"] = use_cache
+        keywords["attention_mask"] = mask
+    if "use_cache" in parameters:
+        keywords["use_cache"] = use_cache
     if cache is not None:
-        name = next((x for x in CACHES if x in known), None)
+        name = next((x for x in CACHES if x in parameters), None)
         if name is None:
             raise Unread(f"{type(model).__name__} takes no cache")
-        given[name] = copy.deepcopy(cache)
+        keywords[name] = copy.deepcopy(cache)
     module = skeleton.module
     signature = inspect.signature(module.forward)
     with torch.no_grad(), _watched(module):
         try:
-            model(**given)
+            model(**keywords)
         except _Reached as reached:
             bound = signature.bind(*reached.args_given, **reached.kwargs_given)
         else:

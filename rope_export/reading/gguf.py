@@ -53,7 +53,7 @@ class Loader:
         """
         if self.quantizer.supported:
             return dict(ours)
-        back = {name: known for known, name in theirs.items()}
+        back = {name: their_name for their_name, name in theirs.items()}
         return {key: back[name] for key, name in ours.items()}
 
     def load(self, skeleton: Skeleton) -> None:
@@ -62,10 +62,10 @@ class Loader:
         Raises: as `weights.loaded`.
         """
         with redirect_stderr(StringIO()):  # where it shows its progress
-            found = self.quantizer.get_state_dict(str(self.file), skeleton.model)
+            state = self.quantizer.get_state_dict(str(self.file), skeleton.model)
         tensors = {
             name: torch.as_tensor(x) if isinstance(x, np.ndarray) else x
-            for name, x in found.items()
+            for name, x in state.items()
         }
         ours = {name: x for name, x in tensors.items() if skeleton.is_ours(name)}
         more = {"hf_quantizer": self.quantizer} if self.quantizer.supported else {}

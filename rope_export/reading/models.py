@@ -28,7 +28,7 @@ class Unread(Exception):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what transformers logs, warns of and shows progress of."""
+    """Silences what transformers logs, warns of and shows progress of."""
     from transformers.utils import logging as theirs
 
     logger = logging.getLogger("transformers")
@@ -76,16 +76,16 @@ def model_class(config: Any) -> Any:
     import transformers
 
     for name in getattr(config, "architectures", None) or ():
-        found = getattr(transformers, name, None)
-        if found is None:
+        cls = getattr(transformers, name, None)
+        if cls is None:
             module = type(config).__module__.replace(".configuration_", ".modeling_")
-            found = getattr(importlib.import_module(module), name, None)
-        if inspect.isclass(found) and hasattr(found, "from_pretrained"):
-            return found
+            cls = getattr(importlib.import_module(module), name, None)
+        if inspect.isclass(cls) and hasattr(cls, "from_pretrained"):
+            return cls
     for name in AUTO_CLASSES:
-        known = getattr(getattr(transformers, name, None), "_model_mapping", {})
-        if type(config) in known:
-            return known[type(config)]
+        by_config = getattr(getattr(transformers, name, None), "_model_mapping", {})
+        if type(config) in by_config:
+            return by_config[type(config)]
     raise Unread(f"transformers has no model for {type(config).__name__}")
 
 
@@ -107,11 +107,11 @@ def built(config: Any, dtype: torch.dtype) -> Any:
 
 
 def _init_contexts(cls: Any, dtype: torch.dtype) -> list[Any]:
-    given = {"dtype": dtype, "is_quantized": False, "_is_ds_init_called": False}
-    known = inspect.signature(cls.get_init_context).parameters
-    if "allow_all_kernels" in known:
-        given["allow_all_kernels"] = None
-    return cls.get_init_context(**{k: v for k, v in given.items() if k in known})
+    keywords = {"dtype": dtype, "is_quantized": False, "_is_ds_init_called": False}
+    parameters = inspect.signature(cls.get_init_context).parameters
+    if "allow_all_kernels" in parameters:
+        keywords["allow_all_kernels"] = None
+    return cls.get_init_context(**{k: v for k, v in keywords.items() if k in parameters})
 
 
 def eager(config: Any) -> None:

@@ -34,11 +34,11 @@ class Reads:
     def of(self, skeleton: Skeleton) -> dict[str, Any]:
         """The keys that bear on the skeleton's attention, with the config object they are of."""
         ours = {id(x) for part in skeleton.parts for x in _modules(skeleton, part)}
-        found: dict[str, Any] = {}
+        configs: dict[str, Any] = {}
         for config, key, places in self.seen:
             if any(_bears(place, ours) for place in places):
-                found.setdefault(key, config)
-        return found
+                configs.setdefault(key, config)
+        return configs
 
 
 def _modules(skeleton: Skeleton, path: str) -> list[nn.Module]:
@@ -52,7 +52,7 @@ def _bears(place: Any, ours: set[int]) -> bool:
 
 
 def _place(frame: FrameType) -> Any:
-    """What the frame says of where a read happens: a module, or the making of a mask."""
+    """The place of a read that the frame shows: a module, or the making of a mask."""
     code = frame.f_code
     if code.co_filename.endswith("masking_utils.py") or (
         "mask" in code.co_name and "modeling_" in code.co_filename
@@ -88,14 +88,14 @@ def recorded() -> Iterator[Reads]:
 
 
 def _places() -> tuple[Any, ...]:
-    found = []
+    places = []
     frame = sys._getframe(2)
     while frame is not None:
         place = _place(frame)
         if place is not None:
-            found.append(place)
+            places.append(place)
         frame = frame.f_back  # type: ignore[assignment]
-    return tuple(found)
+    return tuple(places)
 
 
 def config_reads(config: Any, *, layer: int = 0, part: str | None = None) -> frozenset[str]:

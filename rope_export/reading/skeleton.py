@@ -135,10 +135,10 @@ def renamed(model: Any, mapping: list[Any], name: str, state: dict[str, Tensor])
 
     renamings = [x for x in mapping if isinstance(x, WeightRenaming)]
     converters = [x for x in mapping if isinstance(x, WeightConverter)]
-    found, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-    if found not in state and name in state:  # as convert_and_load_state_dict_in_model does
+    target, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+    if target not in state and name in state:  # as convert_and_load_state_dict_in_model does
         return name
-    return found
+    return target
 
 
 def _attention_path(model: nn.Module, names: list[str]) -> str:
@@ -183,10 +183,10 @@ def stack_of(model: nn.Module, path: str) -> tuple[nn.ModuleList, int] | None:
 
 def hollow(skeleton: Skeleton, as_tuple: bool) -> None:
     """Takes the other layers of this attention's stack out of the model."""
-    found = stack_of(skeleton.model, skeleton.path)
-    if found is None:
+    stack = stack_of(skeleton.model, skeleton.path)
+    if stack is None:
         return
-    layers, index = found
+    layers, index = stack
     for at, layer in enumerate(layers):
         if at != index and not isinstance(layer, HandsOn):
             layers[at] = HandsOn(layer, as_tuple)

@@ -39,18 +39,18 @@ class Theirs:
             for name, part in calls.parts():
                 if cache is not None:
                     self._report(cache, calls.batch, part.start)
-                made = self._arguments(calls, part, cache, len(calls.steps) > 1)
+                arguments = self._arguments(calls, part, cache, len(calls.steps) > 1)
                 new = slice(part.start - calls.past, part.stop - calls.past)
-                made.put(made.hidden, hidden[:, new])
-                yield name, self._output(made)
-                cache = made.value(made.cache) if made.cache else None
+                arguments.put(arguments.hidden, hidden[:, new])
+                yield name, self._output(arguments)
+                cache = arguments.value(arguments.cache) if arguments.cache else None
                 if cache is None and part.stop < calls.total:
                     raise Unread("the model gives its attention no cache")
 
-    def _output(self, made: Arguments) -> Tensor:
-        _limit_masks(made.bound)
+    def _output(self, arguments: Arguments) -> Tensor:
+        _limit_masks(arguments.bound)
         try:
-            output = self.skeleton.module(*made.bound.args, **made.bound.kwargs)
+            output = self.skeleton.module(*arguments.bound.args, **arguments.bound.kwargs)
             output = output[0] if isinstance(output, tuple | list) else output
             if self.skeleton.output is not None:
                 output = self.skeleton.model.get_submodule(self.skeleton.output)(output)
@@ -74,10 +74,10 @@ class Theirs:
 
     def _drawn_cache(self, calls: Calls) -> Any:
         """The model's own kind of cache with the drawn entries in the attention's layer."""
-        made = self._arguments(calls, slice(0, 1), None, True)
-        if not made.cache:
+        arguments = self._arguments(calls, slice(0, 1), None, True)
+        if not arguments.cache:
             raise Unread("the model gives its attention no cache")
-        cache = made.value(made.cache)
+        cache = arguments.value(arguments.cache)
         drawn = calls.cache(self.spec)
         cache.update(*(drawn[x].to(self.dtype) for x in ("key", "value")), self._index())
         return cache
@@ -95,9 +95,9 @@ class Theirs:
         text = self.skeleton.model.config.get_text_config()
         for at in range(max(len(layers), getattr(text, "num_hidden_layers", 0))):
             try:
-                there = layers[at].get_seq_length() if at < len(layers) else 0
-                if at != own and there < past:
-                    new = torch.zeros(batch, 1, past - there, 1, dtype=self.dtype)
+                length = layers[at].get_seq_length() if at < len(layers) else 0
+                if at != own and length < past:
+                    new = torch.zeros(batch, 1, past - length, 1, dtype=self.dtype)
                     cache.update(new, new, at)
             except Exception:  # a layer of another kind, such as a recurrent one
                 continue

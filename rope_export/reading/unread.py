@@ -29,16 +29,16 @@ def only_theirs(skeleton: Skeleton, reads: Reads, read: Read) -> dict[str, Any]:
 
 
 def keys_unread(skeleton: Skeleton, reads: Reads, read: Read) -> dict[str, Any]:
-    """Of those, the ones that the file gives another value than their default."""
-    found = {}
-    given = {**read.unread, **read.facts.facts}
+    """The keys of `only_theirs` that the file gives another value than their default."""
+    unread = {}
+    values = {**read.unread, **read.facts.facts}
     for key, config in only_theirs(skeleton, reads, read).items():
-        if key not in given or key in HARMLESS_KEYS | read.kind.ignored:
+        if key not in values or key in HARMLESS_KEYS | read.kind.ignored:
             continue
         default = _default(config, key)
-        if given[key] != default and not (default is ... and is_off(given[key])):
-            found[key] = given[key]
-    return found
+        if values[key] != default and not (default is ... and is_off(values[key])):
+            unread[key] = values[key]
+    return unread
 
 
 def _default(config: Any, key: str) -> Any:

@@ -62,12 +62,12 @@ class Reading:
         }
 
     def lines(self) -> list[str]:
-        """For a person to read: the verdict, then each difference."""
+        """The verdict and each difference, a line each for a person to read."""
         against = f" against {self.against}" if self.against else ""
         why = f": {self.reason}" if self.reason else ""
-        found = [f"reading {self.status}{against}{why}".rstrip(".") + "."]
+        lines = [f"reading {self.status}{against}{why}".rstrip(".") + "."]
         for x in self.differences:
             keys = f"; keys that only transformers reads: {', '.join(x.keys)}" if x.keys else ""
             error = f"{x.error:.1e}" if math.isfinite(x.error) else "not comparable"
-            found.append(f"reading differs on {x.case}, {x.output}: {error}{keys}")
-        return found
+            lines.append(f"reading differs on {x.case}, {x.output}: {error}{keys}")
+        return lines

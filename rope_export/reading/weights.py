@@ -36,7 +36,7 @@ def weight_paths(folder: Path, config: Any) -> list[Path]:
     from transformers import modeling_utils
 
     choose: Any = modeling_utils._get_resolved_checkpoint_files
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "pretrained_model_name_or_path": str(folder),
         "variant": None,
         "gguf_file": None,
@@ -47,9 +47,9 @@ def weight_paths(folder: Path, config: Any) -> list[Path]:
         "download_kwargs": {"local_files_only": True},
         "local_files_only": True,
     }
-    known = inspect.signature(choose).parameters
+    parameters = inspect.signature(choose).parameters
     try:
-        files, _ = choose(**{k: v for k, v in given.items() if k in known})
+        files, _ = choose(**{k: v for k, v in options.items() if k in parameters})
     except Exception as error:
         raise Unread(f"transformers finds no weights ({reason(error)})") from error
     # Of a hub's files, those are there that have been needed.
@@ -88,8 +88,8 @@ def put(skeleton: Skeleton, tensors: Mapping[str, Tensor], **more: Any) -> None:
     for name in set(skeleton.names.values()) - set(tensors):
         raise WrongWeights(name, "transformers does not load it into this attention")
     try:
-        found = model._load_pretrained_model(model, dict(tensors), None, settings)
-        info = found[0] if isinstance(found, tuple) else found  # the oldest give it alone
+        outcome = model._load_pretrained_model(model, dict(tensors), None, settings)
+        info = outcome[0] if isinstance(outcome, tuple) else outcome  # the oldest give it alone
         _without_ignored(model, info)
     except Exception as error:
         raise Unread(f"transformers cannot load the weights ({reason(error)})") from error
@@ -111,7 +111,7 @@ def put(skeleton: Skeleton, tensors: Mapping[str, Tensor], **more: Any) -> None:
 
 
 def _without_ignored(model: Any, info: Any) -> None:
-    """Leaves out the missing and unexpected tensors that the model's class says to ignore."""
+    """Leaves out the missing and unexpected tensors that the model's class names to ignore."""
     adjust = model._adjust_missing_and_unexpected_keys
     if len(inspect.signature(adjust).parameters) == 1:
         adjust(info)

@@ -102,8 +102,8 @@ def allocate(
     try:
         return {t.name: _allocated(t.sized(axes), t.dtype, like) for t in types}
     except (MemoryError, RuntimeError, ValueError, OverflowError) as error:
-        wanted = ", ".join(f"{t.name} {t.sized(axes)}" for t in types)
-        raise RopeExportError(f"there is no memory for {wanted}.") from error
+        sizes = ", ".join(f"{t.name} {t.sized(axes)}" for t in types)
+        raise RopeExportError(f"there is no memory for {sizes}.") from error
 
 
 def _allocated(shape: tuple[int, ...], dtype: str, like: "Array") -> "Array":

@@ -32,7 +32,7 @@ HEAVY = {"Attention", "Gemm", "GroupQueryAttention", "MatMul", "RotaryEmbedding"
 """Operators that must run where the user asked; shape arithmetic may stay on the CPU."""
 
 IN_MEMORY = "add_external_initializers_from_files_in_memory"
-"""Of SessionOptions, where onnxruntime has it: files that the model names, given as buffers."""
+"""The method of SessionOptions that takes files of the model as buffers, where there is one."""
 
 OPENING = Lock()
 _SHARED: "WeakValueDictionary[tuple[str, ...], Any]" = WeakValueDictionary()
@@ -58,10 +58,10 @@ class OnnxRuntime(NeedsPackages):
         import onnxruntime
 
         manifest = artifact.manifest
-        wanted = manifest.needs.get("onnxruntime")
-        if wanted is not None and _numbers(onnxruntime.__version__) < _numbers(wanted):
+        required = manifest.needs.get("onnxruntime")
+        if required is not None and _numbers(onnxruntime.__version__) < _numbers(required):
             return (
-                f"lowering {manifest.lowering!r} needs onnxruntime {wanted} or newer; this is "
+                f"lowering {manifest.lowering!r} needs onnxruntime {required} or newer; this is "
                 f"{onnxruntime.__version__}. Upgrade it, or export with lowering 'standard'."
             )
         if manifest.dtype == "bfloat16" and self.device == "cpu":
@@ -143,7 +143,7 @@ class OnnxRuntime(NeedsPackages):
         return self.start(files.model, options)
 
     def start_from_copy(self, files: Contents, options: Any) -> Any:
-        """The same by way of a folder of our own, for what finds weights by a path alone."""
+        """onnxruntime's session by a folder of our own, for what finds weights by a path alone."""
         with tempfile.TemporaryDirectory(prefix="rope_export-") as folder:
             files.write(Path(folder))
             return self.start(str(Path(folder) / MODEL), options)
@@ -251,7 +251,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first."""
+    """The first line of an error."""
     return str(error).strip().splitlines()[0]
 
 

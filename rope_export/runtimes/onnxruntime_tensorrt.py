@@ -75,8 +75,8 @@ class RtxProvider(TensorrtProvider):
         import onnxruntime
 
         with OPENING:
-            known = [d for d in onnxruntime.get_ep_devices() if d.ep_name == self.provider]
-            if not known:
+            devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == self.provider]
+            if not devices:
                 library = import_module(PLUGIN).get_library_path()
                 try:
                     onnxruntime.register_execution_provider_library(self.provider, library)

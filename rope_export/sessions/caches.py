@@ -74,7 +74,7 @@ class GrowingCaches:
         return outputs
 
     def forget(self, first: np.ndarray, last: np.ndarray) -> None:
-        """Nothing: rows have one length, so none is shortened alone."""
+        """Does nothing: rows have one length, so none is shortened alone."""
 
     def reset(self, rows: list[int], lengths: np.ndarray) -> None:
         self.tensors, self._mask = {}, None

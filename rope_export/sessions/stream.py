@@ -58,20 +58,20 @@ class Stream:
 
     @lengths.setter
     def lengths(self, lengths: "Sequence[int] | np.ndarray") -> None:
-        wanted = whole_numbers("lengths", lengths, self.batch)
-        if self.kind == "growing" and np.any(wanted != self._lengths):
+        requested = whole_numbers("lengths", lengths, self.batch)
+        if self.kind == "growing" and np.any(requested != self._lengths):
             raise InputError(
                 "every row of a growing cache holds the same number of entries; export with cache "
                 "'fixed' to set them row by row."
             )
-        for row, (asked, held) in enumerate(zip(wanted, self._lengths, strict=True)):
+        for row, (asked, held) in enumerate(zip(requested, self._lengths, strict=True)):
             if not 0 <= asked <= held:
                 raise TensorError(
                     f"lengths: row {row} of the cache holds {held} entries, not {asked}; lengths "
                     f"may be lowered, to 0 at least. Call step to add entries."
                 )
-        self._caches.forget(wanted, self._lengths)
-        self._lengths = wanted
+        self._caches.forget(requested, self._lengths)
+        self._lengths = requested
 
     def assume_lengths(self, lengths: "Sequence[int] | np.ndarray") -> None:
         """Take so many slots of each row of a fixed cache as valid, zeros where none were written.
@@ -79,9 +79,9 @@ class Stream:
         So a step can be measured at one length again and again, without the calls before it.
         Raises: TensorError for lengths that the cache has no room for.
         """
-        wanted = whole_numbers("lengths", lengths, self.batch)
-        self.interface.check_lengths(wanted.tolist(), 0, self.capacity or 0)
-        self._lengths = wanted
+        requested = whole_numbers("lengths", lengths, self.batch)
+        self.interface.check_lengths(requested.tolist(), 0, self.capacity or 0)
+        self._lengths = requested
 
     def step(
         self,
@@ -223,8 +223,8 @@ def _check_size(name: str, count: int | None) -> None:
     if isinstance(count, bool) or not isinstance(count, int):
         raise InputError(f"{name}={count!r}: it must be a whole number.")
     if count < 1:
-        least = "a stream has at least one row" if name == "batch" else "a cache has a slot or more"
-        raise InputError(f"{name}={count}: {least}.")
+        rule = "a stream has at least one row" if name == "batch" else "a cache has a slot or more"
+        raise InputError(f"{name}={count}: {rule}.")
 
 
 def _capacity(capacity: int | None, only: int | None) -> int:

@@ -86,7 +86,7 @@ def _shares(events: list[dict[str, object]], spec: AttentionSpec, shape: Shape) 
         "MatMul": weight_bytes(spec),
         "GroupQueryAttention": work(spec, shape, 0).bytes,
     }
-    found = [
+    shares = [
         Share(
             what=kind,
             nodes=len(nodes),
@@ -95,9 +95,9 @@ def _shares(events: list[dict[str, object]], spec: AttentionSpec, shape: Shape) 
         )
         for kind, nodes in groups.items()
     ]
-    yield from sorted(found, key=lambda share: -share.seconds)
+    yield from sorted(shares, key=lambda share: -share.seconds)
     whole = median(step[""] for step in steps)
-    rest = whole - sum(share.seconds for share in found)
+    rest = whole - sum(share.seconds for share in shares)
     yield Share(what="between nodes, and the profiler", nodes=0, seconds=rest, read=0)
 
 
@@ -105,7 +105,7 @@ def _group(kind: str) -> str:
     return kind if kind in ("MatMul", "GroupQueryAttention") else "everything else"
 
 
-def page(found: dict[Shape, list[Share]], limits: Limits) -> Iterator[str]:
+def page(profiles: dict[Shape, list[Share]], limits: Limits) -> Iterator[str]:
     yield "# Where a decode step's time goes"
     yield ""
     yield (
@@ -115,7 +115,7 @@ def page(found: dict[Shape, list[Share]], limits: Limits) -> Iterator[str]:
         f"lowering `ort`, fixed cache; medians of {STEPS} steps by "
         f"onnxruntime's profiler, which itself takes time."
     )
-    for shape, shares in found.items():
+    for shape, shares in profiles.items():
         whole = sum(share.seconds for share in shares)
         yield ""
         yield f"## {shape.name}: {1e3 * whole:.2f} ms"
@@ -147,8 +147,8 @@ def main() -> int:
     limits = measured_limits(cores())
     with tempfile.TemporaryDirectory() as name:
         artifact = export(options.source, out=Path(name) / "artifact", cache="fixed")
-        found = {shape: profiled(artifact, shape, Path(name), cores()) for shape in SHAPES}
-    lines = "\n".join(page(found, limits)) + "\n"
+        profiles = {shape: profiled(artifact, shape, Path(name), cores()) for shape in SHAPES}
+    lines = "\n".join(page(profiles, limits)) + "\n"
     print(lines, end="")
     if options.write:
         PAGE.write_text(lines, encoding="utf-8")

@@ -1,6 +1,6 @@
 """What onnxruntime's session options are worth: `python -m scripts.benchmarks.sessions [--write]`.
 
-Each option is changed alone, and the sessions are timed in blocks that take turns; --write writes
+Each option is changed alone, and the sessions are timed in alternating blocks; --write writes
 docs/benchmarks/sessions.md.
 """
 
@@ -59,7 +59,7 @@ CHANGES: dict[str, Callable[[Options], None]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Comparison:
     """Timings of every change at one shape of one source."""
 
     source: str
@@ -81,7 +81,7 @@ def _call(session: Session, shape: Shape) -> Call:
     return steps(stream, shape, drawn(spec, shape, 0))
 
 
-def compare(source: Path, plan: Plan) -> Iterator[Found]:
+def compare(source: Path, plan: Plan) -> Iterator[Comparison]:
     """Every change at every shape, on the layer that "auto" makes of `source`."""
     with tempfile.TemporaryDirectory() as folder:
         artifact = export(source, out=Path(folder) / "artifact", cache="fixed")
@@ -89,10 +89,10 @@ def compare(source: Path, plan: Plan) -> Iterator[Found]:
         for shape in SHAPES:
             calls = {name: _call(session, shape) for name, session in sessions.items()}
             timings = measure(calls, plan)
-            yield Found(source=source.stem, shape=shape, timings=timings)
+            yield Comparison(source=source.stem, shape=shape, timings=timings)
 
 
-def page(found: list[Found]) -> Iterator[str]:
+def page(comparisons: list[Comparison]) -> Iterator[str]:
     yield "# What session options are worth"
     yield ""
     yield (
@@ -104,10 +104,10 @@ def page(found: list[Found]) -> Iterator[str]:
     yield ""
     others = [name for name in CHANGES if name != DEFAULT]
     rows = []
-    for one in found:
-        first = one.timings[DEFAULT].median
-        cells = [one.source, one.shape.name, f"{1e3 * first:.3f} ms"]
-        for timing in (one.timings[name] for name in others):
+    for comparison in comparisons:
+        first = comparison.timings[DEFAULT].median
+        cells = [comparison.source, comparison.shape.name, f"{1e3 * first:.3f} ms"]
+        for timing in (comparison.timings[name] for name in others):
             low, high = (bound / first for bound in timing.interval)
             cells.append(f"{timing.median / first:.2f} ({low:.2f} - {high:.2f})")
         rows.append(cells)
@@ -120,8 +120,8 @@ def main() -> int:
     )
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
-    found = [one for source in SOURCES for one in compare(source, Plan())]
-    lines = "\n".join(page(found)) + "\n"
+    comparisons = [comparison for source in SOURCES for comparison in compare(source, Plan())]
+    lines = "\n".join(page(comparisons)) + "\n"
     print(lines, end="")
     if options.write:
         PAGE.write_text(lines, encoding="utf-8")

@@ -63,7 +63,7 @@ class Finding:
 
 
 def decode(fixed: Artifact, growing: Artifact, steps: int) -> Finding:
-    """So many steps of one token; every hundredth is compared with the growing cache's answer."""
+    """Decode `steps` tokens; every hundredth is compared with the growing cache's answer."""
     spec = AttentionSpec.from_json(fixed.manifest.spec)
     hidden = np.random.default_rng(0).standard_normal(
         (steps, 1, 1, spec.hidden_size), dtype=np.float32
@@ -148,7 +148,7 @@ def sessions(artifact: Artifact, seconds: float) -> Finding:
         expected, before = first.run(inputs), process.memory_info().rss
         opened = [open_session(artifact) for _ in range(THREADS)]
         added = process.memory_info().rss - before
-        found = _together(
+        finding = _together(
             f"{THREADS} sessions of one process, a thread each",
             [_repeat(session, inputs, expected, seconds) for session in opened],
         )
@@ -156,12 +156,12 @@ def sessions(artifact: Artifact, seconds: float) -> Finding:
             session.close()
     more = f"; opening them took {max(added, 0) / 1e6:.1f} MB"
     return Finding(
-        what=found.what, calls=found.calls, wrong=found.wrong, figures=found.figures + more
+        what=finding.what, calls=finding.calls, wrong=finding.wrong, figures=finding.figures + more
     )
 
 
 Work = Callable[[], tuple[int, int]]
-"""Calls that were made, and how many of their answers were wrong."""
+"""A function that returns how many calls it made, and how many of their answers were wrong."""
 
 
 def _together(what: str, works: list[Work]) -> Finding:
@@ -265,13 +265,13 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
     findings = []
-    for found in long_runs(options.source, options.steps, options.seconds):
-        findings.append(found)
-        print(f"{found.what}: {found.calls} calls, {found.wrong} wrong; {found.figures}")
+    for finding in long_runs(options.source, options.steps, options.seconds):
+        findings.append(finding)
+        print(f"{finding.what}: {finding.calls} calls, {finding.wrong} wrong; {finding.figures}")
     if options.write:
         command = "python -m scripts.benchmarks.soak --write"
         PAGE.write_text("\n".join(page(findings, command)) + "\n", encoding="utf-8")
-    return 1 if any(found.wrong or found.grown > SMALL for found in findings) else 0
+    return 1 if any(finding.wrong or finding.grown > SMALL for finding in findings) else 0
 
 
 if __name__ == "__main__":

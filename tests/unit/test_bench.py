@@ -317,14 +317,16 @@ def test_fused_attention_in_place_is_the_layer(facts, shape) -> None:
     module, shape = layer(**BASELINES[facts]), Shape(**dict(zip(FIELDS, shape, strict=True)))
     inputs = drawn(module.spec, shape, 1)
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
-    given = baselines.SdpaBaseline(module).given(tensors, shape)
+    arguments = baselines.SdpaBaseline(module).arguments(tensors, shape)
     with torch.no_grad():
         expected, *cache = module(**tensors)
         for _ in range(2):
             # Sums of at most 64 terms of order 1.
-            torch.testing.assert_close(baselines.sdpa_step(*given), expected, rtol=0, atol=2**-18)
-        assert torch.equal(given[3], cache[0])
-        assert torch.equal(given[4], cache[1])
+            torch.testing.assert_close(
+                baselines.sdpa_step(*arguments), expected, rtol=0, atol=2**-18
+            )
+        assert torch.equal(arguments[3], cache[0])
+        assert torch.equal(arguments[4], cache[1])
 
 
 FIELDS = ("batch", "sequence", "past")

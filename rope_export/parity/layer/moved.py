@@ -1,4 +1,4 @@
-"""Scores that are off by so much that other slots may win."""
+"""The effect of scores that are off by so much that other slots may win."""
 
 import numpy as np
 
@@ -19,8 +19,8 @@ def moved_by(errors: np.ndarray, trace: Trace) -> tuple[np.ndarray, np.ndarray]:
     largest = np.max(np.where(seen, errors, 0.0), axis=-1, keepdims=True)
     batch, groups, total, _ = values.shape
     slots = seen.max(axis=2).reshape(batch, groups, -1, total, 1).max(axis=2)
-    most = np.max(np.where(slots, values, -np.inf), axis=2, keepdims=True, initial=-np.inf)
-    least = np.min(np.where(slots, values, np.inf), axis=2, keepdims=True, initial=np.inf)
-    spread = np.where(slots.any(axis=2, keepdims=True), most - least, 0.0)
+    maximum = np.max(np.where(slots, values, -np.inf), axis=2, keepdims=True, initial=-np.inf)
+    minimum = np.min(np.where(slots, values, np.inf), axis=2, keepdims=True, initial=np.inf)
+    spread = np.where(slots.any(axis=2, keepdims=True), maximum - minimum, 0.0)
     every = np.repeat(spread, seen.shape[1] // groups, axis=1)
     return largest, (np.tanh(largest) * every) ** 2

@@ -177,7 +177,7 @@ def _of_config(asked: _Asked, facts: Mapping[str, Any], limit: str) -> Reading:
 
 
 def _limited(answer: Reading, limit: str) -> Reading:
-    """A reading with what it is of, if it is proven."""
+    """The reading with its limit as the reason, if it is proven."""
     if answer.status != "proven":
         return answer
     return dataclasses.replace(answer, reason="; ".join(filter(None, (limit, answer.reason))))

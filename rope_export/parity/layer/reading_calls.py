@@ -125,11 +125,11 @@ def _judged(calls: Calls, name: str, output: Tensor) -> Tensor:
 
 def _apart(ours: Outputs, theirs: Outputs) -> Iterator[Difference]:
     """Where the two differ in float64 by more than `AS_IS`."""
-    for name, wanted in theirs.items():
+    for name, expected in theirs.items():
         error = float("inf")
-        if ours[name].shape == wanted.shape:
-            largest = float(wanted.abs().max())
-            error = float((ours[name] - wanted).abs().max()) / (largest or 1.0)
+        if ours[name].shape == expected.shape:
+            largest = float(expected.abs().max())
+            error = float((ours[name] - expected).abs().max()) / (largest or 1.0)
         if not error <= AS_IS:
             yield Difference(case=name, output=OUTPUT, error=error)
 
@@ -142,15 +142,15 @@ def _worse(
     theirs: Outputs,
     exact: Outputs,
 ) -> Iterator[Difference]:
-    """By the rule of a row: ours may be twice as far from the float64 module as theirs is, or as
-    the rounding floor."""
+    """Calls that fail the rule of a row: ours may be twice as far from the float64 module as
+    theirs, or as the rounding floor."""
     for calls in every:
         reduction = longest_reduction(replace(spec, dtype=dtype), calls.total)
         floor = UNIT_ROUNDOFF[dtype] * reduction**0.5
         for name, _ in calls.steps:
-            wanted = exact[name].numpy()
-            mine = errors(ours[name].numpy() - wanted, wanted)
-            eager = errors(theirs[name].numpy() - wanted, wanted)
+            expected = exact[name].numpy()
+            mine = errors(ours[name].numpy() - expected, expected)
+            eager = errors(theirs[name].numpy() - expected, expected)
             worst = max(mine, key=lambda x: mine[x] / max(eager[x], floor))
             if not mine[worst] <= tolerance(eager[worst], floor):
                 yield Difference(case=f"{name}, {dtype}", output=OUTPUT, error=mine[worst])

@@ -59,7 +59,7 @@ class Trace:
 
     @property
     def outputs(self) -> dict[str, Float64]:
-        """By the names that an artifact gives them."""
+        """The outputs by the names that an artifact gives them."""
         cache = {self.cache_output(name): value for name, value in self.cache.items()}
         return {self.main_output: self.output, **cache}
 
@@ -70,7 +70,7 @@ class Trace:
         return np.stack(rows)
 
     def placed(self, new: np.ndarray) -> np.ndarray:
-        """(B, ..., S, D) where this call writes it, and zeros in every other slot."""
+        """A cache of zeros with `new` (B, ..., S, D) in the slots that this call writes."""
         zeros = np.zeros((*new.shape[:-2], self.keys.shape[2], new.shape[-1]))
         return written(zeros, new, self.starts)
 

@@ -17,7 +17,7 @@ def every_line(report: Report) -> Iterator[str]:
 
 
 def short_lines(report: Report) -> Iterator[str]:
-    """The same, but what takes nothing from the verdict is named without its reason."""
+    """The lines of `every_line`, those without effect on the verdict without their reason."""
     if report.status == "nothing compared":
         yield from every_line(report)
         return

@@ -75,7 +75,7 @@ def worst_of(rows: Iterable[Row], key: Callable[[Row], tuple[str, ...]]) -> list
 
 
 def _without_repeats(report: Report) -> list[Row]:
-    """Without rows whose only news is in a line of the verdict: calls that failed, but the first on
+    """The rows without those whose news is in the verdict: calls that failed, but the first on
     each runtime, and where float16 overflowed those in which eager's answer is not a number."""
     seen: set[str] = set()
     rows = []

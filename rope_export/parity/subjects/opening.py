@@ -9,7 +9,7 @@ from rope_export.sessions import Session, open_session
 
 
 def subject_of(opened: Folder, request: Request) -> Subject:
-    """The subject that an opened folder is judged as: the files of this folder are asked in turn,
+    """The subject that judges an opened folder: the files of this package are asked one by one,
     by their `fits`, and `make_subject` of the one that answers makes it."""
     for module in modules_of("rope_export.parity.subjects"):
         if hasattr(module, "fits") and module.fits(opened):

@@ -23,7 +23,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Refusal(Exception):
-    """What a contender cannot be asked for."""
+    """A contender cannot run a case; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Contender(ABC):
         """
 
     def close(self) -> None:  # noqa: B027 - most have nothing to give back
-        """Give back what it holds."""
+        """Give back what the contender holds."""
 
 
 class Graph(Contender):
@@ -106,12 +106,12 @@ class Graph(Contender):
         return output
 
     def side(self, call: Call) -> Arrays:
-        """What else the layer takes. input_ids only give their shape.
+        """The other inputs of the layer. input_ids only give their shape.
 
         Raises: Refusal of padding where there is no mask.
         """
         batch, new = call.positions.shape
-        known = {
+        tensors = {
             "input_ids": np.zeros((batch, new), np.int64),
             "attention_mask": call.mask,
             "position_ids": call.positions,
@@ -120,11 +120,11 @@ class Graph(Contender):
         }
         if call.padded and "attention_mask" not in self.layer.side:
             raise Refusal("the layer takes no attention_mask")
-        return {name: np.ascontiguousarray(known[name]) for name in self.layer.side}
+        return {name: np.ascontiguousarray(tensors[name]) for name in self.layer.side}
 
 
 class Growing(Graph):
-    """Past in, present out, freshly allocated in every call."""
+    """Growing caches: past in, present out, freshly allocated in every call."""
 
     def begin(self, batch: int, past: int = 0) -> State:
         return State(length=past, held=self.cache(batch, past))
@@ -175,9 +175,9 @@ class OursGrowing(Contender):
             inputs["attention_mask"] = call.mask
         elif call.padded:
             raise Refusal("exported without --padding")
-        given: Mapping[str, Any] = self.session.run(inputs)
-        held = {f"past_{name}": given[f"present_{name}"] for name in ("key", "value")}
-        return given["attention_output"], State(length=call.mask.shape[1], held=held)
+        outputs: Mapping[str, Any] = self.session.run(inputs)
+        held = {f"past_{name}": outputs[f"present_{name}"] for name in ("key", "value")}
+        return outputs["attention_output"], State(length=call.mask.shape[1], held=held)
 
     def close(self) -> None:
         self.session.close()

@@ -27,7 +27,7 @@ NEW = ("transformers==5.23.0", "tokenizers==0.23.3", "huggingface_hub==2.4.0")
 
 
 class NotInstalledError(Exception):
-    """Why an exporter is not there, in one line."""
+    """An exporter is not installed; the message says why, in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Environment:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it is there, made with these pins."""
+        """Whether the environment exists, made with these pins."""
         stamp = self.folder / STAMP
         return stamp.is_file() and stamp.read_text(encoding="utf-8") == self._stamp
 
@@ -77,8 +77,8 @@ class Environment:
     def versions(self) -> dict[str, str]:
         """The installed versions of the packages in `shown`."""
         command = [str(self.programs / "python"), "-c", VERSIONS, *self.shown]
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-        return dict(json.loads(found.stdout))
+        listing = subprocess.run(command, capture_output=True, text=True, check=True)
+        return dict(json.loads(listing.stdout))
 
 
 ENVIRONMENTS = {

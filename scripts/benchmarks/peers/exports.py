@@ -21,7 +21,7 @@ OURS = "ours"
 
 
 class ExportError(Exception):
-    """Why an exporter gave nothing, in one line."""
+    """An exporter gave nothing; the message says why, in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +185,8 @@ def _high_water(pid: int) -> int:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return 1024 * int(found[1]) if found else 0
+    match = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return 1024 * int(match[1]) if match else 0
 
 
 def _reason(log: str, status: int) -> str:

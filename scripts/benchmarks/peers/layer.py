@@ -128,7 +128,7 @@ def _consumers(graph: GraphProto, name: str) -> Iterator[NodeProto]:
 
 
 def _declare(graph: GraphProto, name: str, width: int) -> None:
-    """Say that `name` is float32 (batch, sequence, width): extraction asks, exporters may not."""
+    """Declare that `name` is float32 (batch, sequence, width); extraction needs it."""
     for index, value in enumerate(graph.value_info):
         if value.name == name:
             del graph.value_info[index]

@@ -1,4 +1,4 @@
-"""Cases and errors against the float64 reference, and times in blocks that take turns."""
+"""Cases and errors against the float64 reference, and times in alternating blocks."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -106,8 +106,8 @@ class Reference:
             outputs.append(output)
         judged = mask == 1
         judged[:, : sum(case.chunks[: case.judged])] = False
-        found = np.concatenate(outputs, axis=1)[judged]
-        return errors(found - exact[judged], exact[judged])[SCALED_MAX]
+        output = np.concatenate(outputs, axis=1)[judged]
+        return errors(output - exact[judged], exact[judged])[SCALED_MAX]
 
     def errors(self, contender: Contender) -> dict[str, float | str]:
         """The error in every case, or why there is none."""
@@ -133,14 +133,14 @@ def latencies(
     seed: int = 0,
 ) -> dict[str, dict[str, Latency | str]]:
     """The time of every shape in every contender, or why there is none."""
-    found: dict[str, dict[str, Latency | str]] = {name: {} for name in contenders}
+    table: dict[str, dict[str, Latency | str]] = {name: {} for name in contenders}
     for shape in shapes:
         progress(f"timing {shape}")
         calls: dict[str, TimedCall] = {}
         for name, contender in contenders.items():
             call = _or_refused(_repeatable, contender, shape, hidden)
             if isinstance(call, str):
-                found[name][str(shape)] = call
+                table[name][str(shape)] = call
             else:
                 calls[name] = call
         plan = Plan(
@@ -152,10 +152,10 @@ def latencies(
             seed=seed,
         )
         for name, timing in measure(calls, plan).items():
-            found[name][str(shape)] = Latency(
+            table[name][str(shape)] = Latency(
                 median=1e3 * timing.median, least=1e3 * timing.low, most=1e3 * timing.high
             )
-    return found
+    return table
 
 
 def _repeatable(contender: Contender, shape: Shape, hidden: int) -> TimedCall:
@@ -173,10 +173,10 @@ def _repeatable(contender: Contender, shape: Shape, hidden: int) -> TimedCall:
     return lambda: contender.call(state, call)
 
 
-def _or_refused(made: Callable[P, T], *given: P.args, **named: P.kwargs) -> T | str:
-    """What it makes, or "refused: " and the first line of what it raised."""
+def _or_refused(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | str:
+    """The result of a function, or "refused: " and the first line of what it raised."""
     try:
-        return made(*given, **named)
+        return function(*args, **kwargs)
     except Exception as error:  # onnxruntime's own kinds derive from Exception alone
         return refusal(error)
 
@@ -185,5 +185,5 @@ def refusal(error: Exception) -> str:
     """One line that says why there is no figure: of onnxruntime's, what the operator says, and
     without the folders that files of this machine lie in."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    said = re.sub(r"^.*Status Message: ", "", lines[0])
-    return "refused: " + FOLDERS.sub("", said)
+    message = re.sub(r"^.*Status Message: ", "", lines[0])
+    return "refused: " + FOLDERS.sub("", message)

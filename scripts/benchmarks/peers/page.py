@@ -1,4 +1,4 @@
-"""What was measured, as Markdown and as JSON."""
+"""The results of a comparison of exporters, as Markdown and as JSON."""
 
 import dataclasses
 import math
@@ -31,9 +31,9 @@ ERROR = (
     f"themselves."
 )
 LATENCY = (
-    "Median over {rounds} rounds of the median of a block of calls, and the least and the most of "
-    "these medians. Contenders take turns in blocks, in an order drawn anew for each round; the "
-    "first calls of a block are discarded. Growing caches are allocated in each call, "
+    "Median over {rounds} rounds of the median of a block of calls, and the smallest and the "
+    "largest of these medians. Blocks of the contenders alternate, in an order drawn anew for each "
+    "round; the first calls of a block are discarded. Growing caches are allocated in each call, "
     "shared buffers and fixed caches have {capacity:,} slots and are written in place. Ours run by "
     "`session.run` and `stream.step`, the others by a binding that is made for each call."
 )
@@ -63,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Where and how it was measured."""
+    """The machine, settings and versions of a comparison."""
 
     date: str
     cpu: str
@@ -78,7 +78,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """One run."""
+    """The results of one run."""
 
     facts: Facts
     exports: tuple[Export, ...]
@@ -109,21 +109,21 @@ def page_lines(results: Results) -> Iterator[str]:
     heads = ("layer", *CASES)
     yield from _section("Error", ERROR, heads, [_errors(row) for row in results.rows])
     heads = ("layer", *map(str, SHAPES))
-    how = LATENCY.format(rounds=facts.rounds, capacity=facts.capacity)
-    yield from _section("Latency, ms", how, heads, [_latencies(row) for row in results.rows])
+    legend = LATENCY.format(rounds=facts.rounds, capacity=facts.capacity)
+    yield from _section("Latency, ms", legend, heads, [_latencies(row) for row in results.rows])
 
 
 def _section(
-    title: str, how: str, heads: Sequence[str], rows: Sequence[Sequence[str]]
+    title: str, legend: str, heads: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> Iterator[str]:
-    yield from ("", f"## {title}", "", how, "")
+    yield from ("", f"## {title}", "", legend, "")
     yield from table_lines(heads, rows)
 
 
 def _versions(facts: Facts) -> list[tuple[str, str]]:
     return [
-        (name, ", ".join(f"{package} {version}" for package, version in found.items()))
-        for name, found in facts.versions.items()
+        (name, ", ".join(f"{package} {version}" for package, version in versions.items()))
+        for name, versions in facts.versions.items()
     ]
 
 
@@ -152,7 +152,7 @@ def _latencies(row: Row) -> tuple[str, ...]:
 
 
 def latency_cell(latency: Latency | str) -> str:
-    """Median, least and most."""
+    """Median, smallest and largest."""
     if isinstance(latency, str):
         return latency
     return f"{latency.median:.2f} ({latency.least:.2f}–{latency.most:.2f})"  # noqa: RUF001

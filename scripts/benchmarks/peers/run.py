@@ -62,21 +62,21 @@ def measure(settings: Settings, folder: Path, progress: Progress) -> Results:
         out = folder / str(at) / "exported"
         out.parent.mkdir()
         try:
-            found, more = _exported(exporter, checkpoint, out, weights, settings)
+            exported, more = _exported(exporter, checkpoint, out, weights, settings)
             ways.update(more)
         except NotInstalledError as error:
-            found = Export(name=exporter.name, problem=f"not installed: {error}")
+            exported = Export(name=exporter.name, problem=f"not installed: {error}")
         except (ExportError, LayerError) as error:
-            found = Export(name=exporter.name, problem=refusal(error))
-        if found.problem:
-            progress(f"{exporter.name}: {found.problem}")
-        exports.append(found)
+            exported = Export(name=exporter.name, problem=refusal(error))
+        if exported.problem:
+            progress(f"{exporter.name}: {exported.problem}")
+        exports.append(exported)
     rows = tuple(_rows(ways, reference, settings, progress))
     return Results(facts=_facts(settings, load), exports=tuple(exports), rows=rows)
 
 
 Way = Callable[[], Contender]
-"""Opens one form of running an exported layer."""
+"""A function that opens one form of running an exported layer."""
 
 
 def _exported(
@@ -108,7 +108,7 @@ def _exported(
                 ways[name] = lambda: Growing(layer, sizes, threads)
             else:
                 ways[name] = lambda: InPlace(layer, sizes, threads, CAPACITY)
-    found = Export(
+    exported = Export(
         name=exporter.name,
         seconds=cost.seconds,
         peak=cost.peak,
@@ -116,7 +116,7 @@ def _exported(
         layer_bytes=size(model.parent),
         nodes=nodes(model),
     )
-    return found, ways
+    return exported, ways
 
 
 def _rows(
@@ -133,17 +133,17 @@ def _rows(
                 refused[name] = refusal(error)
             else:
                 stack.callback(contenders[name].close)
-        found = {}
+        errors = {}
         for name, contender in contenders.items():
             progress(f"comparing {name} with the reference")
-            found[name] = reference.errors(contender)
+            errors[name] = reference.errors(contender)
         times = latencies(contenders, settings.sizes.hidden, settings.rounds, progress)
     for name in ways:
         reason = refused.get(name, "")
         none: dict[str, Latency | str] = {str(shape): reason for shape in SHAPES}
         yield Row(
             name=name,
-            errors=found.get(name) or dict.fromkeys(CASES, reason),
+            errors=errors.get(name) or dict.fromkeys(CASES, reason),
             latencies=times.get(name) or none,
         )
 
@@ -166,12 +166,12 @@ def _facts(settings: Settings, load: float) -> Facts:
 
 def _versions(peers: tuple[str, ...]) -> dict[str, dict[str, str]]:
     """Versions of what is installed, by environment."""
-    found = {"rope_export": {package: version(package) for package in OWN_PACKAGES}}
-    wanted = {peer.environment for peer in PEERS if peer.group in peers}
+    versions = {"rope_export": {package: version(package) for package in OWN_PACKAGES}}
+    environments = {peer.environment for peer in PEERS if peer.group in peers}
     for name, environment in ENVIRONMENTS.items():
-        if name in wanted and environment.is_ready:
-            found[name] = environment.versions()
-    return found
+        if name in environments and environment.is_ready:
+            versions[name] = environment.versions()
+    return versions
 
 
 def _cpu() -> str:
@@ -179,6 +179,6 @@ def _cpu() -> str:
     name = platform.processor() or platform.machine()
     if sys.platform == "linux":
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-        name = found[1] if found else name
+        match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        name = match[1] if match else name
     return f"{name}, {os.cpu_count()} cores"

@@ -14,7 +14,7 @@ from rope_export.spec.parts import Over
 
 @of_kind("latent", "value width")
 def _shapes(layer: ReferenceLayer, feature: Feature) -> Iterator[Counterfactual]:
-    """None: without it the tensors have other shapes, which are compared before any number is."""
+    """No counterfactual: without these, tensors have other shapes, which are compared first."""
     yield from ()
 
 
@@ -88,7 +88,7 @@ def _norm(layer: ReferenceLayer, feature: Feature) -> Iterator[Counterfactual]:
 
 
 def _other_span(layer: ReferenceLayer, name: str, norm: NormSpec) -> Iterator[Counterfactual]:
-    """Over all heads in place of each, or the other way round; with the same weights."""
+    """A norm over all heads in place of each, or the other way round; with the same weights."""
     heads, width = layer.spec.norm_sizes[name]
     if heads == 1 or layer.spec.norm_after_rope:
         return
