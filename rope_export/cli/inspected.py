@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rope_export.rope import every_variant
 from rope_export.spec import AttentionSpec
 
 PLAIN = {"kind", "format_version", "interface", "spec", "stale_slots", "dtype"}
@@ -30,25 +29,18 @@ def rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _spec_rows(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    defaults = {f.name: f.default for f in dataclasses.fields(AttentionSpec)}
     rope = spec.get("rope")
-    yield "layer", _set({k: v for k, v in spec.items() if k != "rope"}, AttentionSpec)
-    if rope is None:
-        yield "rope", "no rotation"
-        return
-    kind = every_variant()[rope["rope_type"]]
-    yield "rope", f"{rope['rope_type']}, {_set(rope, kind, always=('theta', 'layout'))}"
+    yield "layer", _parts({k: v for k, v in spec.items() if k != "rope" and v != defaults[k]})
+    yield "rope", "no rotation" if rope is None else _parts(rope)
 
 
-def _set(facts: Mapping[str, Any], cls: type, always: tuple[str, ...] = ()) -> str:
-    """Fields that differ from the defaults of a dataclass, and those that are shown always."""
-    defaults = {
-        f.name: list(f.default) if isinstance(f.default, tuple) else f.default
-        for f in dataclasses.fields(cls)
-    }
+def _parts(facts: Mapping[str, Any]) -> str:
+    """Each fact by its name and value, without what is empty or off."""
     return ", ".join(
         name if value is True else f"{name} {_flat(value)}"
         for name, value in facts.items()
-        if name in defaults and (name in always or value != defaults[name])
+        if value not in (None, False, [], {})
     )
 
 

@@ -86,7 +86,12 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def artifact(tiny, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny().path, tmp_path / "growing"))
+    """A copy without what other tests have measured on the shared one."""
+    path = Path(shutil.copytree(tiny().path, tmp_path / "growing"))
+    evidence = json.loads((path / "evidence.json").read_text())
+    kept = {name: evidence[name] for name in ("kind", "source") if name in evidence}
+    (path / "evidence.json").write_text(json.dumps(kept))
+    return path
 
 
 @pytest.fixture
