@@ -4,18 +4,18 @@ Writes the output of its three commands, the table of what is supported, and the
 beside tolerances. With --check nothing is written, and the status is 1 if the README differs.
 """
 
-import os
+import io
 import re
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from rope_export.checkpoints.config import select
+from rope_export.cli import run
 from rope_export.errors import SpecError
 from rope_export.lowerings import lowerings
 from rope_export.rope import every_variant
@@ -81,23 +81,18 @@ def workplace() -> Iterator[Path]:
 
 
 def outputs(folder: Path) -> str:
-    """Markdown: each command with what it prints on a terminal of 100 columns."""
-    program = f"{shlex.quote(sys.executable)} -m rope_export"
-    environment = {**os.environ, "COLUMNS": "100"}
+    """Markdown: each command with what it prints where it is run in `folder`."""
     parts = []
     for command in COMMANDS:
-        line = command.replace("rope-export", program, 1)
-        ran = subprocess.run(
-            line,
-            shell=True,
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        lines = "\n".join(line.rstrip() for line in ran.stdout.rstrip().splitlines())
-        parts.append(f"```console\n$ {command}\n{lines}\n```\n")
+        line, _, limit = command.partition(" | head -n ")
+        printed = io.StringIO()
+        with chdir(folder), redirect_stdout(printed):
+            status = run(shlex.split(line)[1:])
+        if status != 0:
+            raise RuntimeError(f"{line}: status {status}")
+        lines = printed.getvalue().rstrip().splitlines()[: int(limit or 1_000)]
+        text = "\n".join(line.rstrip() for line in lines)
+        parts.append(f"```console\n$ {command}\n{text}\n```\n")
     return "\n".join(parts)
 
 

@@ -1,5 +1,6 @@
 """What the tests share: real weights, and artifacts made once."""
 
+import gc
 import hashlib
 import json
 import os
@@ -69,6 +70,14 @@ def runtime(request: pytest.FixtureRequest) -> OneRuntime:
     """Each runtime there is: a test that takes it runs on all, and is skipped with the reason where
     one is not on this machine."""
     return OneRuntime(request.param)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave what was imported until now out of garbage collection: looking through millions of
+    objects of torch and transformers, again and again, takes longer than many a test."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.fixture(scope="session")

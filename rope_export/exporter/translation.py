@@ -12,6 +12,7 @@ from onnxscript import optimizer
 from torch import nn
 
 from rope_export.errors import RopeExportError
+from rope_export.exporter import operator_table
 from rope_export.exporter.passes import CancelReshapesPass
 from rope_export.interface import Interface, TensorType
 
@@ -19,6 +20,7 @@ from rope_export.interface import Interface, TensorType
 def translate(module: nn.Module, interface: Interface, opset: int) -> ir.Model:
     """The module as an ONNX model whose tensors and dynamic axes are those of the interface."""
     examples = _examples(interface)
+    operator_table.read_once()
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,

@@ -19,7 +19,6 @@ from rope_export.bench.markdown import table_lines
 from rope_export.checkpoints.config import INNER, Read, select, spec_of
 from rope_export.errors import SpecError
 from tests.conformance import runner
-from tests.support.operators import read_operators_once
 
 MODELS = Path(__file__).parents[2] / "models"
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -202,7 +201,6 @@ def main() -> int:
         jobs=options.jobs,
         fresh=options.fresh,
         line=in_one_line,
-        prepare=read_operators_once,
     )
     proofs = list(finished.results.values())
     if options.write:

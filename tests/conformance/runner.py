@@ -114,15 +114,14 @@ def run(
     fresh: bool = False,
     line: Callable[[T], str] = str,
     store: Path = RESULTS,
-    prepare: Callable[[], None] | None = None,
 ) -> Finished[T]:
     """Calls the function with the options of each item, in `jobs` processes.
 
     function: of a module, not nested, so that a process can import it. items: options by name,
     plain JSON. kind: the type of a result, a dataclass or what else msgspec converts. fresh: also
     calls it for items with a result in the store. line: a result in one line, for the progress.
-    store: the folder of results. prepare: called in the process of an item, before it. An item
-    that raises has an error instead of a result, and is tried again by the next run.
+    store: the folder of results. An item that raises has an error instead of a result, and is tried
+    again by the next run.
     """
     results: dict[str, T] = {}
     errors: dict[str, str] = {}
@@ -136,7 +135,7 @@ def run(
     if results:
         Console(stderr=True).print(f"{len(results)} of {len(items)} are in {store}", markup=False)
     calls = (
-        joblib.delayed(_call)(function, name, dict(items[name]), store, keys[name], prepare)
+        joblib.delayed(_call)(function, name, dict(items[name]), store, keys[name])
         for name in open_items
     )
     processes = min(jobs, len(open_items)) or 1
@@ -165,12 +164,9 @@ def _call(
     options: dict[str, Any],
     store: Path,
     key: str,
-    prepare: Callable[[], None] | None,
 ) -> tuple[str, T | None, str | None]:
     """One item in its process, which writes the result itself: nothing done is lost with the
     process that waits for it."""
-    if prepare is not None:
-        prepare()
     try:
         with warnings.catch_warnings(action="ignore"):
             value = function(**options)

@@ -35,7 +35,6 @@ from tests.conformance.families.compare import (
     runtime_errors,
 )
 from tests.conformance.families.inputs import Mark
-from tests.support.operators import read_operators_once
 
 PAGE = Path(__file__).parents[2] / "docs" / "variants.md"
 ORIGINAL = 64
@@ -306,7 +305,6 @@ def main() -> int:
         jobs=options.jobs,
         fresh=options.fresh,
         line=in_one_line,
-        prepare=read_operators_once,
     )
     cells = [cell for proof in finished.results.values() for cell in proof.cells]
     if options.write:

@@ -1,6 +1,7 @@
 """A verdict names what it judged: what is hashed is what is loaded, and evidence counts for the
 files whose hashes it names."""
 
+import functools
 import json
 import os
 import random
@@ -40,19 +41,33 @@ OURS = ("format_version", "kind", "files")
 """What the first evidence did not have."""
 
 
-@pytest.fixture(scope="module", params=["small", "large"])
-def pair(request, tiny, tiny_config, tmp_path_factory) -> tuple[Artifact, Artifact]:
+Pair = tuple[Artifact, Artifact]
+
+
+@pytest.fixture(scope="session")
+def pairs(tiny_config, tmp_path_factory) -> Callable[[str], Pair]:
+    """Pairs by where their weights lie, each made once."""
+
+    @functools.cache
+    def make(place: str) -> Pair:
+        folder = tmp_path_factory.mktemp("pair")
+        with pytest.MonkeyPatch.context() as patch:
+            if place == "large":
+                patch.setattr(onnx_file, "EXTERNAL_ABOVE", 1_000)
+            one, other = (
+                export(tiny_config, out=folder / str(seed), seed=seed, lowering="portable")
+                for seed in (1, 2)
+            )
+        assert len(one.manifest.files) == (2 if place == "large" else 1)
+        return one, other
+
+    return make
+
+
+@pytest.fixture(params=["small", "large"])
+def pair(request, pairs) -> Pair:
     """Two artifacts of one layer with different weights, inside the model or in a file beside."""
-    folder = tmp_path_factory.mktemp("pair")
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "large":
-            patch.setattr(onnx_file, "EXTERNAL_ABOVE", 1_000)
-        one, other = (
-            export(tiny_config, out=folder / str(seed), seed=seed, lowering="portable")
-            for seed in (1, 2)
-        )
-    assert len(one.manifest.files) == (2 if request.param == "large" else 1)
-    return one, other
+    return pairs(request.param)
 
 
 def answer(session) -> bytes:

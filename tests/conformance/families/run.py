@@ -30,7 +30,6 @@ from tests.conformance.families.compare import Outcome, compared
 from tests.conformance.families.report import SAMPLE, Verdict, verdict, write_report
 from tests.conformance.families.rotary_classes import rotary_attention_classes, rotary_families
 from tests.conformance.families.tiny import PROBLEMS, tiny_models
-from tests.support.operators import read_operators_once
 
 LIMIT = 600
 """Seconds for one family."""
@@ -59,7 +58,6 @@ def main(arguments: list[str] | None = None) -> int:
         jobs=options.jobs,
         fresh=options.fresh,
         line=lambda verdict: f"{verdict.family}: {verdict.status}",
-        prepare=read_operators_once,
     )
     verdicts = list(finished.results.values())
     if options.json:

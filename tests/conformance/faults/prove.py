@@ -8,7 +8,6 @@ from pathlib import Path
 from rope_export.bench.markdown import table_lines
 from tests.conformance import runner
 from tests.conformance.faults.run import Verdict, numbered, title, work
-from tests.support.operators import read_operators_once
 
 PAGE = Path(__file__).parents[3] / "docs" / "faults.md"
 
@@ -87,7 +86,6 @@ def main() -> int:
         jobs=options.jobs,
         fresh=options.fresh,
         line=in_one_line,
-        prepare=read_operators_once,
     )
     verdicts = finished.results.values()
     faults = [one for one in verdicts if one.fault]

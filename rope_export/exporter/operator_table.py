@@ -1,0 +1,21 @@
+"""torch's table of ONNX operators, read once in a process.
+
+torch's exporter compiles its hundreds of operators from source anew for every model, which takes a
+good part of the time of one layer. The table is the same each time.
+"""
+
+import functools
+from typing import Any
+
+
+def read_once() -> None:
+    """Let further exports of this process reuse the table. Of a torch that keeps it elsewhere,
+    nothing is changed."""
+    try:
+        from torch.onnx._internal.exporter import _registration
+    except ImportError:
+        return
+    scripts: Any = getattr(_registration, "onnxscript_apis", None)
+    read = getattr(scripts, "get_torchlib_ops", None)
+    if read is not None and not hasattr(read, "cache_info"):
+        scripts.get_torchlib_ops = functools.cache(read)
