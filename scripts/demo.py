@@ -33,26 +33,29 @@ def main(source: str, folder: str) -> int:
                 exports.append((artifact, report))
     console = out()
     for artifact, report in exports:
-        console.print(summary(report, f"{artifact.path}: layer 0 of {Path(source).name}"))
-    console.print(overview(exports))
+        if not report.passed:
+            console.print(summary(report, str(artifact.path)))
+    console.print(overview(exports, f"layer 0 of {Path(source).name} against eager PyTorch"))
+    console.print(f"rope-export verify {exports[-1][0].path} --all shows every case.")
     return 0 if all(report.passed for _, report in exports) else 1
 
 
-def overview(exports: list[tuple[Artifact, Report]]) -> Table:
-    """The artifacts, and the largest share of its tolerance that each one used."""
-    grid = Table(title="artifacts", title_justify="left")
-    for name in ("lowering", "dtype", "verdict", "weights", "comparisons", "tolerance used", "in"):
+def overview(exports: list[tuple[Artifact, Report]], title: str) -> Table:
+    """The artifacts with their verdicts, and the largest share of its tolerance that each used."""
+    grid = Table(title=title, title_justify="left")
+    heads = ("artifact", "verdict", "weights", "reading", "comparisons", "failed", "tolerance used")
+    for name in heads:
         grid.add_column(name)
     for artifact, report in exports:
         ran = [row.used for row in report.rows if row.runtime not in ("eager", "file")]
         grid.add_row(
-            artifact.manifest.lowering,
-            artifact.manifest.dtype,
+            str(artifact.path),
             report.status,
             report.weights,
+            report.reading.status,
             str(len(report.rows)),
+            str(sum(row.status == "failed" for row in report.rows)),
             f"{100 * max(ran, default=0):.0f} %",
-            str(artifact.path),
         )
     return grid
 
