@@ -92,8 +92,8 @@ def outputs(folder: Path) -> str:
             raise RuntimeError(f"{line}: status {status}")
         lines = printed.getvalue().rstrip().splitlines()[: int(limit or 1_000)]
         text = "\n".join(line.rstrip() for line in lines)
-        parts.append(f"```console\n$ {command}\n{text}\n```\n")
-    return "\n".join(parts)
+        parts.append(f"$ {command}\n{text}\n")
+    return "```console\n" + "\n".join(parts) + "```\n"
 
 
 def without_figures(text: str) -> list[str]:

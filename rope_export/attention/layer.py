@@ -22,7 +22,7 @@ from rope_export.attention.request import (
     visibility_facts,
 )
 from rope_export.attention.rotation import Rotation, cos_sin_of, query_factor_of, rotation_facts
-from rope_export.errors import CheckpointError
+from rope_export.errors import CheckpointError, SpecError
 from rope_export.spec import AttentionSpec, NormSpec
 
 
@@ -289,4 +289,11 @@ def _inv_freq(spec: AttentionSpec) -> Tensor | None:
     if spec.rope is None:
         return None
     with torch.device("cpu"):  # a layer may be made on meta, which holds no numbers
-        return spec.rope.table()
+        table = spec.rope.table()
+    pairs = spec.rope.rotary_dim // 2
+    if not spec.rope.depends_on_length and (table.dtype, *table.shape) != (torch.float32, pairs):
+        raise SpecError(
+            f"{type(spec.rope).__name__}.inv_freq gives {str(table.dtype).removeprefix('torch.')}"
+            f"{list(table.shape)}; it must be float32[{pairs}], a frequency for each pair."
+        )
+    return table

@@ -25,7 +25,7 @@ from rope_export.exporter.weight_facts import facts_of_weights
 from rope_export.interface import attention_interface
 from rope_export.lowerings import Lowering, lowered, lowering_for
 from rope_export.quantization import Bits, Packed, Quantization, unpack
-from rope_export.spec import DType
+from rope_export.spec import AttentionSpec, DType
 from rope_export.version import VERSION
 
 NEWEST_OPSET = 24
@@ -79,6 +79,7 @@ def export(
     opened = open_model(source, part=part, dtype=dtype, seed=seed, adapter=adapter)
     source_layer = opened.layer(layer)
     spec = source_layer.spec
+    AttentionSpec.from_json(spec.to_json())  # what a manifest cannot hold is refused here
     _refuse_unread(source_layer)
     quantization = _quantization(weights, block_size, accuracy_level)
     chosen = lowering_for(lowering, spec, cache, quantization)

@@ -1,11 +1,11 @@
 """How a head rotates with position: what every variant has in common."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from rope_export.errors import SpecError
-from rope_export.rope.parameters import number
+from rope_export.rope.parameters import number, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,13 +70,16 @@ class RopeSpec(ABC):
     def read(
         cls, parameters: dict[str, Any], config: Any, *, head_dim: int, **common: Any
     ) -> "RopeSpec":
-        """The variant from a config's rope parameters.
+        """The variant from a config's rope parameters: each key of `hf_keys` as a required number,
+        which is whole where the field is an int.
 
         parameters: the rope parameters. config, head_dim: for the few variants that look there.
         common: fields of every variant, already read.
         """
+        integers = {field.name for field in fields(cls) if field.type in (int, "int")}
         own_fields: dict[str, Any] = {
-            name: number(parameters, key) for key, name in cls.hf_keys.items()
+            name: (whole if name in integers else number)(parameters, key)
+            for key, name in cls.hf_keys.items()
         }
         return cls(**common, **own_fields)
 

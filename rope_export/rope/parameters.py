@@ -19,6 +19,17 @@ def number(parameters: Mapping[str, Any], key: str, default: float | None = None
     return float(value)
 
 
+def whole(parameters: Mapping[str, Any], key: str) -> int:
+    """A whole number of a config's rope parameters.
+
+    Raises: SpecError naming the key and its value.
+    """
+    value = number(parameters, key)
+    if not value.is_integer():
+        raise SpecError(f"config key {key}={value:g}: this rope_type needs it to be whole.")
+    return int(value)
+
+
 def optional(parameters: Mapping[str, Any], key: str) -> float | None:
     """A number of a config's rope parameters, or None where the key is missing or null."""
     return None if parameters.get(key) is None else number(parameters, key)

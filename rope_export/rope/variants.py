@@ -6,12 +6,20 @@ from rope_export.rope.base import RopeSpec
 
 
 def every_variant() -> dict[str, type[RopeSpec]]:
-    """Every variant by its rope_type: one file of this folder each."""
+    """Every variant by its rope_type: one file of this folder each.
+
+    Raises: SpecError if two of them have one rope_type.
+    """
     variants: dict[str, type[RopeSpec]] = {}
     for module in modules_of(__package__):
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, RopeSpec) and value is not RopeSpec:
-                variants[value.rope_type] = value
+                other = variants.setdefault(value.rope_type, value)
+                if other is not value:
+                    raise SpecError(
+                        f"{other.__module__} and {value.__module__} both have rope_type "
+                        f"{value.rope_type!r}; give one of them another."
+                    )
     return variants
 
 

@@ -1,5 +1,9 @@
 """Frequencies, angles and rotation: each known misreading of RoPE has a test that fails on it."""
 
+import dataclasses
+from types import SimpleNamespace
+from typing import ClassVar
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +14,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 from rope_export import AttentionSpec, RotaryAttention
 from rope_export.attention.operators import rotate
 from rope_export.checkpoints.drawn import drawn_weights
+from rope_export.discovery import modules_of
 from rope_export.errors import SpecError
+from rope_export.rope import variants
 from rope_export.rope.default import DefaultRope
 from rope_export.rope.linear import LinearRope
 
@@ -152,3 +158,38 @@ def test_autocast_leaves_the_angles_alone() -> None:
 def test_contradictions_are_refused_by_value(make, named) -> None:
     with pytest.raises(SpecError, match=named):
         make()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shifted(DefaultRope):
+    """A made-up variant with a whole parameter and, if asked for, a wrong table."""
+
+    rope_type = "shifted"
+    hf_keys: ClassVar[dict[str, str]] = {"start": "start"}
+
+    start: int
+    wrong: bool = False
+
+    def inv_freq(self, length: torch.Tensor | None = None) -> torch.Tensor:
+        plain = super().inv_freq(length)
+        return plain.double() if self.wrong else plain
+
+
+def test_a_whole_parameter_is_read_as_one() -> None:
+    assert Shifted.read({"start": 4.0}, None, head_dim=8, rotary_dim=8).start == 4
+    with pytest.raises(SpecError, match=r"start=4\.5.*whole"):
+        Shifted.read({"start": 4.5}, None, head_dim=8, rotary_dim=8)
+
+
+def test_a_table_of_another_form_is_refused() -> None:
+    rope = Shifted(rotary_dim=8, start=0, wrong=True)
+    spec = AttentionSpec(hidden_size=8, heads=1, kv_heads=1, head_dim=8, rope=rope)
+    with pytest.raises(SpecError, match=r"Shifted\.inv_freq gives float64\[4\].*float32\[4\]"):
+        RotaryAttention(spec)
+
+
+def test_two_variants_of_one_name_are_refused(monkeypatch) -> None:
+    twin = SimpleNamespace(Twin=type("Twin", (DefaultRope,), {"__module__": "twin"}))
+    monkeypatch.setattr(variants, "modules_of", lambda package: (*modules_of(package), twin))
+    with pytest.raises(SpecError, match=r"both have rope_type 'default'"):
+        variants.every_variant()

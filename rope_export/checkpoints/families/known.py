@@ -38,6 +38,8 @@ def family(model_type: object) -> Family:
     Raises: SpecError naming the families that it may have meant.
     """
     families = every_family()
+    if model_type is None:
+        raise SpecError('the config has no model_type; add the family\'s, such as "llama".')
     if not isinstance(model_type, str) or model_type not in families:
         near = get_close_matches(str(model_type), families, n=4, cutoff=0.5)
         raise SpecError(
