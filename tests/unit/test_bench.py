@@ -519,6 +519,10 @@ def test_json_is_one_object_with_the_documented_keys(artifact, verified, capsys)
     found = json.loads(capsys.readouterr().out)
     assert list(found) == KEYS.split()
     assert [list(row) for row in found["rows"]] == [ROW_KEYS.split()] * 2
+    for row in found["rows"]:
+        (median,) = row["rounds_ms"]  # of one round, which is all there is
+        assert row["interval_ms"] == [median, median]
+        assert row["median_ms"] == median
     assert found["command"] == " ".join(["rope-export", *command, "--json"])
     assert list(found["artifacts"]["growing"]) == ARTIFACT_KEYS.split()
     assert found["artifacts"]["growing"]["parity"] == "passed"
