@@ -2,8 +2,9 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -19,56 +20,76 @@ from rope_export.interface import Interface, TensorType
 
 def translate(module: nn.Module, interface: Interface, opset: int) -> ir.Model:
     """The module as an ONNX model whose tensors and dynamic axes are those of the interface."""
-    examples = _examples(interface)
+    names = [tensor.name for tensor in interface.outputs]
+    model = traced(module, interface.inputs, names, opset, by_name=True)
+    _clean_up(model, set(module.state_dict()))
+    for value, tensor in zip(model.graph.inputs, interface.inputs, strict=True):
+        value.shape = ir.Shape(tensor.shape)
+    return model
+
+
+def traced(
+    module: nn.Module,
+    inputs: Sequence[TensorType],
+    outputs: Sequence[str],
+    opset: int,
+    *,
+    by_name: bool = False,
+) -> ir.Model:
+    """The module as an ONNX model as torch writes it, with the inputs and outputs of these names.
+
+    by_name: the module takes the inputs by their names, and not in their order.
+    """
+    examples, shapes = _examples(inputs), _dynamic_shapes(inputs)
+    arguments: dict[str, Any] = {"args": tuple(examples.values())}
+    if by_name:
+        arguments = {"kwargs": examples}
     operator_table.read_once()
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
-            kwargs=examples,
+            **arguments,
             dynamo=True,
             opset_version=opset,
-            input_names=[t.name for t in interface.inputs],
-            output_names=[t.name for t in interface.outputs],
-            dynamic_shapes=_dynamic_shapes(interface),
+            input_names=[tensor.name for tensor in inputs],
+            output_names=list(outputs),
+            dynamic_shapes=shapes if by_name else (tuple(shapes.values()),),
             optimize=False,
             verbose=False,
         )
-        assert program is not None
-        _clean_up(program.model, set(module.state_dict()))
-    for value, tensor in zip(program.model.graph.inputs, interface.inputs, strict=True):
-        value.shape = ir.Shape(tensor.shape)
+    assert program is not None
     return program.model
 
 
-def _examples(interface: Interface) -> dict[str, torch.Tensor]:
+def cleaned(model: ir.Model, module: nn.Module) -> ir.Model:
+    """The traced model of a module with what is constant folded, but no weight."""
+    _clean_up(model, module.state_dict().keys() & set(model.graph.initializers))
+    return model
+
+
+def _examples(inputs: Sequence[TensorType]) -> dict[str, torch.Tensor]:
     """Inputs to trace with.
 
     Sizes are at least 2 and all different: torch.export fixes an axis of size 0 or 1, and takes two
     axes of one size for the same.
     """
-    sizes = {"batch": 2, "sequence": 3, "past": 5 if _grows(interface) else 0, "capacity": 7}
-    sizes["total"] = sizes["past"] + sizes["sequence"]
-    return {t.name: torch.zeros(t.sized(sizes), dtype=_dtype(t)) for t in interface.inputs}
+    axes = {axis for tensor in inputs for axis in tensor.shape}
+    sizes = {"batch": 2, "sequence": 3, "past": 6 if "past" in axes else 0, "capacity": 7}
+    sizes["total"] = 5 if "capacity" in axes else sizes["past"] + sizes["sequence"]
+    return {t.name: torch.zeros(t.sized(sizes), dtype=_dtype(t)) for t in inputs}
 
 
-def _dynamic_shapes(interface: Interface) -> dict[str, dict[int, torch.export.Dim]]:
+def _dynamic_shapes(inputs: Sequence[TensorType]) -> dict[str, dict[int, torch.export.Dim]]:
     """The symbol of every dynamic axis of every input."""
     axes = {
-        name: torch.export.Dim(name)
-        for t in interface.inputs
-        for name in t.shape
-        if isinstance(name, str)
+        name: torch.export.Dim(name) for t in inputs for name in t.shape if isinstance(name, str)
     }
-    if not _grows(interface) and "total" in axes:
+    if "total" in axes and not axes.keys() & {"past", "capacity"}:
         axes["total"] = axes["sequence"]  # without a past they are one size, and one symbol
     return {
         t.name: {at: axes[name] for at, name in enumerate(t.shape) if isinstance(name, str)}
-        for t in interface.inputs
+        for t in inputs
     }
-
-
-def _grows(interface: Interface) -> bool:
-    return any("past" in t.shape for t in interface.inputs)
 
 
 def _dtype(tensor: TensorType) -> torch.dtype:

@@ -50,6 +50,7 @@ class Lowering(Operators):
     quantizes: whether it can have int8 and int4 weights.
     engine: whether it is made for an engine that is built of the file; "auto" and tuning, which
     look for what a runtime does best with the file itself, leave it out then.
+    has_rms_norm: whether `rms_norm` is one operator of its own.
     stale_slots: what slots of a fixed cache may hold that a call neither reads nor writes, as in a
     manifest: "finite" where its operator computes over the whole capacity.
     """
@@ -64,6 +65,7 @@ class Lowering(Operators):
     engine: ClassVar[bool] = False
     stale_slots: ClassVar[Literal["any", "finite"]] = "finite"
     heads_axis: ClassVar[int] = 1
+    has_rms_norm: ClassVar[bool] = False
 
     def limit(self, spec: AttentionSpec, cache: str) -> str | None:
         """What values of `spec` its operators do not take with `cache`, one of its own, or nothing.
@@ -93,6 +95,18 @@ class Lowering(Operators):
             dtype=past.dtype,
             shape=past.shape,
             version=24,
+        )
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x (..., D) divided by the root mean square of its last axis and times weight (D), as
+        RMSNormalization-23, where the lowering has it."""
+        return torch.onnx.ops.symbolic(
+            "::RMSNormalization",
+            (x, weight),
+            {"axis": -1, "epsilon": eps, "stash_type": 1},
+            dtype=x.dtype,
+            shape=x.shape,
+            version=23,
         )
 
 

@@ -29,6 +29,7 @@ class Standard(Lowering):
 
     name = "standard"
     caches: ClassVar[Mapping[str, int]] = {"none": 23, "growing": 23, "fixed": 24}
+    has_rms_norm: ClassVar[bool] = True
 
     features: ClassVar[frozenset[str]] = (
         PLAIN_TORCH

@@ -1,0 +1,91 @@
+"""One decoder layer as a module to trace: transformers' own, with RotaryAttention in it."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from rope_export.attention.layer import RotaryAttention
+from rope_export.decoder.model import set_submodule
+from rope_export.decoder.shared import Part, grouped
+from rope_export.interface import TensorType
+
+
+class InPlace(nn.Module):
+    """RotaryAttention in the place of transformers' attention: what the layer hands it is ignored
+    but for the hidden states; rotation, visibility and cache come from the body around it.
+
+    results: how many values transformers' own attention returns.
+    """
+
+    def __init__(self, attention: RotaryAttention, results: int) -> None:
+        super().__init__()
+        self.attention, self.results = attention, results
+        self.arguments: dict[str, Any] = {}
+        self.present: tuple[Tensor, ...] = ()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        output, *present = self.attention(hidden, **self.arguments)
+        self.present = tuple(present)
+        return (output, *[None] * (self.results - 1)) if self.results > 1 else output
+
+
+class Body(nn.Module):
+    """One decoder layer as a function of tensors alone.
+
+    layer: transformers' decoder layer. path: of its attention. attention: ours, lowered. arguments:
+    of the layer's forward, as its model calls it; tensors there by their names in `extras`.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        path: str,
+        attention: RotaryAttention,
+        *,
+        fixed: bool,
+        parts: Sequence[Part],
+        arguments: Mapping[str, Any],
+        extras: Sequence[TensorType],
+    ) -> None:
+        super().__init__()
+        self.place = InPlace(attention, results_of(layer.get_submodule(path)))
+        set_submodule(layer, path, self.place)
+        self.layer, self.fixed = layer, fixed
+        self.parts, self.extras = tuple(parts), tuple(extras)
+        self.layer_arguments = dict(arguments)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """hidden_states (B, S, H), the layer's cache, the lengths of a fixed one, its parts, then
+        the extra arguments of its forward."""
+        hidden_states, key, value, *rest = tensors
+        lengths = {"cache_lengths": rest.pop(0)} if self.fixed else {}
+        names = [part.tensor.name for part in self.parts]
+        values = dict(zip(names, rest, strict=False))
+        extras = dict(zip([x.name for x in self.extras], rest[len(names) :], strict=True))
+        rotation, visibility = grouped(self.place.attention, self.parts, values)
+        before = ("key_cache", "value_cache") if self.fixed else ("past_key", "past_value")
+        latent = self.place.attention.spec.latent is not None
+        cache = [x.squeeze(1) if latent else x for x in (key, value)]
+        self.place.arguments = {
+            **dict(zip(before, cache, strict=True)),
+            **lengths,
+            "rotation": rotation,
+            "visibility": visibility,
+        }
+        output = self.layer(hidden_states, **{**self.layer_arguments, **extras})
+        output = output[0] if isinstance(output, tuple) else output
+        present = self.place.present
+        self.place.arguments, self.place.present = {}, ()
+        return output, *(x.unsqueeze(1) if latent else x for x in present)
+
+
+def results_of(attention: nn.Module) -> int:
+    """How many values an attention of transformers returns, by what its forward says it does."""
+    annotation = inspect.signature(attention.forward).return_annotation
+    arguments = getattr(annotation, "__args__", None)
+    if arguments is None or getattr(annotation, "__origin__", None) is not tuple:
+        return 2
+    return 2 if Ellipsis in arguments else len(arguments)

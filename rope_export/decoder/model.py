@@ -1,0 +1,149 @@
+"""transformers' own causal LM for a config, without its weights, and where its layers are."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rope_export.errors import SpecError
+from rope_export.reading.models import built
+
+ATTENTION = re.compile("att|mixer|mla", re.IGNORECASE)
+"""What the class of a module that attends is called."""
+
+MASKS = "rope_export"
+"""The name under which transformers finds an attention without masks: the layers make their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalLM:
+    """A causal LM whose parameters have shapes and no values yet, so that none is in memory.
+
+    model: transformers' module. layers: its decoder layers. attentions: the path within each layer
+    of the module that attends.
+    """
+
+    model: Any
+    layers: nn.ModuleList
+    layers_path: str
+    attentions: tuple[str, ...]
+
+
+def causal_lm(config: Any, dtype: torch.dtype) -> CausalLM:
+    """The model of a transformers config object.
+
+    Raises: SpecError naming what this model has that a decoder of attention layers has not.
+    """
+    text = config.get_text_config(decoder=True)
+    model = built(_causal(config, text), dtype)
+    _without_masks(model)
+    _made_real(model)
+    model.tie_weights()
+    path, layers = _stack(model, text.num_hidden_layers)
+    return CausalLM(
+        model=model,
+        layers=layers,
+        layers_path=path,
+        attentions=tuple(_attention(layer, f"{path}.{at}") for at, layer in enumerate(layers)),
+    )
+
+
+def _causal(config: Any, text: Any) -> Any:
+    """The config that the causal LM is built from: of a multimodal model its text decoder's."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    for candidate in (config, text):
+        if type(candidate) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            chosen = MODEL_FOR_CAUSAL_LM_MAPPING[type(candidate)]
+            candidate.architectures = [chosen.__name__]
+            return candidate
+    raise SpecError(
+        f"model_type={config.model_type!r}: transformers has no causal LM for it, so it is no "
+        f"decoder; export one of its layers with `layer`."
+    )
+
+
+def _without_masks(model: Any) -> None:
+    """transformers makes no masks for this model."""
+    from transformers import AttentionMaskInterface
+
+    AttentionMaskInterface.register(MASKS, _no_mask)
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None:
+            config._attn_implementation = MASKS
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+@torch.no_grad()
+def _made_real(model: Any) -> None:
+    """Parameters on the CPU, of memory that nothing touches; buffers that are computed and not
+    loaded by the model's own initialisation."""
+    saved = set(model.state_dict())
+    for name, module in model.named_modules():
+        names = [f"{name}.{key}" if name else key for key in module._buffers]
+        computed = [key for key, x in zip(module._buffers, names, strict=True) if x not in saved]
+        for key in computed:
+            value = module._buffers[key]
+            if value is not None and value.device.type == "meta":
+                module._buffers[key] = torch.zeros(value.shape, dtype=value.dtype)
+        if computed:
+            model._init_weights(module)  # whose parameters are on meta: only buffers are computed
+    empty: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is None or parameter.device.type != "meta":
+                continue
+            if id(parameter) not in empty:
+                values = torch.empty(parameter.shape, dtype=parameter.dtype)
+                empty[id(parameter)] = nn.Parameter(values, requires_grad=False)
+            module._parameters[key] = empty[id(parameter)]
+        for key, buffer in module._buffers.items():
+            if buffer is not None and buffer.device.type == "meta":
+                module._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _stack(model: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
+    """The path and the list of the model's decoder layers."""
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    for name, module in lists:
+        if any(ATTENTION.search(type(x).__name__) for x in module[0].modules()):
+            return name, module
+    raise SpecError(f"{type(model).__name__} has no list of {count} decoder layers that attend.")
+
+
+def _attention(layer: nn.Module, path: str) -> str:
+    """The path within a layer of the outermost module that attends."""
+    for name, module in layer.named_modules():
+        if name and ATTENTION.search(type(module).__name__) and not _is_norm(module):
+            return name
+    raise SpecError(f"{path} is a {type(layer).__name__}, in which nothing attends.")
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts a module in place of the one at `path`."""
+    parent, _, name = path.rpartition(".")
+    holder = root.get_submodule(parent) if parent else root
+    if isinstance(holder, nn.ModuleList | nn.Sequential):
+        holder[int(name)] = module
+    else:
+        setattr(holder, name, module)
+
+
+def distinct(items: Sequence[Any]) -> list[int]:
+    """For each item the index of the first that is equal to it."""
+    return [items.index(item) for item in items]

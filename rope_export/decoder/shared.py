@@ -1,0 +1,183 @@
+"""What the layers of a decoder do not have of their own, computed once: cos and sin for each base,
+masks for each window, counts of slots, and the place of the last token.
+
+Shapes as in `attention.layer`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rope_export.attention.layer import RotaryAttention
+from rope_export.attention.request import (
+    Cache,
+    FixedCache,
+    GrowingCache,
+    Slots,
+    Visibility,
+    visibility_facts,
+)
+from rope_export.attention.rotation import Rotation, rotation_facts
+from rope_export.interface import TensorType
+
+SIZES = (
+    {"batch": 3, "sequence": 5, "past": 6, "total": 11, "capacity": 13},
+    {"batch": 7, "sequence": 17, "past": 12, "total": 29, "capacity": 37},
+)
+"""Two sizes of every dynamic axis: an axis of a tensor is dynamic if its size differs."""
+
+LAST = "last_token"
+"""The name of the index of each row's last new token, int64 (B)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One tensor that layers share.
+
+    group: Rotation or Visibility. facts: of a spec, that it depends on. field: of the group.
+    tensor: its name, dtype and symbolic shape.
+    """
+
+    group: type[Rotation] | type[Visibility]
+    facts: tuple[Any, ...]
+    field: str
+    tensor: TensorType
+
+
+class Shared(nn.Module):
+    """Computes every `Part` of a decoder's layers from the inputs of a call.
+
+    layers: one lowered attention layer of each kind. fixed: whether the cache is.
+    """
+
+    def __init__(self, layers: Sequence[RotaryAttention], *, fixed: bool, last: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.fixed, self.last = fixed, last
+        self.parts = self._parts()
+
+    @property
+    def outputs(self) -> list[str]:
+        return [part.tensor.name for part in self.parts] + ([LAST] if self.last else [])
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """tensors: attention_mask and position_ids of the decoder's interface, the keys of one
+        layer's cache, for their number of slots, and cache_lengths where it is fixed."""
+        attention_mask, position_ids, past, *given = tensors
+        batch, sequence = position_ids.shape
+        lengths = None
+        if given:
+            lengths = _lengths(attention_mask, given[0], batch, sequence)
+        cache: Cache = GrowingCache(key=past, value=past)
+        if lengths is not None:
+            cache = FixedCache(key=past, value=past, lengths=lengths)
+        values = self._values(attention_mask, position_ids, cache)
+        outputs = [values[part.group, part.facts, part.field] for part in self.parts]
+        if self.last:
+            outputs.append(_last_token(attention_mask, lengths, sequence))
+        return tuple(outputs)
+
+    def _values(
+        self, mask: Tensor, positions: Tensor, cache: Cache
+    ) -> dict[tuple[Any, ...], Tensor]:
+        values: dict[tuple[Any, ...], Tensor] = {}
+        for layer in self.layers:
+            assert isinstance(layer, RotaryAttention)
+            dtype: torch.dtype = getattr(torch, layer.spec.dtype)
+            rotation = layer.rotation(positions, dtype)
+            slots = Slots(
+                batch=positions.shape[0],
+                sequence=positions.shape[1],
+                cache=cache,
+                attention_mask=mask,
+                device=positions.device,
+            )
+            visibility = layer.operators.visibility(slots, layer.spec)
+            for group in (rotation, visibility):
+                for name, tensor in tensors_of(group).items():
+                    values.setdefault((type(group), group.facts, name), tensor)
+        return values
+
+    @torch.no_grad()
+    def _parts(self) -> list[Part]:
+        """Every part, with its symbolic shape: by what it is in two calls of other sizes."""
+        calls = []
+        for sizes in SIZES:
+            batch, sequence = sizes["batch"], sizes["sequence"]
+            slots = sizes["capacity"] if self.fixed else sizes["past"]
+            past = torch.zeros(batch, 1, slots, 1)
+            lengths = torch.full((batch,), sizes["past"]) if self.fixed else None
+            mask = torch.ones(batch, sizes["total"], dtype=torch.int64)
+            cache: Cache = GrowingCache(key=past, value=past)
+            if lengths is not None:
+                cache = FixedCache(key=past, value=past, lengths=lengths)
+            positions = torch.zeros(batch, sequence, dtype=torch.int64)
+            calls.append(self._values(mask, positions, cache))
+        return [
+            Part(
+                group=key[0],
+                facts=key[1],
+                field=key[2],
+                tensor=TensorType(
+                    name=f"{key[2]}_{at}",
+                    dtype=str(first.dtype).removeprefix("torch."),
+                    shape=_symbolic(first, calls[1][key]),
+                ),
+            )
+            for at, (key, first) in enumerate(calls[0].items())
+        ]
+
+
+def tensors_of(group: Rotation | Visibility) -> dict[str, Tensor]:
+    """The tensors of a rotation or a visibility by the names of their fields."""
+    values = {field.name: getattr(group, field.name) for field in fields(group)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _symbolic(first: Tensor, second: Tensor) -> tuple[int | str, ...]:
+    names = {tuple(sizes[name] for sizes in SIZES): name for name in SIZES[0]}
+    return tuple(
+        one if one == other else names[one, other]
+        for one, other in zip(first.shape, second.shape, strict=True)
+    )
+
+
+def parts_of(layer: RotaryAttention, parts: Sequence[Part]) -> list[Part]:
+    """Those parts that one layer takes."""
+    facts = {Rotation: rotation_facts(layer.spec), Visibility: visibility_facts(layer.spec)}
+    return [part for part in parts if facts[part.group] == part.facts]
+
+
+def grouped(
+    layer: RotaryAttention, parts: Sequence[Part], tensors: Mapping[str, Tensor]
+) -> tuple[Rotation, Visibility]:
+    """A layer's rotation and visibility, of tensors by the names of `parts`."""
+    values: dict[type, dict[str, Any]] = {Rotation: {}, Visibility: {}}
+    for part in parts_of(layer, parts):
+        values[part.group][part.field] = tensors[part.tensor.name]
+    return (
+        Rotation(facts=rotation_facts(layer.spec), **values[Rotation]),
+        Visibility(facts=visibility_facts(layer.spec), padded=True, **values[Visibility]),
+    )
+
+
+def _lengths(mask: Tensor, lengths: Tensor, batch: int, sequence: int) -> Tensor:
+    """Filled slots of each row of a fixed cache before the call, int64 (B); where none are given
+    (-1), as many as the mask covers beside the new tokens."""
+    return torch.where(lengths < 0, mask.shape[1] - sequence, lengths).expand(batch)
+
+
+def _last_token(mask: Tensor, lengths: Tensor | None, sequence: int) -> Tensor:
+    """The index of each row's last new token whose mask is 1, or of the last, int64 (B)."""
+    new = torch.arange(sequence, device=mask.device)
+    if lengths is None:
+        own = mask[:, mask.shape[1] - sequence :]
+    else:
+        at = lengths[:, None] + new
+        own = mask.gather(1, at.clamp(max=mask.shape[1] - 1))
+    real = own != 0
+    last = torch.where(real, new, -1).amax(dim=1)
+    return torch.where(last < 0, sequence - 1, last)

@@ -1,0 +1,120 @@
+"""The model around its layers as a module to trace: each layer is one node."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rope_export.decoder.model import CausalLM
+from rope_export.decoder.modules import TiedHead
+from rope_export.interface import TensorType
+
+DOMAIN = "rope_export.layers"
+"""The domain of the nodes that stand for layers until these are stamped in."""
+
+HANDLED = {
+    "attention_mask",
+    "position_ids",
+    "position_embeddings",
+    "cache",
+    "past_key_values",
+    "past_key_value",
+    "layer_past",
+    "cache_position",
+}
+"""Arguments of a layer's forward that the attention alone looks at, which has its own."""
+
+
+class LayerNode(nn.Module):
+    """In place of a decoder layer: one node, which takes the hidden states and whatever else the
+    model hands this layer.
+
+    arguments: of the last call, without its tensors. extras: the names of those tensors.
+    """
+
+    def __init__(self, layer: nn.Module, index: int, as_tuple: bool) -> None:
+        super().__init__()
+        self.index, self.as_tuple = index, as_tuple
+        self.arguments: dict[str, Any] = {}
+        self.extras: tuple[TensorType, ...] = ()
+        for name, value in vars(layer).items():  # what models ask a layer for
+            if isinstance(value, str | int | float | bool | None) and not hasattr(self, name):
+                setattr(self, name, value)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        del args
+        extras = {
+            name: value
+            for name, value in kwargs.items()
+            if isinstance(value, Tensor) and name not in HANDLED
+        }
+        self.arguments = {k: v for k, v in kwargs.items() if k not in extras} | {
+            name: None for name in HANDLED & kwargs.keys()
+        }
+        self.extras = tuple(_described(name, value) for name, value in extras.items())
+        (output,) = torch.onnx.ops.symbolic_multi_out(
+            f"{DOMAIN}::Layer",
+            (hidden_states, *extras.values()),
+            {"index": self.index},
+            dtypes=[hidden_states.dtype],
+            shapes=[hidden_states.shape],
+            version=1,
+        )
+        return (output,) if self.as_tuple else output
+
+
+def _described(name: str, tensor: Tensor) -> TensorType:
+    """An extra tensor of a layer: (batch, sequence, ...) or a constant shape."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    shape = [size if isinstance(size, int) else None for size in tensor.shape]
+    axes = iter(("batch", "sequence"))
+    return TensorType(
+        name=name,
+        dtype=dtype,
+        shape=tuple(next(axes) if size is None else size for size in shape),
+    )
+
+
+class LastToken(nn.Module):
+    """The head of the model, on one token of each row."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.index: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if self.index is None:
+            return self.head(hidden_states)
+        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
+        return self.head(hidden_states[rows, self.index])[:, None]
+
+
+class Skeleton(nn.Module):
+    """The causal LM as a function of tokens and positions, its layers as nodes.
+
+    Taking a causal LM, it puts nodes in place of its layers; `layers` holds these.
+    """
+
+    def __init__(self, lm: CausalLM) -> None:
+        super().__init__()
+        self.model = lm.model
+        self.layers = [layer for layer in lm.layers]
+        self.nodes = [LayerNode(layer, at, as_tuple=False) for at, layer in enumerate(lm.layers)]
+        for at, node in enumerate(self.nodes):
+            lm.layers[at] = node
+        head = lm.model.get_output_embeddings()
+        tied = head.weight is lm.model.get_input_embeddings().weight
+        self.head = LastToken(TiedHead(head) if tied else head)
+        lm.model.set_output_embeddings(self.head)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """tensors: input_ids (B, S), position_ids (B, S), and the index of each row's token whose
+        logits are asked for, int64 (B); all if there is none.
+        Returns: logits (B, 1 or S, vocabulary)."""
+        input_ids, position_ids, *last_token = tensors
+        self.head.index = last_token[0] if last_token else None
+        keywords: Mapping[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
+        logits: Tensor = self.model(**keywords, use_cache=False).logits
+        return logits
