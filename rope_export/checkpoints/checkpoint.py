@@ -32,7 +32,7 @@ from rope_export.spec import AttentionSpec, DType
 class Checkpoint(Model):
     """A checkpoint: config.json and safetensors, and an adapter to merge if one is given.
 
-    locator: the way to its files. adapter_notes: what a user should know of adapters that are not
+    locator: the way to its files. to_merge: the adapter. adapter_notes: what a user should know of adapters that are not
     merged.
     """
 
@@ -50,7 +50,7 @@ class Checkpoint(Model):
         adapter_notes: tuple[str, ...] = (),
     ) -> None:
         super().__init__(path, config, part, dtype)
-        self.locator, self._adapter, self._adapter_notes = locator, adapter, adapter_notes
+        self.locator, self.to_merge, self._adapter_notes = locator, adapter, adapter_notes
         self.adapter = None if adapter is None else adapter.where
         self._checked: set[Any] = set()
 
@@ -81,9 +81,9 @@ class Checkpoint(Model):
             facts["revision"] = self.locator.revision
         as_stored = pieces
         read_tensor: Reader = tensors.read
-        if self._adapter is not None:
+        if self.to_merge is not None:
             read_tensor, as_stored, merged_facts = self._merge(
-                self._adapter, pieces, layout.path(index)
+                self.to_merge, pieces, layout.path(index)
             )
             facts["adapter"] = merged_facts
             if not merged_facts["merged"]:
@@ -95,6 +95,7 @@ class Checkpoint(Model):
             path=self.path,
             names={name: piece.name for name, piece in pieces.items()},
             weights=lambda: read_layer(read_tensor, pieces, spec),
+            weight=lambda name: read_layer(read_tensor, {name: pieces[name]}, spec)[name],
             adapter=self.adapter,
             locator=self.locator,
             files=self.files,
@@ -116,7 +117,7 @@ class Checkpoint(Model):
         return tuple(name for name in names if not (attends and name.startswith(attention)))
 
     def tensor(self, name: str) -> Tensor:
-        if self._adapter is not None:
+        if self.to_merge is not None:
             raise CheckpointError(
                 f"tensor {name!r}: the adapter {self.adapter} is merged into attention layers "
                 f"alone. Merge it with PEFT's merge_and_unload() first."

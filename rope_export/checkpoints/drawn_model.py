@@ -34,5 +34,6 @@ class DrawnModel(Model):
             path=self.path,
             names={name: name for name in spec.weight_shapes},
             weights=lambda: drawn_weights(spec, self.seed, index),
+            weight=lambda name: drawn_weights(spec, self.seed, index)[name],
             notes=read.notes,
         )

@@ -27,7 +27,7 @@ class Layer:
     seed, the config's hash, the names of the files that were read, and notes.
     path: of the source, to find it again when the artifact is verified.
     names: full name in the source of each tensor of the spec.
-    weights: reads the tensors of the spec, rounded to its dtype.
+    weights: reads the tensors of the spec, rounded to its dtype. weight: one of them by its name.
     locator, files: of a checkpoint, the way to its files and those that hold its weights.
     notes: what a user should know of how the source was read, a sentence each.
     adapter: folder or hub id of the adapter that is merged into the weights, if any.
@@ -41,6 +41,7 @@ class Layer:
     path: str
     names: dict[str, str]
     weights: Callable[[], dict[str, Tensor]]
+    weight: Callable[[str], Tensor]
     index: int = 0
     locator: Locator | None = None
     files: WeightFiles | None = None

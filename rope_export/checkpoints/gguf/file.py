@@ -59,9 +59,13 @@ class GgufFile:
 
         Raises: CheckpointError for a kind of block that the gguf package does not know.
         """
+        return self.value(self.names[name])
+
+    def value(self, name: str) -> Tensor:
+        """A tensor by llama.cpp's name; see `read`."""
         from gguf.quants import dequantize
 
-        tensor = self.tensors[self.names[name]]
+        tensor = self.tensors[name]
         try:
             value = dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
@@ -82,8 +86,17 @@ class GgufFile:
 
     def form(self, name: str) -> str | None:
         """The type of a tensor's blocks, as ggml calls it; nothing for plain numbers."""
-        kind = str(self.tensors[self.names[name]].tensor_type.name)
+        return self.form_of(self.names[name])
+
+    def form_of(self, name: str) -> str | None:
+        """The same by llama.cpp's name."""
+        kind = str(self.tensors[name].tensor_type.name)
         return None if kind in ("F32", "F16", "BF16") else f"gguf {kind}"
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding."""
+        return int(self.tensors["token_embd.weight"].shape[1])
 
     def _changed(self, name: str, tensor: Tensor) -> Tensor:
         module = name.split(".")[-2]

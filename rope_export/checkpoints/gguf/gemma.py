@@ -52,10 +52,14 @@ def _gemma3(facts: Metadata) -> dict[str, Any]:
     return config | {"layer_types": kinds, "rope_parameters": rope_by_kind}
 
 
-GEMMA2 = Architecture(names=("gemma2",), config=_gemma2, modules=PLAIN, changes={})
+NORMS = dict.fromkeys(
+    ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm", "output_norm"), _less_one
+)
+"""Norms of the model around its attentions."""
+GEMMA2 = Architecture(names=("gemma2",), config=_gemma2, modules=PLAIN, changes=NORMS)
 GEMMA3 = Architecture(
     names=("gemma3",),
     config=_gemma3,
     modules={**PLAIN, "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"},
-    changes={"attn_q_norm": _less_one, "attn_k_norm": _less_one},
+    changes={**NORMS, "attn_q_norm": _less_one, "attn_k_norm": _less_one},
 )

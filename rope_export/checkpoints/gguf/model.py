@@ -34,6 +34,7 @@ class GgufModel(Model):
             path=self.path,
             names={name: self.file.names[piece.name] for name, piece in pieces.items()},
             weights=lambda: read_layer(self.file.read, pieces, spec),
+            weight=lambda name: read_layer(self.file.read, {name: pieces[name]}, spec)[name],
             forms=forms_of(self.file, pieces),
             integers=lambda: integers_of(self.file, pieces, spec),
         )
