@@ -32,8 +32,8 @@ from rope_export.spec import AttentionSpec, DType
 class Checkpoint(Model):
     """A checkpoint: config.json and safetensors, and an adapter to merge if one is given.
 
-    locator: the way to its files. to_merge: the adapter. adapter_notes: what a user should know of adapters that are not
-    merged.
+    locator: the way to its files. to_merge: the adapter. adapter_notes: what a user should know of
+    adapters that are not merged.
     """
 
     kind = "checkpoint"

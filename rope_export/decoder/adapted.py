@@ -16,7 +16,11 @@ class Adapted:
     """
 
     def __init__(
-        self, adapter: Adapter, names: Iterable[str], outer: Callable[[str], str], all_names: set[str]
+        self,
+        adapter: Adapter,
+        names: Iterable[str],
+        outer: Callable[[str], str],
+        all_names: set[str],
     ) -> None:
         """names: of the causal LM's parameters. outer: a parameter's name in the model that the
         checkpoint holds; all_names: of every parameter of that model.

@@ -1,6 +1,6 @@
-"""Which of a source's tensors make each parameter of transformers' model, by transformers' rules."""
+"""Which of a source's tensors make each parameter of transformers' model, by its own rules."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rope_export.errors import CheckpointError
 
-State = Mapping[str, Tensor]
+State = dict[str, Tensor]
 """The parameters and persistent buffers of a model on meta, by their names there."""
 
 

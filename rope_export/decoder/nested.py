@@ -13,7 +13,8 @@ from rope_export.reading.models import Unread, built
 class Nested:
     """A causal LM in a checkpoint of its own, or as the text decoder of a larger model.
 
-    model: transformers' causal LM. whole: the model that the checkpoint's config names, with `state`.
+    model: transformers' causal LM. whole: the model that the checkpoint's config names. state: its
+    parameters.
     """
 
     def __init__(self, model: Any, source: Checkpoint) -> None:
@@ -44,7 +45,6 @@ class Nested:
             if name.startswith(inside):
                 return path + name[len(inside) :]
         return name
-
 
 
 def _paths(model: Any, whole: Any) -> dict[str, str]:

@@ -17,7 +17,9 @@ class GgufTensors:
     def __init__(self, file: GgufFile, parameters: Iterable[str]) -> None:
         from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-        arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == file.facts.architecture)
+        arch = next(
+            key for key, name in MODEL_ARCH_NAMES.items() if name == file.facts.architecture
+        )
         self.file = file
         self.names = dict.fromkeys(file.tensors, file.path.name)
         known = get_tensor_name_map(arch, file.config["num_hidden_layers"])

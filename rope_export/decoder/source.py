@@ -22,7 +22,9 @@ def config_of(source: Model) -> Any:
             with config_folder(source.config) as folder:
                 return configured(folder)
     except Unread as error:
-        raise SpecError(f"{source.path}: {error}; whole decoders are made of its models.") from error
+        raise SpecError(
+            f"{source.path}: {error}; whole decoders are made of its models."
+        ) from error
 
 
 def _of_gguf(source: GgufModel) -> Any:

@@ -24,8 +24,8 @@ from rope_export.spec import DType
 class Tensors(Protocol):
     """The tensors of a source. names: each with the file that holds it."""
 
-    names: Mapping[str, str]
-
+    @property
+    def names(self) -> Mapping[str, str]: ...
     def read(self, name: str) -> Tensor: ...
     def form(self, name: str) -> str | None: ...
     def behind(self, name: str) -> list[str]: ...
@@ -183,6 +183,6 @@ class DecoderWeights:
         for file in sorted(used) if locator is not None else ():
             if locator is not None and locator.find(file) is None:
                 raise CheckpointError(
-                    f"{locator}: the file {file} is missing, which has weights of this model. Fetch "
-                    f"it, or save the model again."
+                    f"{locator}: the file {file} is missing, which has weights of this model. "
+                    f"Fetch it, or save the model again."
                 )

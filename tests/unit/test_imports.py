@@ -14,7 +14,8 @@ import rope_export
 PACKAGE = Path(rope_export.__file__).parent
 PYPROJECT = PACKAGE.parent / "pyproject.toml"
 
-TORCH = {"attention", "rope", "lowerings", "checkpoints", "exporter", "reading", "parity", "bench"}
+TORCH = {"attention", "rope", "lowerings", "checkpoints", "exporter", "reading", "decoder"}
+TORCH |= {"parity", "bench"}
 
 
 READ_ONNX = {"engines/forms.py", "onnx_graph.py"}

@@ -57,6 +57,7 @@ def artifact(
         path=str(out),
         names={name: name for name in spec.weight_shapes},
         weights=lambda: drawn_weights(spec, seed),
+        weight=lambda name: drawn_weights(spec, seed)[name],
     )
     model = SimpleNamespace(layer=lambda index: source)
     with ExitStack() as stack:
