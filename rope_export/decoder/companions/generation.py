@@ -1,0 +1,22 @@
+"""generation_config.json: the source's own, or what its config says of generating."""
+
+from typing import Any
+
+from rope_export.checkpoints.checkpoint import Checkpoint
+from rope_export.checkpoints.model import Model
+from rope_export.decoder.companions.client_config import TOKENS
+from rope_export.decoder.companions.json_bytes import read
+
+NAME = "generation_config.json"
+
+
+def generation_config(source: Model, config: dict[str, Any]) -> dict[str, Any]:
+    """config: of the exported decoder.
+
+    Raises: CheckpointError for a file that holds no JSON object.
+    """
+    path = source.locator.find(NAME) if isinstance(source, Checkpoint) else None
+    if path is not None:
+        return read(path)
+    tokens = {name: config[name] for name in TOKENS if config.get(name) is not None}
+    return {"_from_model_config": True, **tokens}
