@@ -1,5 +1,6 @@
 """All files beside a decoder's model, and why one of them is not there."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,6 @@ from rope_export.checkpoints.model import Model
 from rope_export.decoder.companions.client_config import client_config
 from rope_export.decoder.companions.genai import NoConfig, genai_config
 from rope_export.decoder.companions.generation import generation_config
-from rope_export.decoder.companions.json_bytes import written
 from rope_export.decoder.companions.tokenizer import NoTokenizer, tokenizer_files
 from rope_export.interface import Interface
 
@@ -37,9 +37,14 @@ def companions(source: Model, config: Any, interface: Interface) -> Companions:
         )
     facts = client_config(source, config, tokenizer)
     generation = generation_config(source, facts)
-    files = {"config.json": written(facts), "generation_config.json": written(generation)}
+    files = {"config.json": _written(facts), "generation_config.json": _written(generation)}
     try:
-        files["genai_config.json"] = written(genai_config(facts, generation, interface))
+        files["genai_config.json"] = _written(genai_config(facts, generation, interface))
     except NoConfig as error:
         notes.append(f"no genai_config.json: {error}.")
     return Companions(files=files | tokenizer, notes=tuple(notes))
+
+
+def _written(values: dict[str, Any]) -> bytes:
+    """The contents of a JSON file, the same for the same values."""
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

@@ -24,9 +24,8 @@ def client_config(source: Model, config: Any, tokenizer: Mapping[str, bytes]) ->
     elif text is config and source.part is None:
         facts = dict(source.config)
     else:
-        outer = {name: getattr(config, name, None) for name in TOKENS}
-        given = {name: value for name, value in _plain(text).items() if value is not None}
-        facts = {k: v for k, v in outer.items() if v is not None} | given
+        outer = {name: source.config.get(name) for name in TOKENS}
+        facts = _plain(text) | {name: value for name, value in outer.items() if value is not None}
         facts["tie_word_embeddings"] = config.tie_word_embeddings
         facts["architectures"] = _causal_class(text)
     return {name: value for name, value in facts.items() if name not in OF_THE_SOURCE}

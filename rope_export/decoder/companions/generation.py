@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from rope_export.checkpoints.checkpoint import Checkpoint
 from rope_export.checkpoints.model import Model
 from rope_export.decoder.companions.client_config import TOKENS
-from rope_export.decoder.companions.json_bytes import read
+from rope_export.decoder.companions.source_files import locator_of, read_json
 
 NAME = "generation_config.json"
 
@@ -15,8 +14,9 @@ def generation_config(source: Model, config: dict[str, Any]) -> dict[str, Any]:
 
     Raises: CheckpointError for a file that holds no JSON object.
     """
-    path = source.locator.find(NAME) if isinstance(source, Checkpoint) else None
+    locator = locator_of(source)
+    path = None if locator is None else locator.find(NAME)
     if path is not None:
-        return read(path)
+        return read_json(path)
     tokens = {name: config[name] for name in TOKENS if config.get(name) is not None}
     return {"_from_model_config": True, **tokens}

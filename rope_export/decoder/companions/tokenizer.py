@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from rope_export.checkpoints.checkpoint import Checkpoint
 from rope_export.checkpoints.gguf.model import GgufModel
-from rope_export.checkpoints.locators import Folder, Locator
+from rope_export.checkpoints.locators import Locator
 from rope_export.checkpoints.model import Model
+from rope_export.decoder.companions.source_files import locator_of
 from rope_export.reading.models import quiet, reason
 
 FAST = "tokenizer.json"
@@ -50,7 +50,7 @@ def tokenizer_files(source: Model) -> dict[str, bytes]:
     if isinstance(source, GgufModel):
         path = source.file.path
         return _made(lambda folder: _loaded(path.parent, gguf_file=path.name), {})
-    locator = source.locator if isinstance(source, Checkpoint) else _folder_of(source)
+    locator = locator_of(source)
     if locator is None:
         raise NoTokenizer("the source is a config file")
     beside = {name: path.read_bytes() for name, path in _found(locator, BESIDE).items()}
@@ -75,12 +75,6 @@ def tokenizer_files(source: Model) -> dict[str, bytes]:
 def _found(locator: Locator, names: Iterable[str]) -> dict[str, Path]:
     paths = {name: locator.find(name) for name in names}
     return {name: path for name, path in paths.items() if path is not None}
-
-
-def _folder_of(source: Model) -> Folder | None:
-    """The folder of a config.json, beside which a tokenizer may lie."""
-    path = Path(source.path)
-    return Folder(path.parent) if path.name == "config.json" else None
 
 
 def _loaded(folder: Path, **form: str) -> Any:
