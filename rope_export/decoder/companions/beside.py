@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rope_export.checkpoints.model import Model
-from rope_export.decoder.companions.text_config import client_config
 from rope_export.decoder.companions.genai import NoConfig, genai_config
 from rope_export.decoder.companions.generation import generation_config
+from rope_export.decoder.companions.text_config import client_config
 from rope_export.decoder.companions.tokenizer import NoTokenizer, tokenizer_files
 from rope_export.interface import Interface
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from rope_export.checkpoints.model import Model
-from rope_export.decoder.companions.text_config import TOKENS
 from rope_export.decoder.companions.source_files import locator_of, read_json
+from rope_export.decoder.companions.text_config import TOKENS
 
 NAME = "generation_config.json"
 
