@@ -85,7 +85,8 @@ class Slots:
     """The cache slots of one call, of which its new tokens see some.
 
     batch, sequence: rows and new tokens. cache: what came before. attention_mask: int64 (B, T),
-    0 where a slot is padding, or none.
+    0 where a slot is padding, or none. Of a fixed cache it may cover fewer slots than there are,
+    where the operators look at no other.
     """
 
     batch: int
@@ -96,7 +97,9 @@ class Slots:
 
     @property
     def total(self) -> int:
-        """Slots after the call."""
+        """Slots after the call that are looked at."""
+        if isinstance(self.cache, FixedCache) and self.attention_mask is not None:
+            return self.attention_mask.shape[1]
         if isinstance(self.cache, FixedCache):
             return self.cache.slots
         return self.cache.slots + self.sequence

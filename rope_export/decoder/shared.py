@@ -5,10 +5,11 @@ Shapes as in `attention.layer`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rope_export.attention.layer import RotaryAttention
@@ -22,6 +23,7 @@ from rope_export.attention.request import (
 )
 from rope_export.attention.rotation import Rotation, rotation_facts
 from rope_export.interface import TensorType
+from rope_export.lowerings import Lowering
 
 SIZES = (
     {"batch": 3, "sequence": 5, "past": 6, "total": 11, "capacity": 13},
@@ -86,16 +88,19 @@ class Shared(nn.Module):
         values: dict[tuple[Any, ...], Tensor] = {}
         for layer in self.layers:
             assert isinstance(layer, RotaryAttention)
+            operators = layer.operators
+            assert isinstance(operators, Lowering)
             dtype: torch.dtype = getattr(torch, layer.spec.dtype)
             rotation = layer.rotation(positions, dtype)
             slots = Slots(
                 batch=positions.shape[0],
                 sequence=positions.shape[1],
                 cache=cache,
-                attention_mask=mask,
+                attention_mask=mask if operators.stale_slots == "any" else _widened(mask, cache),
                 device=positions.device,
             )
-            visibility = layer.operators.visibility(slots, layer.spec)
+            # Tokens that may attend to nothing are padding, which no other token attends to.
+            visibility = replace(operators.visibility(slots, layer.spec), sees_any=None)
             for group in (rotation, visibility):
                 for name, tensor in tensors_of(group).items():
                     values.setdefault((type(group), group.facts, name), tensor)
@@ -162,6 +167,13 @@ def grouped(
         Rotation(facts=rotation_facts(layer.spec), **values[Rotation]),
         Visibility(facts=visibility_facts(layer.spec), padded=True, **values[Visibility]),
     )
+
+
+def _widened(mask: Tensor, cache: Cache) -> Tensor:
+    """The mask of every slot of a fixed cache: those that it does not cover are not attended to."""
+    if not isinstance(cache, FixedCache):
+        return mask
+    return F.pad(mask, (0, cache.slots - mask.shape[1]))
 
 
 def _lengths(mask: Tensor, lengths: Tensor, batch: int, sequence: int) -> Tensor:

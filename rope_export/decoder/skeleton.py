@@ -105,6 +105,7 @@ class Skeleton(nn.Module):
         for at, node in enumerate(self.nodes):
             lm.layers[at] = node
         head = lm.model.get_output_embeddings()
+        self.head_path = next(n for n, x in lm.model.named_modules() if x is head)
         tied = head.weight is lm.model.get_input_embeddings().weight
         self.head = LastToken(TiedHead(head) if tied else head)
         lm.model.set_output_embeddings(self.head)

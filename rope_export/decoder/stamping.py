@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     CommonSubexpressionEliminationPass,
-    DeduplicateInitializersPass,
     InlinePass,
     LiftConstantsToInitializersPass,
     RemoveUnusedNodesPass,
@@ -19,36 +18,40 @@ from onnx_ir.passes.common import (
 from rope_export.decoder.skeleton import DOMAIN
 from rope_export.errors import RopeExportError
 
-TIDY = (
-    InlinePass(),
-    LiftConstantsToInitializersPass(),
-    DeduplicateInitializersPass(),
-    CommonSubexpressionEliminationPass(),
-    RemoveUnusedNodesPass(),
-)
-"""Passes after which nothing is in the model twice."""
+RESIDUAL = "layers.{}/hidden_states"
+"""The name of the value that enters a layer, by its index; and of the one that leaves the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Function:
+    """A traced module as a local function. weights: names of its last inputs, in order."""
+
+    function: ir.Function
+    weights: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.function.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stamp:
-    """One layer: its body, and what this layer has in the place of the body's inputs.
+    """One layer: its body, and what it has in the place of that one's inputs.
 
-    body: name of the function. inputs: names of the values before the extra arguments, in order,
-    of which the first, the hidden states, is the node's own. outputs: names of the values that
-    follow the hidden states. weights: name of the layer's tensor for each of the body's.
+    inputs: names of the values between the hidden states, which the node itself has, and the extra
+    arguments. outputs: names of the values that follow the hidden states. weights: name of this
+    layer's initializer for each weight of the body.
     """
 
-    body: str
+    function: Function
     inputs: Sequence[str]
     outputs: Sequence[str]
     weights: Mapping[str, str]
 
 
-def function_of(
-    model: ir.Model, name: str, weights: Collection[str] = ()
-) -> tuple[ir.Function, list[str]]:
-    """A traced body as a local function, and the names of the weights that follow its inputs; its
-    other initializers are constants."""
+def function_of(model: ir.Model, name: str, weights: Collection[str] = ()) -> Function:
+    """A traced model as a local function. weights: names of those of its initializers that become
+    inputs; the others become constants."""
     graph = model.graph
     used = [weight for weight in graph.initializers if weight in weights]
     for weight in used:
@@ -56,57 +59,67 @@ def function_of(
         value.const_value = None
         graph.inputs.append(value)
     for value in list(graph.initializers.values()):
+        assert value.const_value is not None
         constant = ir.node("Constant", [], {"value": value.const_value})
         graph.insert_before(graph[0], constant)
         del graph.initializers[str(value.name)]
         ir.convenience.replace_all_uses_with(value, constant.outputs[0])
-    return ir.Function(DOMAIN, name, graph=graph, attributes=()), used
+    function = ir.Function(DOMAIN, name, graph=graph, attributes=())
+    return Function(function=function, weights=tuple(used))
 
 
-def stamped(
-    skeleton: ir.Model,
-    bodies: Mapping[str, tuple[ir.Function, list[str]]],
-    stamps: Sequence[Stamp],
-    values: Mapping[str, ir.Value],
-) -> None:
-    """Replaces the skeleton's layer nodes, in place.
+def stamped(skeleton: ir.Model, stamps: Sequence[Stamp], values: Mapping[str, ir.Value]) -> None:
+    """Replaces the skeleton's layer nodes, in place, and tidies up.
 
     values: every value that stamps name and that is no weight; weights are added as initializers
     without contents.
     """
     graph = skeleton.graph
-    known = dict(values)
+    last = None
     for node in [x for x in graph if (x.domain, x.op_type) == (DOMAIN, "Layer")]:
-        stamp = stamps[node.attributes["index"].as_int()]
-        function, weights = bodies[stamp.body]
-        skeleton.functions[function.identifier()] = function
-        first, *extras = node.inputs
-        inputs = [first, *(known[name] for name in stamp.inputs), *extras]
-        by_name = {value.name: value for value in function.inputs}
-        for weight in weights:
-            inputs.append(_weight(graph, stamp.weights[weight], by_name[weight]))
-        call = ir.Node(
-            DOMAIN,
-            stamp.body,
-            inputs,
-            num_outputs=1 + len(stamp.outputs),
-            name=f"layers.{node.attributes['index'].as_int()}",
-        )
-        if len(inputs) != len(function.inputs):
-            raise RopeExportError(
-                f"layer {call.name}: its body takes {len(function.inputs)} tensors, not "
-                f"{len(inputs)}."
-            )
+        index = node.attributes["index"].as_int()
+        call = _call(graph, node, stamps[index], values, f"layers.{index}")
+        hidden = node.inputs[0]
+        assert hidden is not None
+        hidden.name, last = RESIDUAL.format(index), call.outputs[0]
         graph.insert_before(node, call)
-        ir.convenience.replace_all_uses_with(
-            node.outputs[0], call.outputs[0], replace_graph_outputs=True
-        )
-        for name, output in zip(stamp.outputs, call.outputs[1:], strict=True):
+        last.name, last.type, last.shape = "", node.outputs[0].type, node.outputs[0].shape
+        ir.convenience.replace_all_uses_with(node.outputs[0], last, replace_graph_outputs=True)
+        for name, output in zip(stamps[index].outputs, call.outputs[1:], strict=True):
             output.name = name
             graph.outputs.append(output)
         graph.remove(node, safe=True)
-    for tidy in TIDY:
+        skeleton.functions[stamps[index].function.function.identifier()] = stamps[
+            index
+        ].function.function
+    if last is not None:
+        last.name = RESIDUAL.format(len(stamps))
+    for tidy in (
+        InlinePass(),
+        LiftConstantsToInitializersPass(),
+        CommonSubexpressionEliminationPass(),
+        RemoveUnusedNodesPass(),
+    ):
         tidy(skeleton)
+
+
+def _call(
+    graph: ir.Graph, node: ir.Node, stamp: Stamp, values: Mapping[str, ir.Value], name: str
+) -> ir.Node:
+    """A call of the stamp's function in place of a layer's node."""
+    function = stamp.function.function
+    first, *extras = node.inputs
+    by_name = {value.name: value for value in function.inputs}
+    weights = [
+        _weight(graph, stamp.weights[weight], by_name[weight]) for weight in stamp.function.weights
+    ]
+    inputs = [first, *(values[x] for x in stamp.inputs), *extras, *weights]
+    if len(inputs) != len(function.inputs):
+        raise RopeExportError(
+            f"{name}: its body takes {len(function.inputs)} tensors, not {len(inputs)}."
+        )
+    outputs = 1 + len(stamp.outputs)
+    return ir.Node(DOMAIN, function.name, inputs, num_outputs=outputs, name=name)
 
 
 def _weight(graph: ir.Graph, name: str, like: ir.Value) -> ir.Value:
@@ -122,8 +135,7 @@ def merged_before(
 
     Returns: its outputs by name.
     """
-    graph = skeleton.graph
-    function, _ = function_of(shared, "shared")
+    graph, function = skeleton.graph, function_of(shared, "shared").function
     skeleton.functions[function.identifier()] = function
     call = ir.Node(
         DOMAIN,
@@ -134,9 +146,5 @@ def merged_before(
     )
     for output, ours in zip(function.outputs, call.outputs, strict=True):
         ours.name, ours.type, ours.shape = output.name, output.type, output.shape
-    first = next(iter(graph), None)
-    if first is None:
-        graph.append(call)
-    else:
-        graph.insert_before(first, call)
+    graph.insert_before(graph[0], call)
     return {str(output.name): output for output in call.outputs}

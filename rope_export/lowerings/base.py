@@ -51,6 +51,7 @@ class Lowering(Operators):
     engine: whether it is made for an engine that is built of the file; "auto" and tuning, which
     look for what a runtime does best with the file itself, leave it out then.
     has_rms_norm: whether `rms_norm` is one operator of its own.
+    packs: whether products with one input become one, and a norm takes the residual's sum.
     stale_slots: what slots of a fixed cache may hold that a call neither reads nor writes, as in a
     manifest: "finite" where its operator computes over the whole capacity.
     """
@@ -66,6 +67,7 @@ class Lowering(Operators):
     stale_slots: ClassVar[Literal["any", "finite"]] = "finite"
     heads_axis: ClassVar[int] = 1
     has_rms_norm: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
 
     def limit(self, spec: AttentionSpec, cache: str) -> str | None:
         """What values of `spec` its operators do not take with `cache`, one of its own, or nothing.

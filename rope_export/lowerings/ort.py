@@ -39,6 +39,7 @@ class Ort(Lowering):
     name = "ort"
     caches: ClassVar[Mapping[str, int]] = {"none": 23, "growing": 23, "fixed": 23}
     has_rms_norm: ClassVar[bool] = True
+    packs: ClassVar[bool] = True
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnxruntime:cuda")
     # query_seqlens, without which chunks of several rows on a cache are refused.
     needs: ClassVar[Mapping[str, str]] = {"onnxruntime": "1.32"}

@@ -1,0 +1,281 @@
+"""From transformers' causal LM to a decoder's ONNX model without contents of weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import onnx_ir as ir
+from torch import nn
+
+from rope_export.arrays import numpy_dtype
+from rope_export.attention.layer import RotaryAttention
+from rope_export.decoder.body import Body
+from rope_export.decoder.model import CausalLM
+from rope_export.decoder.modules import Projection, lower_modules
+from rope_export.decoder.passes import PackProjectionsPass, SkipNormPass
+from rope_export.decoder.shared import LAST, Shared, parts_of
+from rope_export.decoder.skeleton import Skeleton
+from rope_export.decoder.stamping import Function, Stamp, function_of, merged_before, stamped
+from rope_export.exporter.translation import cleaned, traced
+from rope_export.interface import CachePair, Interface, TensorType
+from rope_export.lowerings import Lowering
+from rope_export.spec import AttentionSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where the contents of an initializer are from.
+
+    name: of a parameter of transformers' model; or of a layer's attention, our name for one of its
+    tensors. layer: index of the layer whose attention it is of. transposed: whether it lies
+    (in, out) in the file.
+    """
+
+    name: str
+    layer: int | None = None
+    transposed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A decoder's ONNX model, whose weights have names, dtypes and shapes but no contents.
+
+    weights: the origins of each initializer that is a weight; several lie side by side.
+    """
+
+    model: ir.Model
+    weights: Mapping[str, tuple[Origin, ...]]
+
+
+def decoder_graph(
+    lm: CausalLM,
+    specs: Sequence[AttentionSpec],
+    lowering: Lowering,
+    interface: Interface,
+    opset: int,
+    *,
+    last: bool,
+) -> Graph:
+    """Traces skeleton, shared parts and each distinct layer once, and stamps them together.
+
+    specs: of each layer. last: whether the logits are those of each row's last token alone.
+    """
+    tracing = _Tracing(lm, specs, lowering, interface, opset, last)
+    outer, origins = tracing.outer()
+    bodies = {first: tracing.body(first) for first in sorted(set(tracing.kinds))}
+    stamps = []
+    for at, first in enumerate(tracing.kinds):
+        function, body_origins = bodies[first]
+        names = {}
+        for weight, origin in body_origins.items():
+            names[weight], placed = tracing.placed(at, first, weight, origin)
+            origins[names[weight]] = placed
+        stamps.append(tracing.stamp(at, function, names))
+    model = _assembled(outer, tracing.front(), stamps, interface)
+    pack = PackProjectionsPass()
+    if lowering.packs:
+        SkipNormPass()(model)
+        pack(model)
+    used = model.graph.initializers.keys()
+    weights = {name: (origin,) for name, origin in origins.items() if name in used}
+    for name, parts in pack.packed.items():
+        weights[name] = tuple(origins[part] for part in parts)
+    return Graph(model=model, weights=weights)
+
+
+class _Tracing:
+    """The parts of one decoder, traced one by one."""
+
+    def __init__(
+        self,
+        lm: CausalLM,
+        specs: Sequence[AttentionSpec],
+        lowering: Lowering,
+        interface: Interface,
+        opset: int,
+        last: bool,
+    ) -> None:
+        self.lm, self.specs, self.lowering = lm, specs, lowering
+        self.interface, self.opset, self.last = interface, opset, last
+        self.paths = {id(module): name for name, module in lm.model.named_modules()}
+        self.skeleton = Skeleton(lm)
+
+    def outer(self) -> tuple[ir.Model, dict[str, Origin]]:
+        """The model around its layers, and the origins of its weights."""
+        skeleton, interface = self.skeleton, self.interface
+        lower_modules(skeleton.model, self.lowering)
+        inputs = [interface.input(interface.main_input), interface.input(str(interface.positions))]
+        inputs += [TensorType(name=LAST, dtype="int64", shape=("batch",))] if self.last else []
+        traced_model = traced(skeleton, inputs, [interface.main_output], self.opset)
+        model = cleaned(traced_model, skeleton)
+        origins = {}
+        for name in [x for x in model.graph.initializers if x in skeleton.state_dict()]:
+            value = model.graph.initializers.pop(name)
+            value.name = self._parameter(name)
+            model.graph.initializers[value.name] = value
+            owner = skeleton.get_submodule(name.rpartition(".")[0])
+            origins[value.name] = Origin(
+                name=value.name, transposed=_is_transposed(owner, name.rpartition(".")[2])
+            )
+        return model, origins
+
+    def _parameter(self, name: str) -> str:
+        """transformers' name for a parameter of the skeleton."""
+        head = "head.head."
+        if name.startswith(head):
+            return f"{self.skeleton.head_path}.{name.removeprefix(head)}"
+        return name.removeprefix("model.")
+
+    @cached_property
+    def kinds(self) -> list[int]:
+        """For each layer the first one that its body also serves."""
+        facts = [
+            (
+                self.specs[at],
+                self.lm.attentions[at],
+                type(layer),
+                self.skeleton.nodes[at].extras,
+                {name: tuple(x.shape) for name, x in layer.named_parameters()},
+                _settings(layer),
+            )
+            for at, layer in enumerate(self.skeleton.layers)
+        ]
+        return [facts.index(fact) for fact in facts]
+
+    @cached_property
+    def attentions(self) -> dict[int, RotaryAttention]:
+        """The lowered attention of the first layer of each kind."""
+        attentions = {}
+        for at in sorted(set(self.kinds)):
+            attention = RotaryAttention(self.specs[at]).eval().requires_grad_(False)
+            lower_modules(attention, self.lowering)
+            attention.operators = self.lowering
+            attentions[at] = attention
+        return attentions
+
+    @cached_property
+    def shared(self) -> Shared:
+        fixed = self.interface.cache == "fixed"
+        return Shared(list(self.attentions.values()), fixed=fixed, last=self.last)
+
+    @cached_property
+    def pairs(self) -> dict[int, tuple[CachePair, CachePair]]:
+        """Each layer's caches of keys and of values."""
+        by_layer: dict[int, list[CachePair]] = {}
+        for pair in self.interface.caches:
+            by_layer.setdefault(int(pair.input.split(".")[1]), []).append(pair)
+        return {at: (pairs[0], pairs[1]) for at, pairs in by_layer.items()}
+
+    @property
+    def lengths(self) -> list[str]:
+        return [] if self.interface.lengths is None else [self.interface.lengths]
+
+    def front(self) -> ir.Model:
+        """What the layers share."""
+        past = self.pairs[min(self.pairs)][0].input
+        names = [str(self.interface.mask), str(self.interface.positions), past, *self.lengths]
+        inputs = [self.interface.input(name) for name in names]
+        return cleaned(traced(self.shared, inputs, self.shared.outputs, self.opset), self.shared)
+
+    def body(self, at: int) -> tuple[Function, dict[str, Origin]]:
+        """One layer as a function, and the origins of its weights, whose names are the layer's."""
+        node, layer, path = (
+            self.skeleton.nodes[at],
+            self.skeleton.layers[at],
+            self.lm.attentions[at],
+        )
+        attention = self.attentions[at]
+        lower_modules(layer, self.lowering, beside=path)
+        parts = parts_of(attention, self.shared.parts)
+        body = Body(
+            layer,
+            path,
+            attention,
+            fixed=bool(self.lengths),
+            parts=parts,
+            arguments=node.arguments,
+            extras=node.extras,
+        )
+        hidden = TensorType(
+            name="hidden_states",
+            dtype=attention.spec.dtype,
+            shape=("batch", "sequence", attention.spec.hidden_size),
+        )
+        caches = [pair.input for pair in self.pairs[at]]
+        inputs = [hidden, *(self.interface.input(name) for name in [*caches, *self.lengths])]
+        inputs += [*(part.tensor for part in parts), *node.extras]
+        outputs = ["hidden_states_out", "present_key", "present_value"]
+        model = cleaned(traced(body, inputs, outputs, self.opset), body)
+        function = function_of(model, f"layer{at}", body.state_dict().keys())
+        origins = {}
+        for name in function.weights:
+            owner, _, key = name.rpartition(".")
+            transposed = _is_transposed(body.get_submodule(owner), key)
+            origins[name] = Origin(name=name.removeprefix("layer."), transposed=transposed)
+        return function, origins
+
+    def placed(self, at: int, first: int, weight: str, origin: Origin) -> tuple[str, Origin]:
+        """The name of the initializer of layer `at` for a weight of its body, and its origin."""
+        inside = f"{self.lm.attentions[first]}.attention."
+        path = f"{self.lm.layers_path}.{at}"
+        if origin.name.startswith(inside):
+            ours = origin.name.removeprefix(inside)
+            name = f"{path}.{self.lm.attentions[at]}.{ours}"
+            return name, replace(origin, name=ours, layer=at)
+        name = f"{path}.{origin.name}"
+        return name, replace(origin, name=name)
+
+    def stamp(self, at: int, function: Function, weights: Mapping[str, str]) -> Stamp:
+        parts = parts_of(self.attentions[self.kinds[at]], self.shared.parts)
+        caches = self.pairs[at]
+        return Stamp(
+            function=function,
+            inputs=[
+                *(pair.input for pair in caches),
+                *self.lengths,
+                *(part.tensor.name for part in parts),
+            ],
+            outputs=[pair.output for pair in caches],
+            weights=weights,
+        )
+
+
+def _is_transposed(module: nn.Module, parameter: str) -> bool:
+    return isinstance(module, Projection) and parameter == "weight"
+
+
+def _settings(layer: nn.Module) -> list[tuple[str, str, Any]]:
+    """The plain attributes of a layer's modules, by which two of one class may differ."""
+    numbers = ("layer_idx", "layer_id", "layer_number", "layer_index", "training")
+    return [
+        (name, key, value)
+        for name, module in layer.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, str | int | float | bool | None) and key not in numbers
+    ]
+
+
+def _assembled(
+    outer: ir.Model, front: ir.Model, stamps: Sequence[Stamp], interface: Interface
+) -> ir.Model:
+    graph = outer.graph
+    inputs = {str(value.name): value for value in graph.inputs}
+    last = inputs.pop(LAST, None)
+    for tensor in interface.inputs:
+        if tensor.name not in inputs:
+            dtype = ir.DataType.from_numpy(numpy_dtype(tensor.dtype))
+            inputs[tensor.name] = ir.Value(name=tensor.name, type=ir.TensorType(dtype))
+        inputs[tensor.name].shape = ir.Shape(tensor.shape)
+    graph.inputs.clear()
+    graph.inputs.extend(inputs[tensor.name] for tensor in interface.inputs)
+    values = merged_before(outer, front, inputs)
+    if last is not None:
+        ir.convenience.replace_all_uses_with(last, values[LAST])
+    stamped(outer, stamps, {**inputs, **values})
+    by_name = {str(value.name): value for value in graph.outputs}
+    graph.outputs.clear()
+    for tensor in interface.outputs:
+        by_name[tensor.name].shape = ir.Shape(tensor.shape)
+        graph.outputs.append(by_name[tensor.name])
+    return outer
