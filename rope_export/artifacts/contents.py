@@ -174,14 +174,22 @@ def read_verified(path: Path, sha256: str) -> bytes:
     return contents
 
 
-def verify(path: Path, sha256: str) -> None:
-    """Raises: ArtifactError if a file has another hash, or is refused; it is not kept."""
+def sha256(path: Path) -> str:
+    """sha256 of a file in an artifact's folder, in hexadecimal.
+
+    Raises: ArtifactError for what is not there, or is refused.
+    """
     file = _Open(path)
     try:
-        if _hash(file) != sha256:
-            raise mismatch(path)
+        return _hash(file)
     finally:
         file.close()
+
+
+def verify(path: Path, expected: str) -> None:
+    """Raises: ArtifactError if a file has another hash, or is refused; it is not kept."""
+    if sha256(path) != expected:
+        raise mismatch(path)
 
 
 def model_files(folder: Path, files: Mapping[str, str]) -> Contents:

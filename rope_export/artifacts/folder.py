@@ -4,8 +4,8 @@ manifest.json holds facts that are the same for the same inputs, with the hash o
 evidence.json what was measured. A folder is told by what its files hold, not by their names: only
 what is ours is ever replaced, and evidence counts for the files whose hashes it names.
 
-A package that brings a kind of folder has a module `kind.py` with the class as KIND, which is found
-by looking.
+A package that brings kinds of folders has a module `kind.py` with the classes as KINDS, which is
+found by looking.
 """
 
 import hashlib
@@ -16,29 +16,24 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+import msgspec
 
 from rope_export import paths
 from rope_export.artifacts import contents, evidence, swap, upgrade
 from rope_export.artifacts.contents import MODEL, Contents
-from rope_export.artifacts.manifest import File, Manifest
+from rope_export.artifacts.manifest import Facts, File, ModelFacts
 from rope_export.errors import ArtifactError, InputError
 from rope_export.typed_json import brief, parse, typed
 
 if TYPE_CHECKING:
-    from rope_export.artifacts.artifact import Artifact
+    from rope_export.artifacts.model_folder import ModelFolder
 
 MANIFEST = "manifest.json"
 
 TRIES = 100
 """How often a folder that others keep replacing is read, until it was whole once."""
-
-
-class Facts(Protocol):
-    """What every kind of manifest has."""
-
-    @property
-    def files(self) -> Mapping[str, File]: ...
 
 
 F = TypeVar("F", bound=Facts)
@@ -68,8 +63,8 @@ class Folder(ABC, Generic[F]):
 
     @property
     @abstractmethod
-    def artifact(self) -> "Artifact":
-        """The artifact that it is or holds."""
+    def artifact(self) -> "ModelFolder[Any]":
+        """The artifact, of a layer or a decoder, that it is or holds."""
 
     @property
     @abstractmethod
@@ -94,9 +89,28 @@ class Folder(ABC, Generic[F]):
         """The same folder under another path."""
 
     @property
-    def manifest(self) -> Manifest:
+    def companions(self) -> Mapping[str, File]:
+        """Files beside ours that people may edit, as they were written, by name."""
+        return {}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know of the folder as it is now, a sentence each."""
+        return ()
+
+    @classmethod
+    def listed(cls, facts: F, files: Mapping[str, File], new: Path, old: Self | None) -> F:
+        """The manifest of a folder `new` that is being made in place of `old`, complete.
+
+        facts: without files. files: ours in `new`.
+        """
+        return msgspec.structs.replace(facts, files=dict(files))  # type: ignore[type-var]
+
+    @property
+    def manifest(self) -> ModelFacts:
         """The manifest of the ONNX model in the folder."""
-        return self.artifact.facts
+        facts: ModelFacts = self.artifact.facts
+        return facts
 
     @property
     def model(self) -> Path:
@@ -226,10 +240,12 @@ def _check_listed(kind: type[Folder], files: Mapping[str, File], where: Path) ->
 @cache
 def kinds() -> dict[str, type[Folder]]:
     """Every kind of folder by its name: a module kind.py in a folder of this package each."""
-    by_kind = {}
+    by_kind: dict[str, type[Folder]] = {}
     for file in sorted(Path(__file__).parents[1].glob("*/kind.py")):
-        kind: type[Folder] = import_module(f"rope_export.{file.parent.name}.kind").KIND
-        by_kind[kind.kind] = kind
+        kinds: tuple[type[Folder], ...] = import_module(
+            f"rope_export.{file.parent.name}.kind"
+        ).KINDS
+        by_kind |= {kind.kind: kind for kind in kinds}
     return by_kind
 
 

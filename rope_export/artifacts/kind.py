@@ -1,5 +1,6 @@
-"""The kind of folder that this package brings."""
+"""The kinds of folders that this package brings."""
 
 from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.decoder import DecoderArtifact
 
-KIND = Artifact
+KINDS = (Artifact, DecoderArtifact)

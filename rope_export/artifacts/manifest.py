@@ -1,6 +1,7 @@
 """The facts in an artifact's manifest.json."""
 
-from typing import Any, Final, Literal
+from collections.abc import Mapping
+from typing import Any, Final, Literal, Protocol
 
 from msgspec import Struct
 
@@ -48,6 +49,49 @@ class Weight(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     def __post_init__(self) -> None:
         if self.scales is not None and self.inputs is None:
             raise ValueError("a quantized weight states its inputs")
+
+
+class Facts(Protocol):
+    """What every kind of manifest has."""
+
+    @property
+    def files(self) -> Mapping[str, File]: ...
+
+
+class ModelFacts(Facts, Protocol):
+    """What the manifest of an ONNX model has, of a layer as of a decoder; see `Manifest`.
+
+    positions: how many the model has, if it does not go on with any number of them.
+    """
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def lowering(self) -> str: ...
+    @property
+    def cache(self) -> str: ...
+    @property
+    def interface(self) -> Interface: ...
+    @property
+    def inputs(self) -> tuple[TensorType, ...]: ...
+    @property
+    def outputs(self) -> tuple[TensorType, ...]: ...
+    @property
+    def source(self) -> Mapping[str, Any]: ...
+    @property
+    def weights(self) -> Mapping[str, Weight]: ...
+    @property
+    def quantization(self) -> Quantization | None: ...
+    @property
+    def runtimes(self) -> tuple[str, ...]: ...
+    @property
+    def needs(self) -> Mapping[str, str]: ...
+    @property
+    def stale_slots(self) -> Literal["any", "finite"]: ...
+    @property
+    def first_position(self) -> int | None: ...
+    @property
+    def positions(self) -> int | None: ...
 
 
 class _Source(Struct):
@@ -105,6 +149,10 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def dtype(self) -> str:
         return str(self.spec["dtype"])
+
+    @property
+    def positions(self) -> None:
+        """A layer goes on with any number of positions."""
 
     @property
     def inputs(self) -> tuple[TensorType, ...]:

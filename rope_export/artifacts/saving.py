@@ -3,24 +3,21 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from rope_export import paths
 from rope_export.artifacts import contents, evidence, swap
+from rope_export.artifacts.companions import changed
 from rope_export.artifacts.evidence import EVIDENCE
 from rope_export.artifacts.folder import (
     MANIFEST,
-    Facts,
     Folder,
     open_folder,
     parsed,
     read_manifest,
 )
-from rope_export.artifacts.manifest import File
+from rope_export.artifacts.manifest import Facts, File
 from rope_export.errors import ArtifactError
 from rope_export.typed_json import text
 
@@ -40,6 +37,8 @@ def save(
     """
     place = check_target(out, kind)
     written = []
+    old = _existing(place)
+    seen = None if old is None else changed(place, old.companions)
 
     def fill(folder: Path) -> None:
         write_files(folder)
@@ -48,13 +47,28 @@ def save(
             for name in (*kind.required, *kind.optional)
             if (folder / name).exists()
         }
-        whole = text(msgspec.structs.replace(facts, files=files))  # type: ignore[type-var]
+        whole = text(kind.listed(facts, files, folder, old))
         (folder / MANIFEST).write_text(whole, encoding="utf-8")
         evidence.write(folder, measured)
         written.append(open_folder(folder))
 
-    swap.replace(place, fill, partial(check_folder, kind=kind))
+    def check(folder: Path) -> None:
+        check_folder(folder, kind=kind)
+        if old is not None and changed(folder, old.companions) != seen:
+            raise ArtifactError(f"{paths.shown(out)}: was edited meanwhile. Export it again.")
+
+    swap.replace(place, fill, check)
     return written[0].moved(out if out.exists() else place)
+
+
+def _existing(place: Path) -> Folder | None:
+    """The folder that is there now, if there is one."""
+    if not (place / MANIFEST).is_file():
+        return None
+    try:
+        return parsed(place, read_manifest(place))
+    except ArtifactError:
+        return None
 
 
 def check_target(out: Path, kind: type[Folder]) -> Path:
@@ -105,6 +119,9 @@ def _check_names(folder: Path, name: Path, kind: type[Folder]) -> None:
     if folder.is_symlink() or not folder.is_dir():
         raise ArtifactError(f"{name}: is a file; {kind.title} is a folder. Give another path.")
     allowed = {file.partition("/")[0] for file in (*kind.required, *kind.optional)}
+    existing = _existing(folder)
+    if isinstance(existing, kind):
+        allowed |= existing.companions.keys()
     entries = list(swap.foreign(folder))
     others = [path.name for path in entries if path.name not in allowed | {MANIFEST, EVIDENCE}]
     links = [path.name for path in entries if path.is_symlink()]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rope_export.arrays import fill_cache, to_numpy
+from rope_export.artifacts.artifact import layer_of
 from rope_export.artifacts.folder import Folder
 from rope_export.bench.proof import Truth, WrongError, apart, timed_on
 from rope_export.bench.shapes import Arrays, Shape, growing_interface
@@ -76,7 +77,7 @@ class ArtifactContender(Contender):
     ) -> None:
         self.name, self.manifest, self.proven = name, artifact.manifest, proven
         self.capacity = capacity
-        self.spec = AttentionSpec.from_json(artifact.manifest.spec)
+        self.spec = AttentionSpec.from_json(layer_of(artifact).facts.spec)
         self.weight_bytes = sum(file.bytes for file in artifact.manifest.files.values())
         self.session = open_session(artifact, timed_on(artifact), threads=threads)
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rope_export.artifacts.artifact import layer_of
 from rope_export.artifacts.deployed import file_weights
 from rope_export.artifacts.folder import Folder, open_folder
 from rope_export.bench.baselines import BASELINES, Baseline
@@ -105,7 +106,7 @@ def layers(
     """
     groups: dict[AttentionSpec, dict[str, Folder]] = {}
     for name, artifact in artifacts.items():
-        spec = AttentionSpec.from_json(artifact.manifest.spec)
+        spec = AttentionSpec.from_json(layer_of(artifact).facts.spec)
         groups.setdefault(spec, {})[name] = artifact
     opened = []
     for spec, members in groups.items():

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.artifact import Artifact, layer_of
 from rope_export.bench.baselines import BASELINES, blank_layer, torch
 from rope_export.bench.contenders import ArtifactContender, Contender
 from rope_export.bench.proof import RUNTIME
@@ -60,7 +60,7 @@ def _measured(task: Mapping[str, Any]) -> int:
     find_runtime(
         RUNTIME
     ).unavailable()  # imports onnxruntime, so that its code is not counted either
-    spec = AttentionSpec.from_json(artifact.manifest.spec)
+    spec = AttentionSpec.from_json(layer_of(artifact).facts.spec)
     if task["threads"] is not None:
         torch.set_num_threads(task["threads"])
     before = _restart_peak()

@@ -125,7 +125,7 @@ def export_layer(
 
 def summary(artifact: "Artifact") -> str:
     """An artifact in one line."""
-    manifest = artifact.manifest
+    manifest = artifact.facts
     quantization = manifest.quantization
     bits = "" if quantization is None else f"weights int{quantization.bits}{_kept(manifest)}, "
     size = sum(file.bytes for file in manifest.files.values()) / 1e6

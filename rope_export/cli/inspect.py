@@ -9,7 +9,7 @@ from rich.table import Table
 
 from rope_export import paths
 from rope_export.artifacts.folder import Folder, open_folder
-from rope_export.artifacts.manifest import Manifest
+from rope_export.artifacts.manifest import ModelFacts
 from rope_export.cli import output
 from rope_export.cli.inspected import rows
 from rope_export.engines.plan import Engine
@@ -19,7 +19,8 @@ from rope_export.typed_json import plain
 
 def inspect_path(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="An artifact, an engine or an .onnx file.")
+        Path,
+        typer.Argument(metavar="PATH", help="An artifact, an engine or an .onnx file."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
@@ -29,6 +30,7 @@ def inspect_path(
     else:
         folder = open_folder(path)
         facts = {**_facts(path, folder), "evidence": folder.evidence}
+        output.warn(folder.warnings)
     if as_json:
         output.print_json(facts)
         return 0
@@ -43,12 +45,13 @@ def _facts(path: Path, folder: Folder) -> dict[str, Any]:
     """The facts of an artifact, or of an engine and in short of its artifact."""
     if not isinstance(folder, Engine):
         return {"artifact": str(path), **manifest_facts(folder.manifest)}
-    names = ("lowering", "dtype", "cache", "padding", "source")
-    origin = {name: getattr(folder.manifest, name) for name in names}
+    names = ("kind", "lowering", "dtype", "cache", "padding", "source")
+    manifest = folder.manifest
+    origin = {name: getattr(manifest, name) for name in names if hasattr(manifest, name)}
     return {"engine folder": str(path), **plain(folder.facts), "built from": origin}
 
 
-def manifest_facts(manifest: Manifest) -> dict[str, Any]:
+def manifest_facts(manifest: ModelFacts) -> dict[str, Any]:
     """A manifest as JSON prints it, with the inputs and outputs of its interface."""
     facts: dict[str, Any] = plain(manifest)
     return facts | {name: facts["interface"][name] for name in ("inputs", "outputs")}

@@ -10,6 +10,12 @@ from rope_export.spec import AttentionSpec
 PLAIN = {"kind", "format_version", "interface", "spec", "stale_slots", "dtype"}
 """Facts that have no row of their own."""
 
+INDEX = re.compile(r"(?<=\.)[0-9]+(?=\.)")
+"""The number of a layer in a tensor's name."""
+
+MANY = 40
+"""Weights that are listed one by one, as those of one layer are."""
+
 HASH = re.compile("[0-9a-f]{64}")
 """A sha256, of which the beginning is shown."""
 
@@ -22,6 +28,9 @@ def rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in facts.items():
         if name == "spec":
             yield from _spec_rows(value)
+        elif name == "specs":
+            for index, spec in enumerate(value):
+                yield from ((f"{word} of spec {index}", text) for word, text in _spec_rows(spec))
         elif name in PLAIN or value in (None, False, "", [], {}):
             continue
         else:
@@ -45,10 +54,48 @@ def _parts(facts: Mapping[str, Any]) -> str:
 
 
 def _tensors(value: Any) -> str:
-    return "\n".join(f"{t['name']} {t['dtype']}({', '.join(map(str, t['shape']))})" for t in value)
+    """A tensor in each line; those of many layers, whose names differ in a number, in one."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for tensor in value:
+        form = f"{tensor['dtype']}({', '.join(map(str, tensor['shape']))})"
+        alike.setdefault((INDEX.sub("*", tensor["name"]), form), []).append(tensor["name"])
+    return "\n".join(
+        f"{names[0] if len(names) == 1 else name.replace('*', _numbers(names))} {form}"
+        for (name, form), names in alike.items()
+    )
+
+
+def _numbers(names: list[str]) -> str:
+    """The numbers in names that differ in them alone, such as 0-3,5."""
+    return _ranges([int(INDEX.findall(name)[0]) for name in names])
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Numbers in rising order in short, such as 0-3,5."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
+        else:
+            spans.append([number])
+    return ",".join(f"{s[0]}-{s[-1]}" if len(s) > 1 else str(s[0]) for s in spans)
+
+
+def _layers(value: list[int | None]) -> str:
+    """Which layers have which spec, and which have no cache."""
+    by_spec: dict[int | None, list[int]] = {}
+    for index, spec in enumerate(value):
+        by_spec.setdefault(spec, []).append(index)
+    return "\n".join(
+        f"{_ranges(at)}: " + ("no cache of their own" if spec is None else f"spec {spec}")
+        for spec, at in by_spec.items()
+    )
 
 
 def _weights(value: Mapping[str, Mapping[str, Any]]) -> str:
+    if len(value) > MANY:
+        sources = len({facts["source_tensor"] for facts in value.values()})
+        return f"{len(value)} from {sources} tensors; --json lists them"
     return "\n".join(
         f"{name} from {facts['source_tensor']}, sha256 {facts['sha256'][:12]}…"
         for name, facts in value.items()
@@ -106,6 +153,8 @@ FORMS = {
     "outputs": _tensors,
     "weights": _weights,
     "files": _files,
+    "companions": _files,
+    "layers": _layers,
     "evidence": _evidence,
     "profiles": _profiles,
     "fusion": _lines,

@@ -1,5 +1,5 @@
-"""The kind of folder that this package brings."""
+"""The kinds of folders that this package brings."""
 
 from rope_export.engines.plan import Engine
 
-KIND = Engine
+KINDS = (Engine,)

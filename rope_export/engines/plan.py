@@ -9,16 +9,16 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from rope_export import gpu
 from rope_export.artifacts import contents, evidence, folder, saving
-from rope_export.artifacts.artifact import Artifact
 from rope_export.artifacts.folder import MANIFEST, Folder
 from rope_export.artifacts.manifest import FORMAT_VERSION, File
+from rope_export.artifacts.model_folder import ModelFolder
 from rope_export.engines import module
 from rope_export.engines.fusion import Fusion
 from rope_export.engines.network import NetworkFacts
@@ -94,10 +94,10 @@ class Engine(Folder[EngineManifest]):
     facts_type: ClassVar[type] = EngineManifest
     required: ClassVar[tuple[str, ...]] = (PLAN, INNER)
 
-    inner: Artifact
+    inner: ModelFolder[Any]
 
     @property
-    def artifact(self) -> Artifact:
+    def artifact(self) -> ModelFolder[Any]:
         return self.inner
 
     @property
@@ -114,7 +114,7 @@ class Engine(Folder[EngineManifest]):
         inner = folder.peek(path / ARTIFACT)
         if inner.digest != facts.files[INNER].sha256:
             raise contents.mismatch(inner.path / MANIFEST)
-        if not isinstance(inner, Artifact) or folder.model_hashes(inner) != facts.model:
+        if not isinstance(inner, ModelFolder) or folder.model_hashes(inner) != facts.model:
             raise ArtifactError(
                 f"{path}: its plan was built from another model than {ARTIFACT} holds. Build the "
                 f"engine again."
@@ -180,7 +180,9 @@ def check_gpu(path: Path | None, facts: EngineManifest, here: gpu.Gpu) -> None:
         )
 
 
-def save(out: Path, artifact: Artifact, facts: EngineManifest, plan: memoryview | bytes) -> Engine:
+def save(
+    out: Path, artifact: ModelFolder[Any], facts: EngineManifest, plan: memoryview | bytes
+) -> Engine:
     """Write an engine to `out`, in place of the one that is there, as a whole or not at all.
 
     artifact: what it was built from; it is copied.

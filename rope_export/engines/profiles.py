@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
-from rope_export.artifacts.manifest import Manifest
+from rope_export.artifacts.manifest import ModelFacts
 from rope_export.errors import InputError
 from rope_export.interface import TensorType
 
@@ -101,7 +101,7 @@ class Profile:
         return ",".join(f"{name}={sizes}" for name, sizes in self.axes.items())
 
 
-def profiles_for(manifest: Manifest, words: Sequence[str]) -> tuple[Profile, ...]:
+def profiles_for(manifest: ModelFacts, words: Sequence[str]) -> tuple[Profile, ...]:
     """The profiles written in `words`, or the default ones of the artifact's kind of cache.
 
     Raises: InputError naming the profile, what is wrong with it, and what would be right.
@@ -119,7 +119,7 @@ def profiles_for(manifest: Manifest, words: Sequence[str]) -> tuple[Profile, ...
     return profiles
 
 
-def _profile(manifest: Manifest, text: str) -> Profile:
+def _profile(manifest: ModelFacts, text: str) -> Profile:
     axes = _axes(manifest)
     ranges: dict[str, Range] = {}
     for word in text.split(","):
@@ -147,7 +147,7 @@ def _profile(manifest: Manifest, text: str) -> Profile:
     return profile
 
 
-def _axes(manifest: Manifest) -> list[str]:
+def _axes(manifest: ModelFacts) -> list[str]:
     """The artifact's dynamic axes that a profile has to give."""
     dynamic = {axis for t in manifest.inputs for axis in t.shape if isinstance(axis, str)}
     return [name for name in MINIMUM if name in dynamic]

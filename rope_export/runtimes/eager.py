@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from rope_export.arrays import check_on_cpu, is_torch, to_numpy, to_torch
+from rope_export.artifacts.artifact import Artifact, layer_of
 from rope_export.errors import failures
 from rope_export.runtimes.base import NeedsPackages, Runner, written
 
@@ -19,7 +20,10 @@ class EagerRuntime(NeedsPackages):
     needs: ClassVar[Mapping[str, str]] = {"torch": "export", "onnx": "export"}
 
     def unavailable(self, artifact: "Folder | None" = None) -> str | None:
-        return self.missing()
+        reason = self.missing()
+        if reason is None and artifact is not None and not isinstance(artifact.artifact, Artifact):
+            return f"it runs attention layers, and this is {artifact.artifact.title}"
+        return reason
 
     def open(self, artifact: "Folder", threads: int | None = None) -> Runner:
         """threads: torch's own, which are the process's; not changed here."""
@@ -27,7 +31,7 @@ class EagerRuntime(NeedsPackages):
         from rope_export.attention.layer import RotaryAttention
         from rope_export.spec import AttentionSpec
 
-        spec = AttentionSpec.from_json(artifact.manifest.spec)
+        spec = AttentionSpec.from_json(layer_of(artifact).facts.spec)
         layer = RotaryAttention.from_weights(spec, file_weights(artifact))
         return EagerRunner(artifact.manifest.interface, layer)
 

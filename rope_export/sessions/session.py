@@ -14,7 +14,7 @@ from rope_export.sessions.values import ValueChecks, check_positions
 
 if TYPE_CHECKING:
     from rope_export.arrays import Array
-    from rope_export.artifacts.manifest import Manifest
+    from rope_export.artifacts.manifest import ModelFacts
 
 
 class Session:
@@ -24,7 +24,7 @@ class Session:
     checked.
     """
 
-    def __init__(self, manifest: "Manifest", runner: Runner) -> None:
+    def __init__(self, manifest: "ModelFacts", runner: Runner) -> None:
         self.manifest, self.runner = manifest, runner
         self.interface = manifest.interface
         self.inputs, self.outputs = self.interface.inputs, self.interface.outputs

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rope_export.arrays import Array
-    from rope_export.artifacts.manifest import Manifest
+    from rope_export.artifacts.manifest import ModelFacts
     from rope_export.runtimes import Runner
 
 
@@ -29,7 +29,7 @@ class Stream:
     """
 
     def __init__(
-        self, manifest: "Manifest", runner: "Runner", *, batch: int, capacity: int | None
+        self, manifest: "ModelFacts", runner: "Runner", *, batch: int, capacity: int | None
     ) -> None:
         self.kind = manifest.interface.cache
         if self.kind == "none":

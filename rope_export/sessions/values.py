@@ -16,10 +16,10 @@ from rope_export.sessions.slots import (
 
 if TYPE_CHECKING:
     from rope_export.arrays import Array
-    from rope_export.artifacts.manifest import Manifest
+    from rope_export.artifacts.manifest import ModelFacts
 
 
-def check_positions(manifest: "Manifest", inputs: "Mapping[str, Array]") -> None:
+def check_positions(manifest: "ModelFacts", inputs: "Mapping[str, Array]") -> None:
     """Raises: TensorError for a position before the first that the manifest states."""
     first, name = manifest.first_position, manifest.interface.positions
     if first is None or name is None:
@@ -39,7 +39,7 @@ class ValueChecks:
     manifest's stale_slots says.
     """
 
-    def __init__(self, manifest: "Manifest", *, whole_capacity: bool) -> None:
+    def __init__(self, manifest: "ModelFacts", *, whole_capacity: bool) -> None:
         self._interface = manifest.interface
         self._stale = whole_capacity or manifest.stale_slots == "finite"
         self._seen = Once()

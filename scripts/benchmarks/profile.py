@@ -56,7 +56,7 @@ def profiled(artifact: Artifact, shape: Shape, folder: Path, threads: int) -> li
     inner = RUNTIMES[0].load(artifact, options)
     runner = OnnxRuntimeRunner(artifact.manifest.interface, inner, RUNTIMES[0])
     session = Session(artifact.manifest, runner)
-    spec = AttentionSpec.from_json(artifact.manifest.spec)
+    spec = AttentionSpec.from_json(artifact.facts.spec)
     stream = session.start(batch=shape.batch, capacity=shape.total)
     step = steps(stream, shape, drawn(spec, shape, 0))
     for _ in range(WARM + STEPS):

@@ -17,6 +17,7 @@ import onnxruntime
 
 from rope_export import export
 from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.manifest import Manifest
 from rope_export.bench.contenders import steps
 from rope_export.bench.machine import cpu_name
 from rope_export.bench.markdown import table_lines
@@ -76,6 +77,7 @@ def _session(artifact: Artifact, change: Callable[[Options], None]) -> Session:
 
 
 def _call(session: Session, shape: Shape) -> Call:
+    assert isinstance(session.manifest, Manifest)
     spec = AttentionSpec.from_json(session.manifest.spec)
     stream = session.start(batch=shape.batch, capacity=shape.total)
     return steps(stream, shape, drawn(spec, shape, 0))

@@ -64,7 +64,7 @@ class Finding:
 
 def decode(fixed: Artifact, growing: Artifact, steps: int) -> Finding:
     """Decode `steps` tokens; every hundredth is compared with the growing cache's answer."""
-    spec = AttentionSpec.from_json(fixed.manifest.spec)
+    spec = AttentionSpec.from_json(fixed.facts.spec)
     hidden = np.random.default_rng(0).standard_normal(
         (steps, 1, 1, spec.hidden_size), dtype=np.float32
     )
@@ -97,7 +97,7 @@ def _compared(
 ) -> Iterator[float]:
     """Distance of each answer to the growing cache's, as a share of what it may be: each of the two
     is within its tolerance of the truth, so they are apart by two of them at most."""
-    spec = AttentionSpec.from_json(growing.manifest.spec)
+    spec = AttentionSpec.from_json(growing.facts.spec)
     weights = {name: w.double().numpy() for name, w in file_weights(growing).items()}
     layer = ReferenceLayer(spec, weights, frequencies(spec))
     with open_session(growing) as session:

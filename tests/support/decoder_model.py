@@ -1,57 +1,142 @@
 """A small ONNX model with a decoder's names, whose answers can be told by looking.
 
-Two layers' caches of (batch, 2, slots, 4), keys of E[id] and values of -E[id], E being 16 rows of
-8 whole numbers. The logits of a token are E[id] + position + (the sum of the first layer's keys
-that the mask allows): with one new token in each call, those of a causal decoder.
+It keeps the promises of a real one: the mask hides slots, a token sees those up to its own, rows of
+a fixed cache have lengths of their own, which may be left out, and logits are those of every new
+token or of each row's last one that the mask shows.
+
+Each layer caches (batch, 2, slots, 4), keys of E[id] and values of -E[id], E being 16 rows of 8
+whole numbers; `expected_logits` is what the model computes.
 """
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, numpy_helper, parser
 
 from rope_export.interface import Interface, TensorType
 
-EMBEDDING = np.arange(128, dtype=np.float32).reshape(16, 8) % 11
+EMBEDDING = np.array([[(7 * i * i + 5 * j * i + 3 * j) % 11 for j in range(8)] for i in range(16)])
+STEP = np.array([3, 0, 2, 7, 1, 5, 4, 6])
+"""How much each logit grows from position to position."""
+
+
+def expected_logits(ids: list[int], positions: list[int] | None = None) -> np.ndarray:
+    """Logits (tokens, 8) of a row without padding: of each token E[id], its position times STEP,
+    and the sum of E over it and those before it.
+
+    positions: counted from 0 unless given.
+    """
+    at = np.arange(len(ids)) if positions is None else np.array(positions)
+    rows = EMBEDDING[ids]
+    return (rows + at[:, None] * STEP + np.cumsum(rows, axis=0)).astype(np.float32)
+
+
+CAUSAL = """
+    sequence = Shape <start = 1, end = 2> (input_ids)
+    total = Shape <start = 1, end = 2> (attention_mask)
+    batch = Shape <start = 0, end = 1> (input_ids)
+    before = Sub (total, sequence)
+    left_out = Less (lengths, zero)
+    held = Where (left_out, before, lengths)
+    first = Expand (held, batch)
+    x = Gather (E, input_ids)
+    by_token = Reshape (x, heads)
+    new_key = Transpose <perm = [0, 2, 1, 3]> (by_token)
+    new_value = Neg (new_key)
+    position = Cast <to = 1> (position_ids)
+    position_column = Unsqueeze (position, two)
+    grown = Mul (position_column, STEP)
+    first_column = Unsqueeze (first, one)
+    count = Squeeze (sequence, zero)
+    start = Squeeze (zero, zero)
+    step = Squeeze (one, zero)
+    new_index = Range (start, count, step)
+    own = Add (first_column, new_index)
+    own_column = Unsqueeze (own, two)
+    end = Squeeze (total, zero)
+    slot = Range (start, end, step)
+    later = Less (own_column, slot)
+    mask_row = Unsqueeze (attention_mask, one)
+    shown = Cast <to = 9> (mask_row)
+    not_later = Not (later)
+    visible = And (shown, not_later)
+    weights = Cast <to = 1> (visible)
+"""
+"""Which slots each new token sees, and what it is itself."""
+
+LOGITS = """
+    covered = Slice (KEYS, zero, total, two)
+    keys_by_slot = Transpose <perm = [0, 2, 1, 3]> (covered)
+    keys = Reshape (keys_by_slot, flat)
+    context = MatMul (weights, keys)
+    token = Add (x, grown)
+    every_logits = Add (token, context)
+"""
+
+LAST = """
+    new_mask = GatherElements <axis = 1> (attention_mask, own)
+    counted = Add (new_index, one)
+    masked = Mul (new_mask, counted)
+    rank = Cast <to = 1> (masked)
+    is_last = Equal (counted, sequence)
+    bonus = Cast <to = 1> (is_last)
+    half = Mul (bonus, HALF)
+    score = Add (rank, half)
+    chosen = ArgMax <axis = 1, keepdims = 1> (score)
+    chosen_column = Unsqueeze (chosen, two)
+    same = Equal (chosen_column, new_index)
+    pick = Cast <to = 1> (same)
+    logits = MatMul (pick, every_logits)
+"""
+"""The row's last new token whose mask is 1, or of a row without one the last."""
+
+TYPES = {"float32": "float", "int64": "int64"}
+CONSTANTS = {
+    "E": EMBEDDING.astype(np.float32),
+    "STEP": STEP.astype(np.float32),
+    "HALF": np.array(0.5, np.float32),
+    "heads": np.array([0, 0, 2, 4]),
+    "flat": np.array([0, -1, 8]),
+    "zero": np.array([0]),
+    "one": np.array([1]),
+    "two": np.array([2]),
+    "LENGTHS": np.array([-1]),
+}
 
 
 def decoder_model(interface: Interface) -> ModelProto:
-    """interface: as `decoder_interface` makes it, with the slots on axis 2."""
-    node = helper.make_node
-    constants = {"E": EMBEDDING, "heads": np.array([0, 0, 2, 4]), "flat": np.array([0, 1, 8])}
-    constants |= {"after": np.array([2]), "around": np.array([1, 3]), "slots": np.array([2])}
-    nodes = [
-        node("Gather", ["E", "input_ids"], ["x"]),
-        node("Reshape", ["x", "heads"], ["by token"]),
-        node("Transpose", ["by token"], ["new key"], perm=[0, 2, 1, 3]),
-        node("Neg", ["new key"], ["new value"]),
-        node("Cast", ["position_ids"], ["position"], to=TensorProto.FLOAT),
-        node("Unsqueeze", ["position", "after"], ["positions"]),
-        node("Cast", ["attention_mask"], ["numbers"], to=TensorProto.FLOAT),
-        node("Unsqueeze", ["numbers", "around"], ["mask"]),
-    ]
+    """interface: as `decoder_interface` makes it for layers of 2 heads of 4, and 8 logits."""
+    nodes = CAUSAL.replace("lengths", interface.lengths or "LENGTHS")
     for pair in interface.caches:
-        new = "new " + pair.input.rpartition(".")[2]
+        new = "new_" + pair.input.rpartition(".")[2]
         if interface.lengths is None:
-            nodes.append(node("Concat", [pair.input, new], [pair.output], axis=pair.axis))
+            nodes += f"{pair.output} = Concat <axis = 2> ({pair.input}, {new})\n"
         else:
-            inputs = [pair.input, new, interface.lengths]
-            nodes.append(node("TensorScatter", inputs, [pair.output], axis=pair.axis))
-    nodes += [
-        node("Mul", [interface.caches[0].output, "mask"], ["allowed"]),
-        node("ReduceSum", ["allowed", "slots"], ["sum"], keepdims=0),
-        node("Reshape", ["sum", "flat"], ["context"]),
-        node("Add", ["x", "positions"], ["token"]),
-        node("Add", ["token", "context"], ["logits"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "decoder",
-        [_value(tensor) for tensor in interface.inputs],
-        [_value(tensor) for tensor in interface.outputs],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+            nodes += f"{pair.output} = TensorScatter <axis = 2> ({pair.input}, {new}, first)\n"
+    nodes += LOGITS.replace("KEYS", interface.caches[0].output)
+    last = interface.output("logits").shape[1] == 1
+    nodes += LAST if last else "logits = Identity (every_logits)\n"
+    inputs, outputs = (
+        ", ".join(map(_declared, tensors)) for tensors in (interface.inputs, interface.outputs)
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=10)
+    text = f"decoder ({inputs}) => ({outputs}) {{ {nodes} }}".replace(".", "__dot__")
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 24]> {text}')
+    _name_back(model)
+    for name, value in CONSTANTS.items():
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    if interface.optional:
+        left_out = numpy_helper.from_array(np.array([-1]), interface.optional[0])
+        model.graph.initializer.append(left_out)
+    return model
 
 
-def _value(tensor: TensorType) -> object:
-    element = TensorProto.INT64 if tensor.dtype == "int64" else TensorProto.FLOAT
-    return helper.make_tensor_value_info(tensor.name, element, list(tensor.shape))
+def _declared(tensor: TensorType) -> str:
+    axes = [str(axis).replace(" + ", "_plus_") for axis in tensor.shape]
+    return f"{TYPES[tensor.dtype]}[{', '.join(axes)}] {tensor.name}"
+
+
+def _name_back(model: ModelProto) -> None:
+    """Put back the dots of names, which the textual form does not take."""
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = value.name.replace("__dot__", ".")
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [name.replace("__dot__", ".") for name in names]

@@ -7,9 +7,9 @@ import torch
 from rope_export.errors import TensorError
 from rope_export.runtimes.onnxruntime import RUNTIMES, OnnxRuntimeRunner
 from rope_export.sessions import Session
-from tests.support.decoder_model import EMBEDDING, decoder_model
+from tests.support.decoder_folder import manifest
+from tests.support.decoder_model import EMBEDDING, decoder_model, expected_logits
 from tests.support.fake_runner import FakeManifest
-from tests.support.interfaces import decoder_interface
 
 TOKENS = np.array([[3, 15, 7, 1], [2, 2, 9, 4]])
 
@@ -17,7 +17,7 @@ TOKENS = np.array([[3, 15, 7, 1], [2, 2, 9, 4]])
 @pytest.fixture(scope="module", params=["growing", "fixed"])
 def session(request):
     """On onnxruntime's CPU provider, by way of the same runner as artifacts."""
-    cpu, interface = RUNTIMES[0], decoder_interface(request.param)
+    cpu, interface = RUNTIMES[0], manifest(request.param, static_mask=True).interface
     inner = cpu.start(decoder_model(interface).SerializeToString(), cpu.options())
     with Session(FakeManifest(interface=interface), OnnxRuntimeRunner(interface, inner, cpu)) as x:
         yield x
@@ -25,8 +25,9 @@ def session(request):
 
 def logits(tokens: np.ndarray, at: int, first: int = 0) -> np.ndarray:
     """Of the token at column `at`, which sees those from column `first` on."""
-    seen = EMBEDDING[tokens[:, first : at + 1]].sum(axis=1)
-    return (EMBEDDING[tokens[:, at]] + at + seen)[:, None]
+    positions = np.arange(first, at + 1).tolist()
+    rows = [expected_logits(row[first : at + 1].tolist(), positions)[-1:] for row in tokens]
+    return np.stack(rows)
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])

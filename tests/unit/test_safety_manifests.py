@@ -148,7 +148,7 @@ def test_a_model_that_nests_graphs_for_ever_is_refused() -> None:
 
 
 def test_another_kind_and_a_newer_version_are_named(artifact) -> None:
-    for changes, named in (({"kind": "decoder"}, "'decoder'"), ({"format_version": 3}, "=3")):
+    for changes, named in (({"kind": "tokenizer"}, "'tokenizer'"), ({"format_version": 3}, "=3")):
         facts = json.loads((artifact / "manifest.json").read_text()) | changes
         (artifact / "manifest.json").write_text(json.dumps(facts))
         with pytest.raises(ArtifactError, match=named):

@@ -10,7 +10,7 @@ import torch
 from rope_export.arrays import to_numpy, to_torch
 from rope_export.artifacts.artifact import Artifact
 from rope_export.artifacts.folder import Folder, model_hashes
-from rope_export.artifacts.manifest import Manifest
+from rope_export.artifacts.manifest import ModelFacts
 from rope_export.attention.layer import RotaryAttention
 from rope_export.interface import Interface
 from rope_export.parity.cases import Case, regular_cases
@@ -40,16 +40,16 @@ class LayerSubject(Subject):
     """
 
     def __init__(
-        self, artifact: Folder, spec: AttentionSpec, weights: Weights, request: Request
+        self, artifact: Artifact, spec: AttentionSpec, weights: Weights, request: Request
     ) -> None:
         self.artifact, self.spec, self.weights, self.request = artifact, spec, weights, request
         self.layer = self._reference(weights.tensors)
         self.rough = self.layer.rounding(_int8_blocks(artifact.manifest))
 
     @classmethod
-    def of(cls, artifact: Folder, request: Request) -> "LayerSubject":
+    def of(cls, artifact: Artifact, request: Request) -> "LayerSubject":
         """Raises: CheckpointError and ArtifactError if the weights cannot be had."""
-        spec = AttentionSpec.from_json(artifact.manifest.spec)
+        spec = AttentionSpec.from_json(artifact.facts.spec)
         weights = true_weights(artifact, spec, request.source, request.seed, request.adapter)
         return cls(artifact, spec, weights, request)
 
@@ -140,7 +140,7 @@ class LayerSubject(Subject):
         return path if path is not None and Path(path).exists() else None
 
 
-def _int8_blocks(manifest: Manifest) -> dict[str, int]:
+def _int8_blocks(manifest: ModelFacts) -> dict[str, int]:
     """How many features share a scale, by the projection whose kernel rounds them to int8."""
     quantization = manifest.quantization
     if quantization is None or quantization.accuracy_level != 4:

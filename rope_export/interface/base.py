@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rope_export.errors import TensorError
-from rope_export.spec import AttentionSpec
 
 TOTAL = "past + sequence"
 """Cache slots after a call; the axis called "total" has as many."""
@@ -14,11 +13,13 @@ SLOTS = ("past", "capacity")
 """The axis of slots of an input that is a cache: of a growing one, and of a fixed one."""
 
 LENGTHS = "cache_lengths"
-"""An attention layer's input with the number of valid slots of each row of a fixed cache."""
+"""The input with the number of valid slots of each row of a fixed cache."""
 
 MASK = "attention_mask"
-"""An attention layer's input that is 0 for the slots that are padding."""
+"""The input that is 0 for the slots that are padding."""
 
+POSITIONS = "position_ids"
+"""The input with the position of each new token."""
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8", "bool")
 """The dtypes that inputs and outputs may have."""
@@ -69,7 +70,9 @@ class Interface:
     main_input: holds the new tokens, (batch, sequence, ...). main_output: their results. caches:
     which input and output are one cache. positions, lengths, mask: names of inputs, if it has such:
     the tokens' positions; the number of valid slots of each row of a fixed cache; 1 for each slot
-    that may be attended to.
+    that may be attended to. optional: inputs that a call may leave out; without the lengths, every
+    row holds what the mask covers before the new tokens. positions_count: what positions that are
+    left out count, the row's slots or those of them that the mask shows.
     Raises: ValueError if a name is not among the tensors, or a cache has no axis of slots.
     """
 
@@ -81,6 +84,8 @@ class Interface:
     positions: str | None = None
     lengths: str | None = None
     mask: str | None = None
+    optional: tuple[str, ...] = ()
+    positions_count: Literal["slots", "mask"] = "slots"
 
     def __post_init__(self) -> None:
         for tensors in (self.inputs, self.outputs):
@@ -94,6 +99,9 @@ class Interface:
         for name in numbers:
             if self.input(name).dtype != "int64" or "batch" not in self.input(name).shape:
                 raise ValueError(f"{self.input(name)} must be int64 with an axis batch")
+        for name in self.optional:
+            if self.input(name).name != self.lengths:
+                raise ValueError(f"{name} may not be left out; of a call, only the lengths may")
         self._check_caches()
         input_axes = {"past", "total", *(axis for tensor in self.inputs for axis in tensor.shape)}
         for tensor in self.outputs:
@@ -117,11 +125,11 @@ class Interface:
 
     def input(self, name: str) -> TensorType:
         """The input called `name`. Raises: ValueError if there is none."""
-        return _named(name, self.inputs, "inputs")
+        return named(name, self.inputs, "inputs")
 
     def output(self, name: str) -> TensorType:
         """The output called `name`. Raises: ValueError if there is none."""
-        return _named(name, self.outputs, "outputs")
+        return named(name, self.outputs, "outputs")
 
     def _slots(self, pair: CachePair) -> int | str:
         return self.input(pair.input).shape[pair.axis]
@@ -132,6 +140,11 @@ class Interface:
         if not self.caches:
             return "none"
         return "growing" if self._slots(self.caches[0]) == "past" else "fixed"
+
+    @property
+    def covered(self) -> str | None:
+        """The axis of the mask on which the slots lie, if there is a mask."""
+        return None if self.mask is None else str(self.input(self.mask).shape[1])
 
     def check_lengths(self, lengths: Sequence[int], sequence: int, capacity: int) -> None:
         """Raises: TensorError if a row of a fixed cache has no room for `sequence` more slots."""
@@ -147,6 +160,15 @@ class Interface:
                     f"capacity {capacity}. Start with a larger capacity, or reset the row."
                 )
 
+    def check_covered(self, lengths: Sequence[int], sequence: int, total: int) -> None:
+        """Raises: TensorError if the mask of a fixed cache ends before a row's new slots do."""
+        for row, length in enumerate(lengths):
+            if length + sequence > total:
+                raise TensorError(
+                    f"input {self.mask!r} covers {total} slots; row {row} has {length} entries and "
+                    f"{sequence} new ones, so it must cover {length + sequence} at least."
+                )
+
     def bind_axes(self, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> dict[str, int]:
         """The sizes of the dynamic axes of a call, after checking names, dtypes and shapes.
 
@@ -156,18 +178,20 @@ class Interface:
         names = [tensor.name for tensor in self.inputs]
         every = ", ".join(names)
         for name in names:
-            if name not in tensors:
+            if name not in tensors and name not in self.optional:
                 raise TensorError(f"input {name!r} is missing; the artifact takes {every}.")
         for name in tensors:
             if name not in names:
                 raise TensorError(f"input {name!r} is unknown; the artifact takes {every}.")
         axes: dict[str, int] = {}
         for expected in self.inputs:
-            _bind(axes, expected, *tensors[expected.name])
+            if expected.name in tensors:
+                _bind(axes, expected, *tensors[expected.name])
         for axis in ("batch", "sequence"):
             if axes[axis] < 1:
                 raise TensorError(f"{axis} = {axes[axis]}: there must be at least one.")
         if "capacity" in axes:
+            self._check_total(axes)
             return axes
         total = axes.setdefault("past", 0) + axes["sequence"]
         if axes.setdefault("total", total) != total:
@@ -175,6 +199,16 @@ class Interface:
                 f"input {self.mask!r} covers {axes['total']} slots; past + sequence is {total}."
             )
         return axes
+
+    def _check_total(self, axes: Mapping[str, int]) -> None:
+        """Raises: TensorError if a mask with an axis of its own covers too few slots of a fixed
+        cache, or more than there are."""
+        total = axes.get("total")
+        if total is not None and not axes["sequence"] <= total <= axes["capacity"]:
+            raise TensorError(
+                f"input {self.mask!r} covers {total} slots; it must cover the {axes['sequence']} "
+                f"new ones at least, and at most the capacity, {axes['capacity']}."
+            )
 
 
 def _check_different(names: Sequence[str]) -> None:
@@ -184,7 +218,8 @@ def _check_different(names: Sequence[str]) -> None:
             raise ValueError(f"{name!r} is there twice among {', '.join(names)}")
 
 
-def _named(name: str, tensors: Sequence[TensorType], what: str) -> TensorType:
+def named(name: str, tensors: Sequence[TensorType], what: str) -> TensorType:
+    """The tensor called `name`. Raises: ValueError if none is; what: the tensors are called."""
     for tensor in tensors:
         if tensor.name == name:
             return tensor
@@ -205,89 +240,3 @@ def _bind(axes: dict[str, int], expected: TensorType, dtype: str, shape: Sequenc
                 f"input {name!r} has shape {tuple(shape)}; want {expected}"
                 + ("." if isinstance(axis, int) else f" with {axis} = {expected_size}.")
             )
-
-
-def attention_interface(spec: AttentionSpec, *, cache: str, padding: bool) -> Interface:
-    """The interface of an attention artifact.
-
-    A layer on which positions have no effect takes none: every input is honoured.
-    """
-    return attention_roles(*_attention_tensors(spec, cache=cache, padding=padding))
-
-
-def attention_roles(inputs: Sequence[TensorType], outputs: Sequence[TensorType]) -> Interface:
-    """The interface of the tensors of an attention artifact, by the names that those have.
-
-    Raises: ValueError for tensors that are not an attention artifact's.
-    """
-    names = [tensor.name for tensor in inputs]
-    pairs = (cache_names(name, kind) for kind in ("growing", "fixed") for name in CACHED)
-    roles = {"positions": "position_ids", "lengths": LENGTHS, "mask": MASK}
-    return Interface(
-        inputs=tuple(inputs),
-        outputs=tuple(outputs),
-        caches=tuple(
-            CachePair(input=before, output=after, axis=_slots_axis(_named(before, inputs, "")))
-            for before, after in pairs
-            if before in names
-        ),
-        main_input="hidden_states",
-        main_output="attention_output",
-        **{role: name if name in names else None for role, name in roles.items()},
-    )
-
-
-def _slots_axis(tensor: TensorType) -> int:
-    return next((at for at, axis in enumerate(tensor.shape) if axis in SLOTS), 0)
-
-
-CACHED = ("key", "value", "latent", "key_rope")
-"""Names of what attention layers cache, as they stand in the names of inputs and outputs."""
-
-
-def _attention_tensors(
-    spec: AttentionSpec, *, cache: str, padding: bool
-) -> tuple[tuple[TensorType, ...], tuple[TensorType, ...]]:
-    """Inputs and outputs of an attention artifact, in order."""
-    hidden = ("batch", "sequence", spec.hidden_size)
-    inputs = [TensorType(name="hidden_states", dtype=spec.dtype, shape=hidden)]
-    outputs = [TensorType(name="attention_output", dtype=spec.dtype, shape=hidden)]
-    if spec.uses_positions:
-        axes = () if spec.rope is None or spec.rope.axes == 1 else (spec.rope.axes,)
-        shape = (*axes, "batch", "sequence")
-        inputs.append(TensorType(name="position_ids", dtype="int64", shape=shape))
-    if cache != "none":
-        before, after = ("past", TOTAL) if cache == "growing" else ("capacity", "capacity")
-        for name, slots in cached(spec).items():
-            past, present = (
-                tuple(axis if x == "slots" else x for x in slots) for axis in (before, after)
-            )
-            cache_input, cache_output = cache_names(name, cache)
-            inputs.append(TensorType(name=cache_input, dtype=spec.dtype, shape=past))
-            outputs.append(TensorType(name=cache_output, dtype=spec.dtype, shape=present))
-    if cache == "fixed":
-        inputs.append(TensorType(name=LENGTHS, dtype="int64", shape=("batch",)))
-    if padding:
-        covered = "capacity" if cache == "fixed" else "total"
-        inputs.append(TensorType(name=MASK, dtype="int64", shape=("batch", covered)))
-    return tuple(inputs), tuple(outputs)
-
-
-def cache_names(name: str, cache: str) -> tuple[str, str]:
-    """The names of the input and the output that hold `name` in a growing or a fixed cache."""
-    if cache == "fixed":
-        return f"{name}_cache", f"{name}_cache_out"
-    return f"past_{name}", f"present_{name}"
-
-
-def cached(spec: AttentionSpec) -> dict[str, tuple[int | str, ...]]:
-    """The shapes of what the layer caches, with an axis "slots", by the names of CACHED."""
-    if spec.latent is None:
-        return {
-            "key": ("batch", spec.kv_heads, "slots", spec.head_dim),
-            "value": ("batch", spec.kv_heads, "slots", spec.value_head_dim),
-        }
-    return {
-        "latent": ("batch", "slots", spec.latent.kv_rank),
-        "key_rope": ("batch", "slots", spec.latent.rope_dim),
-    }
