@@ -99,9 +99,8 @@ def _caches(interface: Interface) -> tuple[int, int, int]:
 def _only_known(interface: Interface) -> None:
     """Raises: NoConfig for an input that onnxruntime-genai would not feed."""
     caches = {pair.input for pair in interface.caches}
-    optional = getattr(interface, "optional", ())
     for tensor in interface.inputs:
-        if tensor.name not in (*INPUTS.values(), *caches, *optional):
+        if tensor.name not in (*INPUTS.values(), *caches, *interface.optional):
             raise NoConfig(f"it has no input {tensor.name}, which this decoder always takes")
 
 
