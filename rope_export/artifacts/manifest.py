@@ -32,6 +32,9 @@ class Weight(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     Of a quantized one, scales, zero_points, offsets: the initializers that hold these. inputs: its
     width. block_size: inputs that share a scale. stored: how its values came about, see
     `quantization.Stored`.
+
+    columns: the first of its own and the one after its last, where the initializer holds several
+    tensors side by side.
     """
 
     source_tensor: str
@@ -45,6 +48,7 @@ class Weight(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     stored: str | None = None
     zero_points: str | None = None
     offsets: str | None = None
+    columns: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.scales is not None and self.inputs is None:

@@ -27,11 +27,12 @@ from rope_export.spec import AttentionSpec
 class Origin:
     """Where the contents of an initializer are from.
 
-    name: of a parameter of transformers' model; or of a layer's attention, our name for one of its
-    tensors. layer: index of the layer whose attention it is of. transposed: whether it lies
-    (in, out) in the file.
+    key: its name in the manifest. name: of a parameter of transformers' model; or of a layer's
+    attention, our name for one of its tensors. layer: index of the layer whose attention it is of.
+    transposed: whether it lies (in, out) in the file.
     """
 
+    key: str
     name: str
     layer: int | None = None
     transposed: bool = False
@@ -69,7 +70,7 @@ def decoder_graph(
         function, body_origins = bodies[first]
         names = {}
         for weight, origin in body_origins.items():
-            names[weight], placed = tracing.placed(at, first, weight, origin)
+            names[weight], placed = tracing.placed(at, first, origin)
             origins[names[weight]] = placed
         stamps.append(tracing.stamp(at, function, names))
     model = _assembled(outer, tracing.front(), stamps, interface)
@@ -78,7 +79,9 @@ def decoder_graph(
         SkipNormPass()(model)
         pack(model)
     used = model.graph.initializers.keys()
-    weights = {name: (origin,) for name, origin in origins.items() if name in used}
+    weights: dict[str, tuple[Origin, ...]] = {
+        name: (origin,) for name, origin in origins.items() if name in used
+    }
     for name, parts in pack.packed.items():
         weights[name] = tuple(origins[part] for part in parts)
     return Graph(model=model, weights=weights)
@@ -116,7 +119,9 @@ class _Tracing:
             model.graph.initializers[value.name] = value
             owner = skeleton.get_submodule(name.rpartition(".")[0])
             origins[value.name] = Origin(
-                name=value.name, transposed=_is_transposed(owner, name.rpartition(".")[2])
+                key=value.name,
+                name=value.name,
+                transposed=_is_transposed(owner, name.rpartition(".")[2]),
             )
         return model, origins
 
@@ -212,19 +217,20 @@ class _Tracing:
         for name in function.weights:
             owner, _, key = name.rpartition(".")
             transposed = _is_transposed(body.get_submodule(owner), key)
-            origins[name] = Origin(name=name.removeprefix("layer."), transposed=transposed)
+            inner = name.removeprefix("layer.")
+            origins[name] = Origin(key=inner, name=inner, transposed=transposed)
         return function, origins
 
-    def placed(self, at: int, first: int, weight: str, origin: Origin) -> tuple[str, Origin]:
+    def placed(self, at: int, first: int, origin: Origin) -> tuple[str, Origin]:
         """The name of the initializer of layer `at` for a weight of its body, and its origin."""
         inside = f"{self.lm.attentions[first]}.attention."
         path = f"{self.lm.layers_path}.{at}"
         if origin.name.startswith(inside):
             ours = origin.name.removeprefix(inside)
             name = f"{path}.{self.lm.attentions[at]}.{ours}"
-            return name, replace(origin, name=ours, layer=at)
+            return name, replace(origin, key=name, name=ours, layer=at)
         name = f"{path}.{origin.name}"
-        return name, replace(origin, name=name)
+        return name, replace(origin, key=name, name=name)
 
     def stamp(self, at: int, function: Function, weights: Mapping[str, str]) -> Stamp:
         parts = parts_of(self.attentions[self.kinds[at]], self.shared.parts)

@@ -22,11 +22,14 @@ MASKS = "rope_export"
 class CausalLM:
     """A causal LM whose parameters have shapes and no values yet, so that none is in memory.
 
-    model: transformers' module. layers: its decoder layers. attentions: the path within each layer
+    model: transformers' module. vocabulary: width of its logits. positions: how many it was made
+    for, if its config says so. layers: its decoder layers. attentions: the path within each layer
     of the module that attends.
     """
 
     model: Any
+    vocabulary: int
+    positions: int | None
     layers: nn.ModuleList
     layers_path: str
     attentions: tuple[str, ...]
@@ -45,10 +48,20 @@ def causal_lm(config: Any, dtype: torch.dtype) -> CausalLM:
     path, layers = _stack(model, text.num_hidden_layers)
     return CausalLM(
         model=model,
+        vocabulary=text.vocab_size,
+        positions=_positions(text),
         layers=layers,
         layers_path=path,
         attentions=tuple(_attention(layer, f"{path}.{at}") for at, layer in enumerate(layers)),
     )
+
+
+def _positions(text: Any) -> int | None:
+    """The number of positions that the model was made for; none where it goes on with any."""
+    positions = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    dynamic = isinstance(rope, dict) and rope.get("rope_type") == "dynamic"
+    return positions if isinstance(positions, int) and not dynamic else None
 
 
 def _causal(config: Any, text: Any) -> Any:
@@ -57,7 +70,7 @@ def _causal(config: Any, text: Any) -> Any:
 
     for candidate in (config, text):
         if type(candidate) in MODEL_FOR_CAUSAL_LM_MAPPING:
-            chosen = MODEL_FOR_CAUSAL_LM_MAPPING[type(candidate)]
+            chosen: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(candidate)]
             candidate.architectures = [chosen.__name__]
             return candidate
     raise SpecError(

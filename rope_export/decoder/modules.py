@@ -108,8 +108,8 @@ def _attribute(module: nn.Module) -> Any:
 def _computes(module: nn.Module, offset: float, eps: float) -> bool:
     """Whether a module with drawn weights computes this RMS norm of drawn inputs."""
     stream = torch.Generator().manual_seed(0)
-    width = getattr(module, "weight").shape[0]
-    trial = copy.deepcopy(module).float()
+    trial: Any = copy.deepcopy(module).float()
+    width = int(trial.weight.shape[0])
     trial.weight = nn.Parameter(torch.randn(width, generator=stream))
     x = torch.randn(3, 2, width, generator=stream) * 1e-2
     expected = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (offset + trial.weight)

@@ -49,9 +49,8 @@ class LayerNode(nn.Module):
             for name, value in kwargs.items()
             if isinstance(value, Tensor) and name not in HANDLED
         }
-        self.arguments = {k: v for k, v in kwargs.items() if k not in extras} | {
-            name: None for name in HANDLED & kwargs.keys()
-        }
+        plain = {name: value for name, value in kwargs.items() if name not in extras}
+        self.arguments = plain | dict.fromkeys(HANDLED & kwargs.keys())
         self.extras = tuple(_described(name, value) for name, value in extras.items())
         (output,) = torch.onnx.ops.symbolic_multi_out(
             f"{DOMAIN}::Layer",
@@ -100,7 +99,7 @@ class Skeleton(nn.Module):
     def __init__(self, lm: CausalLM) -> None:
         super().__init__()
         self.model = lm.model
-        self.layers = [layer for layer in lm.layers]
+        self.layers = list(lm.layers)
         self.nodes = [LayerNode(layer, at, as_tuple=False) for at, layer in enumerate(lm.layers)]
         for at, node in enumerate(self.nodes):
             lm.layers[at] = node

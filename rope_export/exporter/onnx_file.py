@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from rope_export.artifacts.contents import DATA, MODEL
+from rope_export.artifacts.decoder import DecoderManifest
 from rope_export.artifacts.manifest import Manifest
 from rope_export.errors import RopeExportError
 from rope_export.interface import Interface, TensorType
@@ -33,6 +34,21 @@ def describe(model: ir.Model, manifest: Manifest) -> None:
             "rope_export.source": _listed(manifest.source),
         }
     )
+
+
+def describe_decoder(model: ir.Model, manifest: DecoderManifest) -> None:
+    """As `describe`, for a whole decoder."""
+    ClearMetadataAndDocStringPass()(model)
+    model.producer_name = "rope_export"
+    model.producer_version = manifest.versions["rope_export"]
+    model.graph.name = "decoder"
+    facts = {
+        "rope_export.lowering": manifest.lowering,
+        "rope_export.cache": manifest.cache,
+        "rope_export.source": _listed(manifest.source),
+    }
+    facts |= {f"rope_export.spec.{at}": _listed(spec) for at, spec in enumerate(manifest.specs)}
+    model.metadata_props.update(facts)
 
 
 def _listed(facts: Mapping[str, Any]) -> str:

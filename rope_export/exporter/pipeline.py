@@ -12,7 +12,7 @@ with extra("export", "exporting"):
 
     from rope_export.attention.layer import RotaryAttention
     from rope_export.exporter.onnx_file import check_model, describe, write_model
-    from rope_export.exporter.translation import translate
+    from rope_export.exporter.translation import NEWEST_OPSET, translate
 
 from rope_export.arrays import to_torch
 from rope_export.artifacts.artifact import Artifact, save
@@ -23,13 +23,10 @@ from rope_export.checkpoints import Layer, open_model
 from rope_export.checkpoints.stored import store
 from rope_export.exporter.weight_facts import facts_of_weights
 from rope_export.interface import attention_interface
-from rope_export.lowerings import Lowering, lowered, lowering_for
+from rope_export.lowerings import lowered, lowering_for, opset_of
 from rope_export.quantization import Bits, Packed, Quantization, unpack
 from rope_export.spec import AttentionSpec, DType
 from rope_export.version import VERSION
-
-NEWEST_OPSET = 24
-"""The newest opset whose operators torch.onnx.export writes."""
 
 Cache = Literal["none", "growing", "fixed"]
 Progress = Callable[[str], None]
@@ -83,7 +80,7 @@ def export(
     _refuse_unread(source_layer)
     quantization = _quantization(weights, block_size, accuracy_level)
     chosen = lowering_for(lowering, spec, cache, quantization)
-    chosen_opset = _opset(opset, chosen, cache)
+    chosen_opset = opset_of(chosen, cache, opset, NEWEST_OPSET)
     interface = attention_interface(spec, cache=cache, padding=padding)
     tensors = source_layer.weights()
     packed = {} if quantization is None else _quantized(source_layer, tensors, quantization)
@@ -129,18 +126,6 @@ def _refuse_unread(source: Layer) -> None:
     from rope_export.reading.unread import refuse_unread
 
     refuse_unread(source)
-
-
-def _opset(opset: int | None, lowering: Lowering, cache: str) -> int:
-    oldest = lowering.caches[cache]
-    if opset is None:
-        return oldest
-    if not oldest <= opset <= NEWEST_OPSET:
-        raise InputError(
-            f"opset={opset}: lowering {lowering.name!r} with cache {cache!r} can be written in "
-            f"opset {oldest} to {NEWEST_OPSET}."
-        )
-    return opset
 
 
 def _quantization(weights: str | None, block_size: int, accuracy_level: int) -> Quantization | None:

@@ -17,6 +17,9 @@ from rope_export.exporter import operator_table
 from rope_export.exporter.passes import CancelReshapesPass
 from rope_export.interface import Interface, TensorType
 
+NEWEST_OPSET = 24
+"""The newest opset whose operators torch.onnx.export writes."""
+
 
 def translate(module: nn.Module, interface: Interface, opset: int) -> ir.Model:
     """The module as an ONNX model whose tensors and dynamic axes are those of the interface."""

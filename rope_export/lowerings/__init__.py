@@ -4,7 +4,13 @@ Each is one file of this folder and is found by looking into it.
 """
 
 from rope_export.lowerings.base import Lowering
-from rope_export.lowerings.choice import lowering_for, lowerings, refusal
+from rope_export.lowerings.choice import (
+    lowering_for,
+    lowering_for_all,
+    lowerings,
+    opset_of,
+    refusal,
+)
 from rope_export.lowerings.model import lowered
 from rope_export.lowerings.projections import OFFSETS, SCALES, ZERO_POINTS, packed_name
 
@@ -15,7 +21,9 @@ __all__ = [
     "Lowering",
     "lowered",
     "lowering_for",
+    "lowering_for_all",
     "lowerings",
+    "opset_of",
     "packed_name",
     "refusal",
 ]

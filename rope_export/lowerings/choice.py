@@ -1,5 +1,7 @@
 """Which lowerings there are, what each refuses, and which one suits a layer."""
 
+from collections.abc import Sequence
+
 from rope_export.discovery import modules_of
 from rope_export.errors import InputError
 from rope_export.lowerings.base import Lowering
@@ -37,6 +39,44 @@ def lowering_for(
             return lowering
     able = [at for at, x in enumerate(candidates) if quantization is None or x.quantizes]
     raise InputError("; ".join(str(refusals[at]) for at in able or range(len(candidates))))
+
+
+def lowering_for_all(
+    name: str, specs: Sequence[AttentionSpec], cache: str, quantization: Quantization | None = None
+) -> Lowering:
+    """The lowering called `name`, or for "auto" the fastest in onnxruntime, that can express every
+    one of a decoder's layers.
+
+    Raises: InputError naming the first layer that the lowering cannot express, and why.
+    """
+    every = lowerings()
+    if name != "auto" and name not in every:
+        raise InputError(f"lowering {name!r} does not exist; use auto, {', '.join(every)}.")
+    names = _order(specs[0], "fixed") if name == "auto" else [name]
+    problems = []
+    for candidate in names:
+        reasons = [refusal(every[candidate], spec, cache, quantization) for spec in specs]
+        at = next((at for at, reason in enumerate(reasons) if reason is not None), None)
+        if at is None:
+            return every[candidate]
+        problems.append(f"layer {at}: {reasons[at]}")
+    raise InputError("; ".join(problems))
+
+
+def opset_of(lowering: Lowering, cache: str, opset: int | None, newest: int) -> int:
+    """The opset to write: the lowering's own, or a newer one that was asked for.
+
+    Raises: InputError for one that is too old, or newer than `newest`.
+    """
+    oldest = lowering.caches[cache]
+    if opset is None:
+        return oldest
+    if not oldest <= opset <= newest:
+        raise InputError(
+            f"opset={opset}: lowering {lowering.name!r} with cache {cache!r} can be written in "
+            f"opset {oldest} to {newest}."
+        )
+    return opset
 
 
 def _order(spec: AttentionSpec, cache: str) -> list[str]:

@@ -1,0 +1,167 @@
+"""The pipeline from a source to a whole decoder's artifact, read in order."""
+
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from rope_export import paths
+from rope_export.artifacts.contents import MODEL
+from rope_export.artifacts.decoder import DecoderArtifact, DecoderManifest, save_decoder
+from rope_export.artifacts.manifest import Weight
+from rope_export.artifacts.saving import check_target
+from rope_export.checkpoints import Model, open_model
+from rope_export.decoder.companions import companions
+from rope_export.decoder.contents import fill
+from rope_export.decoder.graph import decoder_graph
+from rope_export.decoder.model import causal_lm
+from rope_export.decoder.source import config_of
+from rope_export.decoder.weights import DecoderWeights
+from rope_export.errors import InputError
+from rope_export.exporter.onnx_file import check_model, describe_decoder, write_model
+from rope_export.exporter.translation import NEWEST_OPSET
+from rope_export.interface import decoder_interface
+from rope_export.lowerings import lowering_for_all, opset_of
+from rope_export.reading.models import quiet
+from rope_export.reading.unread import refuse_unread
+from rope_export.spec import AttentionSpec, DType
+from rope_export.version import VERSION
+
+Cache = Literal["growing", "fixed"]
+Logits = Literal["last", "all"]
+Progress = Callable[[str], None]
+
+SPARE = 1.02
+"""Room on the disk, over the bytes of the weights, that an export asks for."""
+
+
+def export_decoder(
+    source: str | Path,
+    *,
+    out: str | Path,
+    lowering: str = "auto",
+    cache: Cache = "growing",
+    dtype: DType = "float32",
+    logits: Logits = "last",
+    opset: int | None = None,
+    seed: int = 0,
+    adapter: str | Path | None = None,
+    progress: Progress = lambda step: None,
+) -> DecoderArtifact:
+    """Exports a whole causal LM as an artifact, replacing the one that is at `out`.
+
+    source: a checkpoint folder (config.json and safetensors), a GGUF file, a config file, whose
+    weights are drawn from `seed`, or a hub id; of a multimodal model its text decoder is taken.
+    lowering: "portable", "standard", "ort", "tensorrt", or "auto" for the one that suits the model
+    best in onnxruntime. cache: "growing" for past in and present out; "fixed" for one that is
+    allocated once and written in place. logits: of each row's "last" new token, or of "all".
+    dtype, opset, adapter, progress: as for `export`.
+
+    What is around the layers comes out of transformers' own forward, and each distinct layer is
+    traced once. The artifact is not compared here: `verify` does that. Beside the model lie the
+    files that other clients look for: config.json, the tokenizer's, genai_config.json.
+    Returns: the artifact, its structure checked by onnx.
+    Raises: InputError for what is wrong or not supported; nothing is written then.
+    """
+    out = Path(out)
+    check_target(out, DecoderArtifact)
+    progress("reading the source")
+    opened = open_model(source, dtype=dtype, seed=seed, adapter=adapter)
+    specs = _specs(opened)
+    config = config_of(opened)
+    with quiet():
+        lm = causal_lm(config, getattr(torch, dtype))
+    weights = DecoderWeights(lm.model, opened, dtype)
+    _check_room(out, weights.nbytes)
+    chosen = lowering_for_all(lowering, specs, cache)
+    interface = decoder_interface(
+        dict(enumerate(specs)),
+        vocabulary=lm.vocabulary,
+        cache=cache,
+        logits=logits,
+        dtype=dtype,
+        static_mask=chosen.engine,
+    )
+    chosen_opset = opset_of(chosen, cache, opset, NEWEST_OPSET)
+    progress("tracing and translating")
+    with quiet():
+        graph = decoder_graph(lm, specs, chosen, interface, chosen_opset, last=logits == "last")
+    facts: dict[str, Weight] = {}
+    distinct = list(dict.fromkeys(specs))
+    manifest = DecoderManifest(
+        specs=tuple(spec.to_json() for spec in distinct),
+        layers=tuple(distinct.index(spec) for spec in specs),
+        vocabulary=lm.vocabulary,
+        dtype=dtype,
+        logits=logits,
+        positions=lm.positions,
+        lowering=chosen.name,
+        opset=chosen_opset,
+        cache=cache,
+        interface=interface,
+        source=_source_facts(opened),
+        weights=facts,
+        versions={"rope_export": VERSION}
+        | {name: version(name) for name in ("torch", "onnx", "onnxscript", "transformers")},
+        runtimes=chosen.runtimes,
+        needs=dict(chosen.needs),
+        quantization=None,
+        stale_slots=chosen.stale_slots if cache == "fixed" else "any",
+    )
+    describe_decoder(graph.model, manifest)
+    fill(graph, weights, facts)
+    beside = companions(opened, config, interface)
+
+    def write(folder: Path) -> None:
+        progress("writing")
+        write_model(graph.model, folder)
+        for name, contents in beside.files.items():
+            (folder / name).write_bytes(contents)
+        progress("checking the file")
+        check_model(folder / MODEL, interface)
+
+    origin = {"source": opened.path}
+    if opened.adapter is not None:
+        origin["adapter"] = opened.adapter
+    return save_decoder(out, manifest, write, origin)
+
+
+def _specs(opened: Model) -> list[AttentionSpec]:
+    """The spec of every layer.
+
+    Raises: SpecError for one that does not attend, and for a config key that is not read here.
+    """
+    layers = list(opened.layers)
+    for spec in dict.fromkeys(layer.spec for layer in layers):
+        refuse_unread(next(layer for layer in layers if layer.spec == spec))
+    return [layer.spec for layer in layers]
+
+
+def _source_facts(opened: Model) -> dict[str, Any]:
+    """What the manifest records of the source: as of a layer's, for all of them."""
+    facts: dict[str, Any] = {}
+    notes: dict[str, None] = {}
+    files: dict[str, None] = {}
+    for layer in opened.layers:
+        notes |= dict.fromkeys(layer.facts.get("notes", ()))
+        files |= dict.fromkeys(layer.facts.get("files", ()))
+        facts |= layer.facts
+    facts.pop("layer")
+    facts |= {"notes": list(notes)} if notes else {}
+    return facts | ({"files": sorted(files)} if files else {})
+
+
+def _check_room(out: Path, size: int) -> None:
+    """Raises: InputError if the disk of `out` has no room for that many bytes."""
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < size * SPARE:
+        raise InputError(
+            f"{paths.shown(out)}: the weights take {size / 1e9:.2f} GB and the disk has "
+            f"{free / 1e9:.2f} GB free. Free some, or give a folder on another disk."
+        )
