@@ -65,7 +65,8 @@ class Facts(Protocol):
 class ModelFacts(Facts, Protocol):
     """What the manifest of an ONNX model has, of a layer as of a decoder; see `Manifest`.
 
-    positions: how many the model has, if it does not go on with any number of them.
+    positions: how many the model has, if it does not go on with any number of them. vocabulary:
+    how many tokens a decoder knows.
     """
 
     @property
@@ -96,6 +97,8 @@ class ModelFacts(Facts, Protocol):
     def first_position(self) -> int | None: ...
     @property
     def positions(self) -> int | None: ...
+    @property
+    def vocabulary(self) -> int | None: ...
 
 
 class _Source(Struct):
@@ -157,6 +160,10 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def positions(self) -> None:
         """A layer goes on with any number of positions."""
+
+    @property
+    def vocabulary(self) -> None:
+        """A layer knows no tokens."""
 
     @property
     def inputs(self) -> tuple[TensorType, ...]:

@@ -40,6 +40,10 @@ class Caches(Protocol):
         """
         ...
 
+    def shown(self, lengths: np.ndarray) -> np.ndarray:
+        """How many of each row's first `lengths` slots the mask shows, int64 (batch)."""
+        ...
+
     def forget(self, first: np.ndarray, last: np.ndarray) -> None:
         """Write zeros into the slots from `first` to before `last` of each row, int64 (batch)."""
 
@@ -54,6 +58,7 @@ class GrowingCaches:
         self._interface, self._runner, self._batch = interface, runner, batch
         self.tensors: dict[str, Array] = {}
         self._mask: np.ndarray | None = None
+        self._checked = Checked(interface)
 
     def run(
         self,
@@ -67,11 +72,22 @@ class GrowingCaches:
             self.tensors = _zeros(self._interface, sizes, inputs)
         if mask is not None and self._mask is not None:
             mask = np.concatenate((self._mask, mask), axis=1)
+        axes = self._checked.axes(inputs, self._sizes(lengths, inputs))
         every = _with_mask(self._interface, inputs, mask) | self.tensors
-        outputs = self._runner.run(every, _axes(self._interface, every), {})
+        outputs = self._runner.run(every, axes, {})
         self.tensors = {pair.input: outputs[pair.output] for pair in self._interface.caches}
         self._mask = mask
         return outputs
+
+    def _sizes(self, lengths: np.ndarray, inputs: "Mapping[str, Array]") -> dict[str, int]:
+        past, sequence = int(lengths[0]), inputs[self._interface.main_input].shape[1]
+        return {"batch": self._batch, "past": past, "total": past + sequence}
+
+    def shown(self, lengths: np.ndarray) -> np.ndarray:
+        if self._mask is None:
+            return lengths.copy()
+        counts: np.ndarray = self._mask[:, : lengths[0]].sum(axis=1)
+        return counts
 
     def forget(self, first: np.ndarray, last: np.ndarray) -> None:
         """Does nothing: rows have one length, so none is shortened alone."""
@@ -94,7 +110,7 @@ class FixedCaches:
         self._mask: np.ndarray | None = None
         self._prepared: Prepared | None = None
         self._lengths: Array | None = None
-        self._checked: tuple[object, dict[str, int]] = (None, {})
+        self._checked = Checked(interface)
 
     def run(
         self,
@@ -104,26 +120,34 @@ class FixedCaches:
         mask: np.ndarray | None,
     ) -> "dict[str, Array]":
         sequence = inputs[self._interface.main_input].shape[1]
-        every_slot = None if mask is None else self._masked(mask, lengths)
+        sizes = {**self._sizes, "total": int(lengths.max()) + sequence}
+        axes = self._checked.axes(inputs, sizes)
+        if mask is not None:
+            covered = sizes[self._interface.covered or "capacity"]
+            every_slot = self._masked(mask, lengths)[:, :covered]
+            inputs = _with_mask(self._interface, inputs, every_slot)
         try:
-            outputs = self._call(_with_mask(self._interface, inputs, every_slot), lengths)
+            outputs = self._call(inputs, lengths, axes)
         except BaseException:  # an interrupt too leaves half a call behind
             self.forget(lengths, lengths + sequence)
             raise
         if new is not None:
             self.forget(lengths + new, lengths + sequence)
-        self._mask = every_slot
         return outputs
 
     def _masked(self, new: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """The mask of every slot after a call whose tokens have the mask `new`."""
-        shape = (self._sizes["batch"], self._sizes["capacity"])
-        mask = np.ones(shape, np.int64) if self._mask is None else self._mask.copy()
-        for row, values, at in zip(mask, new, lengths, strict=True):
+        """The mask of every slot after a call whose tokens have the mask `new`. What it has after
+        a row's new tokens is seen by none, and written by the next call."""
+        if self._mask is None:
+            shape = (self._sizes["batch"], self._sizes["capacity"])
+            self._mask = np.ones(shape, np.int64)
+        for row, values, at in zip(self._mask, new, lengths.tolist(), strict=True):
             row[at : at + new.shape[1]] = values
-        return mask
+        return self._mask
 
-    def _call(self, inputs: "dict[str, Array]", lengths: np.ndarray) -> "dict[str, Array]":
+    def _call(
+        self, inputs: "dict[str, Array]", lengths: np.ndarray, axes: "Mapping[str, int]"
+    ) -> "dict[str, Array]":
         name = self._interface.lengths
         assert name is not None
         if self._prepared is None or self._lengths is None:
@@ -134,12 +158,14 @@ class FixedCaches:
                 self._lengths = like(main, lengths.copy())
             into = {pair.output: self.tensors[pair.input] for pair in self._interface.caches}
             self._prepared = self._runner.prepare(self.tensors | {name: self._lengths}, into)
-        form = [(key, value.dtype, value.shape) for key, value in inputs.items()]
-        if form != self._checked[0]:
-            every = inputs | self.tensors | {name: self._lengths}
-            self._checked = (form, _axes(self._interface, every))
         self._lengths[...] = like(self._lengths, lengths)  # type: ignore[assignment]
-        return self._prepared(inputs, self._checked[1])
+        return self._prepared(inputs, axes)
+
+    def shown(self, lengths: np.ndarray) -> np.ndarray:
+        if self._mask is None:
+            return lengths.copy()
+        rows = zip(self._mask, lengths.tolist(), strict=True)
+        return np.array([row[:length].sum() for row, length in rows])
 
     def forget(self, first: np.ndarray, last: np.ndarray) -> None:
         for pair in self._interface.caches:
@@ -175,5 +201,29 @@ def _zeros(
     return caches
 
 
-def _axes(interface: "Interface", inputs: "Mapping[str, Array]") -> dict[str, int]:
-    return interface.bind_axes({n: (dtype_name(x), x.shape) for n, x in inputs.items()})
+class Checked:
+    """Checks the inputs that a caller gives, and of calls of one form only the first."""
+
+    def __init__(self, interface: "Interface") -> None:
+        self._interface = interface
+        self._form: object = None
+        self._sizes: dict[str, int] = {}
+
+    def axes(
+        self, inputs: "Mapping[str, Array]", sizes: "Mapping[str, int]"
+    ) -> "Mapping[str, int]":
+        """The size of every axis of a call.
+
+        inputs: the new tokens and their positions. sizes: of the axes of all other inputs.
+        Raises: TensorError for what does not fit the interface.
+        """
+        form = [(value.dtype, value.shape) for value in inputs.values()]
+        sequence = inputs[self._interface.main_input].shape[1]
+        axes = {**sizes, "sequence": sequence}
+        if form != self._form:
+            others = [t for t in self._interface.inputs if t.name not in inputs]
+            every = {t.name: (t.dtype, t.sized(axes)) for t in others}
+            every |= {n: (dtype_name(x), tuple(x.shape)) for n, x in inputs.items()}
+            self._interface.bind_axes(every)
+            self._form = form
+        return axes

@@ -10,7 +10,7 @@ from rope_export.artifacts.folder import Folder, peek, steady
 from rope_export.errors import InputError, UnavailableError
 from rope_export.runtimes import Runner, Runtime, find_runtime
 from rope_export.sessions.stream import Stream
-from rope_export.sessions.values import ValueChecks, check_positions
+from rope_export.sessions.values import ValueChecks, check_positions, check_tokens, row_lengths
 
 if TYPE_CHECKING:
     from rope_export.arrays import Array
@@ -35,9 +35,10 @@ class Session:
     ) -> "dict[str, Array]":
         """One call.
 
-        inputs: every tensor the artifact takes, all numpy arrays or all torch tensors, with the
-            names, dtypes and shapes of the interface; bfloat16 in numpy is ml_dtypes' bfloat16. Of
-            any byte order and strides; what has no plain memory is refused.
+        inputs: every tensor the artifact takes, but for those that may be left out, all numpy
+            arrays or all torch tensors, with the names, dtypes and shapes of the interface;
+            bfloat16 in numpy is ml_dtypes' bfloat16. Of any byte order and strides; what has no
+            plain memory is refused.
         check_values: look at the values of a mask, and at the slots of a cache that are padding,
             or not valid where the manifest's stale_slots says "finite": a NaN there would spoil
             the row. A buffer is looked at once, as long as it lives. False skips this.
@@ -47,9 +48,12 @@ class Session:
         """
         values, interface = plain_inputs(inputs), self.interface
         axes = interface.bind_axes({n: (dtype_name(x), x.shape) for n, x in values.items()})
-        if interface.lengths is not None:
-            lengths = values[interface.lengths].tolist()
+        rows = row_lengths(interface, values, axes)
+        if rows is not None:
+            lengths = rows.tolist()
             interface.check_lengths(lengths, axes["sequence"], axes["capacity"])
+            interface.check_covered(lengths, axes["sequence"], axes.get("total", axes["capacity"]))
+        check_tokens(self.manifest, values)
         check_positions(self.manifest, values)
         if check_values:
             self._values.check(inputs, values, axes)

@@ -54,11 +54,12 @@ class Hidden:
 
 
 def hidden_slots(
-    mask: "Array | None", lengths: "Array | None", axes: Mapping[str, int], *, stale: bool
+    mask: "Array | None", lengths: np.ndarray | None, axes: Mapping[str, int], *, stale: bool
 ) -> Hidden | None:
     """What a call hides, or nothing if it looks at every slot and token.
 
-    mask: int64 (B, T) or, of a growing cache, (B, P + S). lengths: int64 (B,) of a fixed cache.
+    mask: int64 (B, T) or fewer slots or, of a growing cache, (B, P + S). lengths: int64 (B,) of a
+    fixed cache.
     axes: the size of every axis. stale: whether slots after those that the call writes count.
     Raises: TensorError for a mask of anything but 0 and 1.
     """
@@ -74,12 +75,14 @@ def hidden_slots(
         past = padding.shape[1] - sequence
         new = padding[:, past:]
         return Hidden(padding[:, :past], new if new.any() else None)
-    first = to_numpy(lengths)[:, None]
+    first = lengths[:, None]
     slots = np.arange(axes["capacity"])
     used, written = slots < first, slots < first + sequence
     hidden = np.broadcast_to(~written & stale, written.shape)
     if padding is None:
         return Hidden(hidden, None) if hidden.any() else None
+    after = axes["capacity"] - padding.shape[1]
+    padding = np.pad(padding, ((0, 0), (0, after)))
     new = np.take_along_axis(padding, first + np.arange(sequence), axis=1)
     return Hidden(hidden | (padding & used), new if new.any() else None)
 

@@ -8,7 +8,7 @@ from rope_export.arrays import check_mask, is_torch, like, plain, to_numpy, whol
 from rope_export.errors import InputError, TensorError
 from rope_export.sessions.caches import Caches, FixedCaches, GrowingCaches
 from rope_export.sessions.slots import without
-from rope_export.sessions.values import check_positions
+from rope_export.sessions.values import check_positions, check_reach, check_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,7 @@ class Stream:
         self.batch, self.capacity = batch, capacity
         self._manifest, self.interface = manifest, manifest.interface
         self._lengths = np.zeros(batch, np.int64)
+        self._shown = np.zeros(batch, np.int64)
         self._caches: Caches = (
             GrowingCaches(self.interface, runner, batch)
             if self.kind == "growing" or capacity is None
@@ -71,7 +72,7 @@ class Stream:
                     f"may be lowered, to 0 at least. Call step to add entries."
                 )
         self._caches.forget(requested, self._lengths)
-        self._lengths = requested
+        self._lengths, self._shown = requested, self._caches.shown(requested)
 
     def assume_lengths(self, lengths: "Sequence[int] | np.ndarray") -> None:
         """Take so many slots of each row of a fixed cache as valid, zeros where none were written.
@@ -81,7 +82,7 @@ class Stream:
         """
         requested = whole_numbers("lengths", lengths, self.batch)
         self.interface.check_lengths(requested.tolist(), 0, self.capacity or 0)
-        self._lengths = requested
+        self._lengths, self._shown = requested, self._caches.shown(requested)
 
     def step(
         self,
@@ -97,8 +98,9 @@ class Stream:
 
         tokens: the main input (batch, sequence, ...), by position or by its name, such as
         hidden_states. position_ids: as the artifact takes them; without, they count on from each
-        row's entries. attention_mask: (batch, sequence) of the new tokens, 1 or 0, where the
-        artifact was exported with padding; 1 unless given. new: whole numbers (batch), how many of
+        row's entries, in a decoder from those that its mask shows. attention_mask: (batch,
+        sequence) of the new tokens, 1 or 0, where the artifact was exported with padding, and in a
+        decoder; 1 unless given. new: whole numbers (batch), how many of
         the tokens each row really has, those after them being padding on the right that the next
         call overwrites; only with a fixed cache.
         Returns: the main output, of the kind of the tokens and on the same device.
@@ -114,13 +116,17 @@ class Stream:
         padded = _padded(mask, None if new is None else counts, sequence)
         inputs = {interface.main_input: tokens if padded is None else without(tokens, padded)}
         if interface.positions is not None:
-            inputs[interface.positions] = self._positions(position_ids, tokens)
+            inputs[interface.positions] = self._positions(position_ids, tokens, padded)
         elif position_ids is not None:
             raise TensorError("input 'position_ids' is given, but positions have no effect here.")
-        check_positions(self._manifest, inputs)
-        if mask is None and interface.mask is not None:
-            mask = np.ones((self.batch, sequence), np.int64)
+        for check in (check_tokens, check_positions, check_reach):
+            check(self._manifest, inputs)
+        mask = None
+        if interface.mask is not None:
+            shape = (self.batch, sequence)
+            mask = np.ones(shape, np.int64) if padded is None else (~padded).astype(np.int64)
         outputs = self._caches.run(inputs, self._lengths, None if new is None else counts, mask)
+        self._shown = self._shown + (counts if padded is None else (~padded).sum(axis=1))
         self._lengths = self._lengths + counts
         return outputs[interface.main_output]
 
@@ -141,7 +147,7 @@ class Stream:
                 "with cache 'fixed' to reset single rows."
             )
         self._caches.reset(chosen, self._lengths)
-        self._lengths[chosen] = 0
+        self._lengths[chosen] = self._shown[chosen] = 0
 
     def _tokens(self, tokens: "Array | None", main: "dict[str, Array]") -> "Array":
         """The main input as a plain tensor."""
@@ -180,11 +186,14 @@ class Stream:
             )
         return counts
 
-    def _positions(self, position_ids: "Array | None", tokens: "Array") -> "Array":
-        """The positions of the new tokens: those given, or counted on from each row's entries."""
+    def _positions(
+        self, position_ids: "Array | None", tokens: "Array", padded: np.ndarray | None
+    ) -> "Array":
+        """The positions of the new tokens: those given, or counted on from each row's entries,
+        or from those of them that its mask shows."""
         name = str(self.interface.positions)
         if position_ids is None:
-            positions = self._lengths[:, None] + np.arange(tokens.shape[1])
+            positions = self._counted(tokens.shape[1], padded)
             axes = self.interface.input(name).shape[:-2]
             sizes = [axis for axis in axes if isinstance(axis, int)]
             return like(tokens, np.broadcast_to(positions, (*sizes, *positions.shape)).copy())
@@ -192,6 +201,16 @@ class Stream:
         if is_torch(position_ids) != is_torch(tokens):
             raise TensorError("inputs mix numpy arrays and torch tensors; give one kind.")
         return position_ids
+
+    def _counted(self, sequence: int, padded: np.ndarray | None) -> np.ndarray:
+        """Positions of the new tokens that nobody gave, int64 (batch, sequence)."""
+        if self.interface.positions_count == "slots":
+            return self._lengths[:, None] + np.arange(sequence)
+        if padded is None:
+            return self._shown[:, None] + np.arange(sequence)
+        ones = self._shown[:, None] + np.cumsum(~padded, axis=1)
+        positions: np.ndarray = np.maximum(ones - 1, 0)
+        return positions
 
     def _mask(self, attention_mask: "Array | None", sequence: int) -> np.ndarray | None:
         """The mask of the new tokens as the caller gives it, int64 (batch, sequence)."""

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rope_export.arrays import like
+import numpy as np
+
+from rope_export.arrays import like, to_numpy
 from rope_export.errors import TensorError
 from rope_export.sessions.slots import (
     Once,
@@ -17,6 +19,7 @@ from rope_export.sessions.slots import (
 if TYPE_CHECKING:
     from rope_export.arrays import Array
     from rope_export.artifacts.manifest import ModelFacts
+    from rope_export.interface import Interface
 
 
 def check_positions(manifest: "ModelFacts", inputs: "Mapping[str, Array]") -> None:
@@ -30,6 +33,44 @@ def check_positions(manifest: "ModelFacts", inputs: "Mapping[str, Array]") -> No
             f"input {name!r} holds {lowest}; queries of this layer grow with their position, which "
             f"is defined from {first} on."
         )
+
+
+def check_tokens(manifest: "ModelFacts", inputs: "Mapping[str, Array]") -> None:
+    """Raises: TensorError for a token that a decoder does not know."""
+    if manifest.vocabulary is None:
+        return
+    name = manifest.interface.main_input
+    low, high = int(inputs[name].min()), int(inputs[name].max())
+    if low < 0 or high >= manifest.vocabulary:
+        raise TensorError(
+            f"input {name!r} holds {low if low < 0 else high}; the decoder knows the tokens 0 to "
+            f"{manifest.vocabulary - 1}."
+        )
+
+
+def check_reach(manifest: "ModelFacts", inputs: "Mapping[str, Array]") -> None:
+    """Raises: TensorError for a position beyond those that a model has."""
+    name = manifest.interface.positions
+    if manifest.positions is None or name is None:
+        return
+    highest = int(inputs[name].max())
+    if highest >= manifest.positions:
+        raise TensorError(
+            f"input {name!r} holds {highest}; the model has {manifest.positions} positions, 0 to "
+            f"{manifest.positions - 1}. Give fewer tokens."
+        )
+
+
+def row_lengths(
+    interface: "Interface", values: "Mapping[str, Array]", axes: Mapping[str, int]
+) -> np.ndarray | None:
+    """Valid slots of each row of a fixed cache before a call, int64 (batch): those given, or what
+    the mask covers before the new tokens."""
+    if interface.lengths is None:
+        return None
+    if interface.lengths in values:
+        return to_numpy(values[interface.lengths])
+    return np.full(axes["batch"], axes["total"] - axes["sequence"])
 
 
 class ValueChecks:
@@ -57,7 +98,7 @@ class ValueChecks:
         """
         interface = self._interface
         mask = None if interface.mask is None else values[interface.mask]
-        lengths = None if interface.lengths is None else values[interface.lengths]
+        lengths = row_lengths(interface, values, axes)
         unseen = [pair for pair in interface.caches if originals[pair.input] not in self._seen]
         if mask is None and not (self._stale and unseen):
             return

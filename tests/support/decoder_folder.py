@@ -9,9 +9,10 @@ from rope_export.rope.default import DefaultRope
 from rope_export.spec import AttentionSpec
 from tests.support.decoder_model import decoder_model
 
-SPEC = AttentionSpec(hidden_size=8, heads=2, kv_heads=2, head_dim=4, rope=DefaultRope(rotary_dim=4))
-VOCABULARY = 8
-"""Logits of the small model, which takes ids to 15."""
+SPEC = AttentionSpec(
+    hidden_size=16, heads=2, kv_heads=2, head_dim=8, rope=DefaultRope(rotary_dim=8)
+)
+VOCABULARY = 16
 
 
 def manifest(cache: str, **changes) -> DecoderManifest:

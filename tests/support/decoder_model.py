@@ -4,7 +4,7 @@ It keeps the promises of a real one: the mask hides slots, a token sees those up
 a fixed cache have lengths of their own, which may be left out, and logits are those of every new
 token or of each row's last one that the mask shows.
 
-Each layer caches (batch, 2, slots, 4), keys of E[id] and values of -E[id], E being 16 rows of 8
+Each layer caches (batch, 2, slots, 8), keys of E[id] and values of -E[id], E being 16 rows of 16
 whole numbers; `expected_logits` is what the model computes.
 """
 
@@ -13,13 +13,13 @@ from onnx import ModelProto, numpy_helper, parser
 
 from rope_export.interface import Interface, TensorType
 
-EMBEDDING = np.array([[(7 * i * i + 5 * j * i + 3 * j) % 11 for j in range(8)] for i in range(16)])
-STEP = np.array([3, 0, 2, 7, 1, 5, 4, 6])
+EMBEDDING = np.array([[(7 * i * i + 5 * j * i + 3 * j) % 11 for j in range(16)] for i in range(16)])
+STEP = np.array([3, 0, 2, 7, 1, 5, 4, 6, 9, 8, 2, 1, 6, 3, 5, 7])
 """How much each logit grows from position to position."""
 
 
 def expected_logits(ids: list[int], positions: list[int] | None = None) -> np.ndarray:
-    """Logits (tokens, 8) of a row without padding: of each token E[id], its position times STEP,
+    """Logits (tokens, 16) of a row without padding: of each token E[id], its position times STEP,
     and the sum of E over it and those before it.
 
     positions: counted from 0 unless given.
@@ -93,8 +93,8 @@ CONSTANTS = {
     "E": EMBEDDING.astype(np.float32),
     "STEP": STEP.astype(np.float32),
     "HALF": np.array(0.5, np.float32),
-    "heads": np.array([0, 0, 2, 4]),
-    "flat": np.array([0, -1, 8]),
+    "heads": np.array([0, 0, 2, 8]),
+    "flat": np.array([0, -1, 16]),
     "zero": np.array([0]),
     "one": np.array([1]),
     "two": np.array([2]),
@@ -103,7 +103,7 @@ CONSTANTS = {
 
 
 def decoder_model(interface: Interface) -> ModelProto:
-    """interface: as `decoder_interface` makes it for layers of 2 heads of 4, and 8 logits."""
+    """interface: as `decoder_interface` makes it for layers of 2 heads of 8, and 16 logits."""
     nodes = CAUSAL.replace("lengths", interface.lengths or "LENGTHS")
     for pair in interface.caches:
         new = "new_" + pair.input.rpartition(".")[2]

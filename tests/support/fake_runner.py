@@ -26,6 +26,8 @@ class FakeManifest:
     interface: Interface
     stale_slots: str = "any"
     first_position: int | None = None
+    positions: int | None = None
+    vocabulary: int | None = None
 
 
 class FakeRunner(Runner):

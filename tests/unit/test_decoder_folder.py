@@ -129,6 +129,6 @@ def test_a_manifest_that_contradicts_itself_is_refused(decoder, change, message)
 def test_inspect_shows_a_decoder_in_short(decoder, capsys):
     assert run(["inspect", str(decoder.path)]) == 0
     shown = capsys.readouterr().out
-    assert "past_key_values.0-1.key float32(batch, 2, capacity, 4)" in shown
+    assert "past_key_values.0-1.key float32(batch, 2, capacity, 8)" in shown
     assert "0-1: spec 0" in shown
     assert "genai_config.json: 0.0 MB" in shown
