@@ -1,6 +1,8 @@
 """One decoder layer as a module to trace: transformers' own, with RotaryAttention in it."""
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,7 +53,7 @@ class Body(nn.Module):
         extras: Sequence[TensorType],
     ) -> None:
         super().__init__()
-        self.place = InPlace(attention, results_of(layer.get_submodule(path)))
+        self.place = InPlace(attention, results_of(layer, path))
         set_submodule(layer, path, self.place)
         self.layer, self.fixed = layer, fixed
         self.parts, self.extras = tuple(parts), tuple(extras)
@@ -82,10 +84,36 @@ class Body(nn.Module):
         return output, *(x.unsqueeze(1) if latent else x for x in present)
 
 
-def results_of(attention: nn.Module) -> int:
-    """How many values an attention of transformers returns, by what its forward says it does."""
-    annotation = inspect.signature(attention.forward).return_annotation
-    arguments = getattr(annotation, "__args__", None)
-    if arguments is None or getattr(annotation, "__origin__", None) is not tuple:
-        return 2
-    return 2 if Ellipsis in arguments else len(arguments)
+def results_of(layer: nn.Module, path: str) -> int:
+    """How many values a layer of transformers takes from its attention at `path`: 1 for a tensor
+    that is no tuple. Annotations do not tell, which other classes are inherited with."""
+    outer, _, name = path.rpartition(".")
+    owner = layer.get_submodule(outer) if outer else layer
+    tree = ast.parse(textwrap.dedent(inspect.getsource(type(owner).forward)))
+    calls = [node for node in ast.walk(tree) if _is_call_of(node, name)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and node.value in calls:
+            return 2
+        if isinstance(node, ast.Assign) and node.value in calls:
+            target = node.targets[0]
+            if isinstance(target, ast.Tuple):
+                return len(target.elts)
+            return 2 if _is_indexed(tree, ast.unparse(target)) else 1
+    return 1
+
+
+def _is_call_of(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == f"self.{name}"
+
+
+def _is_indexed(tree: ast.AST, name: str) -> bool:
+    """Whether a variable's parts are taken: by an index, or all by their number."""
+    return any(
+        (isinstance(node, ast.Subscript) and ast.unparse(node.value) == name)
+        or (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Tuple)
+            and ast.unparse(node.value) == name
+        )
+        for node in ast.walk(tree)
+    )

@@ -42,6 +42,7 @@ def causal_lm(config: Any, dtype: torch.dtype) -> CausalLM:
     """
     text = config.get_text_config(decoder=True)
     model = built(_causal(config, text), dtype)
+    model.set_experts_implementation("batched_mm")  # one that can be traced
     _without_masks(model)
     _made_real(model)
     model.tie_weights()
