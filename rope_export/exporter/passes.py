@@ -19,8 +19,7 @@ class CancelReshapesPass(ir.passes.InPlacePass):
             heads = _constant_shape(split) if split is not None else None
             if split is None or heads is None or joined is None:
                 continue
-            same = [heads[2] * heads[-1]] == joined[2:] and heads[:2] == joined[:2] == [0, 0]
-            if same and heads[3:]:
+            if len(heads) == 4 and heads[:2] == [0, 0] and joined == [0, 0, heads[2] * heads[3]]:
                 whole = split.inputs[0]
                 assert whole is not None
                 ir.convenience.replace_all_uses_with(node.outputs[0], whole)
