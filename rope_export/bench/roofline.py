@@ -114,15 +114,16 @@ def measured_limits(threads: int) -> Limits:
     size = last_level_cache()
     return Limits(
         threads=threads,
-        bandwidth=_bandwidth(threads, max(LEAST_BUFFER, 4 * size)),
+        bandwidth=measured_bandwidth(threads),
         rate=max(map(_gemm_rate, GEMM_SIZES)),
         cache_bytes=size,
     )
 
 
-def _bandwidth(threads: int, size: int) -> float:
-    """The best of several ways to read a buffer: none is the fastest on every machine."""
-    buffer = torch.ones(size // 4)
+def measured_bandwidth(threads: int) -> float:
+    """Bytes a second read from memory, by the best of several ways: none is the fastest on every
+    machine. torch must have `threads` threads."""
+    buffer = torch.ones(max(LEAST_BUFFER, 4 * last_level_cache()) // 4)
     rows, row = buffer.view(-1, 4096), torch.ones(4096)
     chunks = np.array_split(buffer.numpy(), threads)
     with ThreadPoolExecutor(threads) as pool:

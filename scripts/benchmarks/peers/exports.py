@@ -131,11 +131,11 @@ def export(exporter: Exporter, checkpoint: Path, out: Path) -> Cost:
     if environment:
         environment.ready()
     filled = {"checkpoint": str(checkpoint), "out": str(out), "capacity": str(CAPACITY)}
-    program, *arguments = (word.format(**filled) for word in exporter.command)
+    name, *arguments = (word.format(**filled) for word in exporter.command)
     if exporter.group != OURS:  # ours makes its own
         out.mkdir(parents=True)
     log = out.with_name(f"{out.name}.log")
-    cost, status = _watched([_path(program, environment), *arguments], log, environment)
+    cost, status = _watched([program(name, environment), *arguments], log, environment)
     if status != 0 or not (out / "model.onnx").is_file():
         reason = _reason(log.read_text(encoding="utf-8", errors="replace"), status)
         raise ExportError(reason.replace(f"{out.parent}/", ""))
@@ -148,11 +148,12 @@ def warm(names: Iterable[str | None]) -> None:
         environment = ENVIRONMENTS[name] if name else None
         if environment is None or environment.is_ready:
             imports = "import torch, transformers, onnx"
-            subprocess.run([_path("python", environment), "-c", imports], check=False)
+            subprocess.run([program("python", environment), "-c", imports], check=False)
 
 
-def _path(program: str, environment: Environment | None) -> str:
-    return str((environment.programs if environment else Path(sys.executable).parent) / program)
+def program(name: str, environment: Environment | None) -> str:
+    """The path of a program of an environment, the project's own unless given."""
+    return str((environment.programs if environment else Path(sys.executable).parent) / name)
 
 
 def _watched(command: list[str], log: Path, environment: Environment | None) -> tuple[Cost, int]:

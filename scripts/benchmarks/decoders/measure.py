@@ -1,0 +1,97 @@
+"""Blocks of generated tokens that take turns, and the bandwidth of the memory between them."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rope_export.bench.roofline import measured_bandwidth
+from scripts.benchmarks.decoders.workers import Answer, Worker, WorkerError
+
+PASTS = (5, 512, 2048)
+NEW = 33
+"""Tokens of a block: the first, with the prompt, and 32 that are timed after it."""
+PAUSE_SECONDS = 0.1
+"""Between blocks, in which the threads of the last one fall asleep."""
+TEXTS = 32
+"""Tokens of an answer that is compared."""
+
+
+@dataclass
+class Rates:
+    """What one way gave at one past, a figure a round: tokens a second, and the seconds to the
+    first token. problem: why there are none."""
+
+    decode: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    problem: str | None = None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.decode)
+
+    @property
+    def first_median(self) -> float:
+        return statistics.median(self.first)
+
+
+def measured(
+    workers: Mapping[str, Worker],
+    text: Sequence[int],
+    *,
+    pasts: Sequence[int] = PASTS,
+    rounds: int,
+    threads: int,
+    progress: Callable[[str], None],
+    seed: int = 0,
+) -> tuple[dict[str, dict[int, Rates]], list[float]]:
+    """Rates by way and past, and the bandwidth in bytes a second, measured once a round.
+
+    text: ids of a text of at least as many tokens as the largest past. Ways come in another order
+    in every round; the first round warms up and is not counted.
+    """
+    order = np.random.default_rng(seed)
+    rates = {name: {past: Rates() for past in pasts} for name in workers}
+    bandwidths: list[float] = []
+    for number in range(rounds + 1):
+        for past in pasts:
+            progress(f"round {number} of {rounds}, past {past}")
+            for at in order.permutation(len(workers)):
+                name = list(workers)[at]
+                answer = _block(workers[name], text[:past], rates[name][past])
+                if answer is not None and number > 0:
+                    rates[name][past].decode.append(answer.rate)
+                    rates[name][past].first.append(answer.seconds[0])
+        if number > 0:
+            bandwidths.append(measured_bandwidth(threads))
+    return rates, bandwidths
+
+
+def _block(worker: Worker, ids: Sequence[int], rates: Rates) -> Answer | None:
+    if rates.problem is not None:
+        return None
+    time.sleep(PAUSE_SECONDS)
+    try:
+        return worker.generate(ids, NEW)
+    except WorkerError as error:
+        rates.problem = str(error)
+        return None
+
+
+def agreements(
+    workers: Mapping[str, Worker], prompts: Sequence[Sequence[int]], reference: str
+) -> dict[str, int | str]:
+    """Of how many prompts each way gives the reference's greedy tokens, or why it gives none."""
+    texts: dict[str, list[list[int]] | str] = {}
+    for name, worker in workers.items():
+        try:
+            texts[name] = [worker.generate(prompt, TEXTS).ids for prompt in prompts]
+        except WorkerError as error:
+            texts[name] = str(error)
+    wanted = texts[reference]
+    return {
+        name: own if isinstance(own, str) else sum(a == b for a, b in zip(own, wanted, strict=True))
+        for name, own in texts.items()
+    }
