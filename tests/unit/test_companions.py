@@ -246,4 +246,7 @@ def test_a_gguf_files_tokenizer_and_token_ids(tmp_path):
     assert (read.bos_token_id, read.eos_token_id, read.pad_token_id) == (1, 2, 0)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"  # older versions have no other
+    assert (
+        settings["model_input_names"] == ours.model_input_names == ["input_ids", "attention_mask"]
+    )
     assert AutoConfig.from_pretrained(folder).hidden_size == config.hidden_size

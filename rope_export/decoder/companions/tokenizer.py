@@ -91,13 +91,14 @@ def _made(load: Callable[[Path], Any], beside: dict[str, bytes]) -> dict[str, by
         with quiet(), tempfile.TemporaryDirectory(prefix="rope_export-") as folder:
             tokenizer, saved = load(Path(folder)), Path(folder, "saved")
             tokenizer.save_pretrained(saved)
+            taken = list(tokenizer.model_input_names)
             files = {path.name: path.read_bytes() for path in sorted(saved.iterdir())}
     except Exception as error:  # what is missing or damaged, each converter in words of its own
         raise NoTokenizer(f"transformers cannot read it: {reason(error)}") from error
     if FAST not in files:
         raise NoTokenizer(f"transformers makes no {FAST} of it")
     settings = json.loads(files[SETTINGS])
-    settings["tokenizer_class"] = GENERAL
+    settings |= {"tokenizer_class": GENERAL, "model_input_names": taken}
     for key in ("backend", "is_local", "local_files_only"):
         settings.pop(key, None)
     files[SETTINGS] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()

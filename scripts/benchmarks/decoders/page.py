@@ -14,13 +14,14 @@ EXPORT = (
     "the files that are read and written. Without verifying."
 )
 GENERATE = (
-    "Tokens a second, greedy, batch 1, {threads} threads: {steps} tokens after a prompt of so many, "
-    "and the seconds to the first token after a prompt of {prompt}; medians of {rounds} rounds, "
-    "smallest and largest. Each way runs in a process and an environment of its own; a block of one "
-    "takes turns with blocks of the others, in an order drawn anew in each round. The same text: "
-    "prompts of {prompts} whose {texts} greedy tokens are those of transformers in float32. Of the "
-    "limit: of the tokens a second at which weights and cache are read once, at the {bandwidth:.1f} "
-    "GB/s that this memory gave, measured in every round ({low:.1f} to {high:.1f})."
+    "Tokens a second, greedy, batch 1, {threads} threads: {steps} tokens after a prompt of so "
+    "many, and the seconds to the first token after a prompt of {prompt}; medians of {rounds} "
+    "rounds, smallest and largest. Each way runs in a process and an environment of its own; a "
+    "block of one takes turns with blocks of the others, in an order drawn anew in each round. "
+    "The same text: prompts of {prompts} whose {texts} greedy tokens are those of transformers in "
+    "float32. Of the limit: of the tokens a second at which weights and cache are read once, at "
+    "the {bandwidth:.1f} GB/s that this memory gave, measured in every round ({low:.1f} to "
+    "{high:.1f})."
 )
 LOOPS = (
     "**ours**: `rope-export generate`'s loop. **genai**: onnxruntime-genai's own generator. "

@@ -21,7 +21,7 @@ from scripts.benchmarks.decoders.exporting import (
     exported,
     shared_checkpoint,
 )
-from scripts.benchmarks.decoders.measure import PASTS, Rates, agreements, measured
+from scripts.benchmarks.decoders.measure import Rates, agreements, measured
 from scripts.benchmarks.decoders.page import Facts, Results
 from scripts.benchmarks.decoders.workers import Way, opened
 from scripts.benchmarks.peers.environments import ENVIRONMENTS, ROOT
@@ -92,11 +92,15 @@ def compared(settings: Settings, folder: Path, progress: Progress) -> Results:
                 text,
                 rounds=settings.rounds,
                 threads=settings.threads,
-                progress=lambda step, weights=weights: progress(f"{weights}, {step}"),
+                progress=_within(progress, weights),
             )
         bandwidths += more
     facts = _facts(settings, checkpoint, exports, bandwidths, load)
     return Results(facts=facts, exports=exports, rates=rates, same=same, refused=refused)
+
+
+def _within(progress: Progress, weights: str) -> Progress:
+    return lambda step: progress(f"{weights}, {step}")
 
 
 def _exporters(settings: Settings, weights: Sequence[str]) -> list[Exporter]:

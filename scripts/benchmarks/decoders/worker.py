@@ -1,8 +1,8 @@
 """One way to generate greedily, in a process and an environment of its own.
 
-Told on stdin, a JSON object a line, what to continue and by how many tokens, answers on stdout with
-the tokens and the seconds that each took, the first with the whole prompt. Imports what one
-environment has, and of this project only what is asked for by name, so that any environment runs it.
+Told on stdin, a JSON object a line, what to continue and by how many tokens, answers on stdout
+with the tokens and the seconds that each took, the first with the whole prompt. Imports what one
+environment has, and of this project only what is asked for by name: any environment runs it.
 
     python worker.py KIND FOLDER THREADS
 """
@@ -25,10 +25,9 @@ def generate_ours(folder: str, threads: int) -> Generate:
     from rope_export import open_session
 
     session = open_session(folder, threads=threads)
-    fixed = session.artifact.manifest.cache == "fixed"
 
     def generate(ids: list[int], new: int) -> Iterator[int]:
-        stream = session.start(1, capacity=len(ids) + new if fixed else None)
+        stream = session.start(1, capacity=len(ids) + new)
         tokens = np.array([ids], np.int64)
         for _ in range(new):
             logits = np.asarray(stream.step(tokens))
@@ -86,7 +85,7 @@ def _transformers(model: Any) -> Generate:
     """`model.generate`, whose tokens are taken as it hands them to a streamer."""
     import torch
 
-    class Times(list):  # type: ignore[type-arg]
+    class Times(list[tuple[float, int]]):
         """Tokens and when they came; the first that is put is the prompt."""
 
         def put(self, tokens: torch.Tensor) -> None:

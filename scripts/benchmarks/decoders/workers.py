@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scripts.benchmarks.peers.environments import ENVIRONMENTS, ROOT
 from scripts.benchmarks.peers.exports import program
@@ -79,7 +80,7 @@ class Worker:
         self._process.terminate()
         self._process.wait()
 
-    def _answer(self) -> dict[str, list]:  # type: ignore[type-arg]
+    def _answer(self) -> dict[str, Any]:
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
             self._process.wait()
