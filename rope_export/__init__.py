@@ -13,6 +13,7 @@ from rope_export.version import VERSION
 if TYPE_CHECKING:
     from rope_export.artifacts.artifact import Artifact
     from rope_export.attention.layer import RotaryAttention
+    from rope_export.decoder.pipeline import export_decoder
     from rope_export.engines import build_engine
     from rope_export.errors import RopeExportError
     from rope_export.exporter.pipeline import export
@@ -29,6 +30,7 @@ _HOME = {
     "RotaryAttention": "rope_export.attention.layer",
     "build_engine": "rope_export.engines",
     "export": "rope_export.exporter.pipeline",
+    "export_decoder": "rope_export.decoder.pipeline",
     "open_session": "rope_export.sessions",
     "verify": "rope_export.parity",
 }
@@ -40,6 +42,7 @@ __all__ = [
     "RotaryAttention",
     "build_engine",
     "export",
+    "export_decoder",
     "open_session",
     "verify",
 ]

@@ -50,6 +50,21 @@ class Quantization:
             )
 
 
+def quantization_of(
+    weights: str | None, block_size: int, accuracy_level: int
+) -> Quantization | None:
+    """The quantization that is asked for by "int8", "int4" or nothing.
+
+    Raises: InputError for another word, and for sizes and levels that there are not.
+    """
+    if weights is None:
+        return None
+    bits = {"int8": 8, "int4": 4}
+    if weights not in bits:
+        raise InputError(f"weights={weights!r}: use one of {', '.join(bits)}, or none.")
+    return Quantization(bits=bits[weights], block_size=block_size, accuracy_level=accuracy_level)
+
+
 Stored = Literal["kept", "kept, offsets rounded", "requantized", "quantized"]
 """How a projection's weight came about: as the source has it, bit for bit; so, but for offsets that
 are rounded to the weight's dtype; anew, from a source that is quantized in a way that cannot be

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rope_export.artifacts.decoder import DecoderManifest
+from rope_export.artifacts.manifest import Manifest
 from rope_export.cli import output
 from rope_export.cli.inspect import manifest_facts
 from rope_export.errors import InputError
 
 if TYPE_CHECKING:
     from rope_export.artifacts.artifact import Artifact
-    from rope_export.artifacts.manifest import Manifest
+    from rope_export.artifacts.decoder import DecoderArtifact
 
 
 def export_layer(
@@ -25,7 +27,10 @@ def export_layer(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The artifact's folder.")],
-    layer: Annotated[int, typer.Option(help="Index of the layer.")] = 0,
+    decoder: Annotated[
+        bool, typer.Option("--decoder", help="The whole causal LM, not one layer.")
+    ] = False,
+    layer: Annotated[int | None, typer.Option(help="Index of the layer; 0 unless given.")] = None,
     part: Annotated[
         str | None,
         typer.Option(help="Inner config of a model of several towers, such as vision_config."),
@@ -37,6 +42,14 @@ def export_layer(
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     weights: Annotated[
         str | None, typer.Option(help="int8 or int4: quantize the projections.")
+    ] = None,
+    weights_for: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PARTS",
+            help="With --decoder and --weights: attention,mlp,experts,embedding,head; all unless "
+            "given.",
+        ),
     ] = None,
     block_size: Annotated[
         int, typer.Option(help="Inputs that share a scale, with --weights.")
@@ -58,6 +71,10 @@ def export_layer(
             help="A LoRA adapter to merge, or none to leave out the one beside the model.",
         ),
     ] = None,
+    logits: Annotated[
+        str | None,
+        typer.Option(help="With --decoder: last, of each row's last token, or all."),
+    ] = None,
     padding: Annotated[
         bool, typer.Option("--padding", help="Take an attention_mask as an input.")
     ] = False,
@@ -69,39 +86,52 @@ def export_layer(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
-    """Export one attention layer and prove that it computes what eager PyTorch computes."""
+    """Export one attention layer, or a whole decoder, and prove that it computes what PyTorch
+    computes."""
     for name, value, choices in (
         ("cache", cache, ("none", "growing", "fixed")),
         ("dtype", dtype, ("float32", "float16", "bfloat16")),
+        ("logits", logits or "last", ("last", "all")),
     ):
         if value not in choices:
             raise InputError(f"--{name} {value}: use one of {', '.join(choices)}.")
     if tune and lowering != "auto":
         raise InputError(f"--tune and --lowering {lowering}: --tune looks for the lowering.")
+    _check_together(
+        decoder=decoder,
+        layer=layer,
+        part=part,
+        padding=padding,
+        tune=tune,
+        only_decoder={"--logits": logits, "--weights-for": weights_for},
+    )
     with output.progress() as step:
         step("loading PyTorch", None)
         options: dict[str, Any] = {
-            "layer": layer,
-            "part": part,
             "cache": cache,
             "dtype": dtype,
             "weights": weights,
             "block_size": block_size,
             "accuracy_level": accuracy_level,
-            "padding": padding,
             "opset": opset,
             "seed": seed,
             "adapter": adapter,
         }
+        if decoder:
+            parts = {} if weights_for is None else {"weights_for": weights_for.split(",")}
+            options |= {"logits": logits or "last", **parts}
+        else:
+            options |= {"layer": layer or 0, "part": part, "padding": padding}
+        artifact: Any
         if tune:
             from rope_export.bench.tune import tuned
 
             artifact = tuned(source, out=out, progress=step, **options)
         else:
-            from rope_export.exporter.pipeline import export as run
+            from rope_export import export, export_decoder
 
             options |= {"lowering": lowering, "progress": lambda name: step(name, None)}
-            artifact = run(source, out=out, **options)
+            artifact = (export_decoder if decoder else export)(source, out=out, **options)
         output.notes(artifact.manifest.source.get("notes", ()))
         report = None
         if not no_verify:
@@ -123,19 +153,48 @@ def export_layer(
     return output.PASSED[report.status] if report else 0
 
 
-def summary(artifact: "Artifact") -> str:
+def _check_together(
+    *,
+    decoder: bool,
+    layer: int | None,
+    part: str | None,
+    padding: bool,
+    tune: bool,
+    only_decoder: dict[str, str | None],
+) -> None:
+    """Raises: InputError for options that do not go together."""
+    for flag, value in only_decoder.items():
+        if not decoder and value is not None:
+            raise InputError(f"{flag} {value}: it is for whole models, so it goes with --decoder.")
+    if not decoder:
+        return
+    for flag, given in (
+        (f"--layer {layer}", layer is not None),
+        (f"--part {part}", part is not None),
+        ("--padding", padding),
+        ("--tune", tune),
+    ):
+        if given:
+            reason = "always takes a mask" if flag == "--padding" else "is the whole text model"
+            raise InputError(f"{flag} and --decoder: a decoder {reason}. Leave one of them out.")
+
+
+def summary(artifact: "Artifact | DecoderArtifact") -> str:
     """An artifact in one line."""
     manifest = artifact.facts
+    layers = f"{len(manifest.layers)} layers, " if isinstance(manifest, DecoderManifest) else ""
+    padding = isinstance(manifest, Manifest) and manifest.padding
     quantization = manifest.quantization
     bits = "" if quantization is None else f"weights int{quantization.bits}{_kept(manifest)}, "
     size = sum(file.bytes for file in manifest.files.values()) / 1e6
     return (
-        f"lowering {manifest.lowering}, opset {manifest.opset}, {manifest.dtype}, {bits}cache "
-        f"{manifest.cache}{', padding' if manifest.padding else ''}, {size:.1f} MB"
+        f"{layers}lowering {manifest.lowering}, opset {manifest.opset}, {manifest.dtype}, "
+        f"{bits}cache "
+        f"{manifest.cache}{', padding' if padding else ''}, {size:.1f} MB"
     )
 
 
-def _kept(manifest: "Manifest") -> str:
+def _kept(manifest: "Manifest | DecoderManifest") -> str:
     """How many projections of a quantized source are kept in its own bits."""
     stored = [weight.stored for weight in manifest.weights.values() if weight.stored is not None]
     own = sum(origin.startswith("kept") for origin in stored)

@@ -1,26 +1,33 @@
 """The contents of a decoder's weights, read one at a time when the file is written."""
 
+import dataclasses
 from functools import partial
 
+import numpy as np
 import onnx_ir as ir
-import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from rope_export.arrays import numpy_dtype, to_numpy
+from rope_export.arrays import numpy_dtype, to_numpy, to_torch
 from rope_export.artifacts.manifest import Weight
 from rope_export.checkpoints import Layer
 from rope_export.decoder.graph import Graph, Origin
 from rope_export.decoder.weights import DecoderWeights
 from rope_export.exporter.weight_facts import tensor_hash
+from rope_export.quantization import Packed, Quantization, pack, unpack
 
 
-def fill(graph: Graph, weights: DecoderWeights, facts: dict[str, Weight]) -> None:
+def fill(
+    graph: Graph,
+    weights: DecoderWeights,
+    facts: dict[str, Weight],
+    quantization: Quantization | None,
+) -> None:
     """Gives every weight of the graph its contents, which are read when they are asked for.
 
     facts: filled with those of each tensor, by its name in transformers' model, as it is read.
     """
-    reader = _Reader(weights, facts)
+    reader = _Reader(weights, facts, quantization)
     dtype = ir.DataType.from_numpy(numpy_dtype(weights.dtype))
     for name, origins in graph.weights.items():
         value = graph.model.graph.initializers[name]
@@ -36,23 +43,66 @@ def fill(graph: Graph, weights: DecoderWeights, facts: dict[str, Weight]) -> Non
 class _Reader:
     """Reads weights as they lie in the file."""
 
-    def __init__(self, weights: DecoderWeights, facts: dict[str, Weight]) -> None:
-        self.weights, self.facts = weights, facts
+    def __init__(
+        self,
+        weights: DecoderWeights,
+        facts: dict[str, Weight],
+        quantization: Quantization | None,
+    ) -> None:
+        self.weights, self.facts, self.quantization = weights, facts, quantization
         self._layer: Layer | None = None
+        self._packed: dict[str, Packed] = {}
 
     def read(self, initializer: str, origins: tuple[Origin, ...]) -> ir.Tensor:
         """The contents of an initializer: one tensor, or several side by side."""
-        columns, tensors = 0, []
+        columns, arrays = 0, []
         for origin in origins:
+            array, width = self._array(origin, initializer)
+            if len(origins) > 1 and origin.packed != "scales":
+                facts = self.facts[origin.key]
+                self.facts[origin.key] = replace(facts, columns=(columns, columns + width))
+                columns += width
+            arrays.append(array)
+        axis = 0 if origins[0].packed else 1
+        whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=axis)
+        return ir.Tensor(np.ascontiguousarray(whole), name=initializer)
+
+    def _array(self, origin: Origin, initializer: str) -> tuple[np.ndarray, int]:
+        """One tensor as it lies in the file, and its number of outputs."""
+        if origin.packed is not None:
+            stored = self._quantized(origin)
+            facts = self.facts[origin.key]
+            if origin.packed == "scales":
+                self.facts[origin.key] = replace(facts, scales=initializer)
+                return stored.scales, len(stored.scales)
+            self.facts[origin.key] = replace(facts, initializer=initializer)
+            return stored.packed, len(stored.packed)
+        tensor = self._read(origin)
+        self.facts[origin.key] = self._facts(origin, initializer, tensor)
+        array = to_numpy(tensor)
+        return (array.T if origin.transposed else array), len(array) if array.ndim else 1
+
+    def _quantized(self, origin: Origin) -> Packed:
+        """A tensor that is quantized, which is kept until its scales were asked for."""
+        assert self.quantization is not None
+        if origin.key not in self._packed:
             tensor = self._read(origin)
-            facts = self._facts(origin, initializer, tensor)
-            if len(origins) > 1:
-                facts = replace(facts, columns=(columns, columns + tensor.shape[0]))
-                columns += tensor.shape[0]
-            self.facts[origin.key] = facts
-            tensors.append(tensor.t() if origin.transposed else tensor)
-        whole = tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
-        return ir.Tensor(to_numpy(whole.contiguous()), name=initializer)
+            form = self._facts(origin, "", tensor).source_form
+            stored = pack(tensor, self.quantization)
+            stored = stored if form is None else dataclasses.replace(stored, stored="requantized")
+            inputs = tensor.shape[1]
+            deployed = to_torch(unpack(stored, self.quantization, inputs))
+            self.facts[origin.key] = replace(
+                self._facts(origin, "", deployed),
+                scales="",
+                inputs=inputs,
+                block_size=stored.block_size(self.quantization.bits),
+                stored=stored.stored,
+            )
+            self._packed[origin.key] = stored
+        if origin.packed == "scales":
+            return self._packed.pop(origin.key)
+        return self._packed[origin.key]
 
     def _read(self, origin: Origin) -> Tensor:
         if origin.layer is None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 from torch import nn
@@ -12,14 +12,15 @@ from rope_export.arrays import numpy_dtype
 from rope_export.attention.layer import RotaryAttention
 from rope_export.decoder.body import Body
 from rope_export.decoder.model import CausalLM
-from rope_export.decoder.modules import Projection, lower_modules
+from rope_export.decoder.modules import Form, Projection, lower_modules
 from rope_export.decoder.passes import PackProjectionsPass, SkipNormPass
+from rope_export.decoder.quantized import QuantizedProjection
 from rope_export.decoder.shared import LAST, Shared, parts_of
 from rope_export.decoder.skeleton import Skeleton
 from rope_export.decoder.stamping import Function, Stamp, function_of, merged_before, stamped
 from rope_export.exporter.translation import cleaned, traced
 from rope_export.interface import CachePair, Interface, TensorType
-from rope_export.lowerings import Lowering
+from rope_export.lowerings import SCALES
 from rope_export.spec import AttentionSpec
 
 
@@ -29,11 +30,13 @@ class Origin:
 
     key: its name in the manifest. name: of a parameter of transformers' model; or of a layer's
     attention, our name for one of its tensors. layer: index of the layer whose attention it is of.
-    transposed: whether it lies (in, out) in the file.
+    transposed: whether it lies (in, out) in the file. packed: of a quantized one, whether it is the
+    packed "weight" or its "scales".
     """
 
     key: str
     name: str
+    packed: Literal["weight", "scales"] | None = None
     layer: int | None = None
     transposed: bool = False
 
@@ -52,7 +55,7 @@ class Graph:
 def decoder_graph(
     lm: CausalLM,
     specs: Sequence[AttentionSpec],
-    lowering: Lowering,
+    form: Form,
     interface: Interface,
     opset: int,
     *,
@@ -62,7 +65,7 @@ def decoder_graph(
 
     specs: of each layer. last: whether the logits are those of each row's last token alone.
     """
-    tracing = _Tracing(lm, specs, lowering, interface, opset, last)
+    tracing = _Tracing(lm, specs, form, interface, opset, last)
     outer, origins = tracing.outer()
     bodies = {first: tracing.body(first) for first in sorted(set(tracing.kinds))}
     stamps = []
@@ -70,12 +73,12 @@ def decoder_graph(
         function, body_origins = bodies[first]
         names = {}
         for weight, origin in body_origins.items():
-            names[weight], placed = tracing.placed(at, first, origin)
+            names[weight], placed = tracing.placed(at, first, weight, origin)
             origins[names[weight]] = placed
         stamps.append(tracing.stamp(at, function, names))
     model = _assembled(outer, tracing.front(), stamps, interface)
     pack = PackProjectionsPass()
-    if lowering.packs:
+    if form.lowering.packs:
         SkipNormPass()(model)
         pack(model)
     used = model.graph.initializers.keys()
@@ -94,20 +97,19 @@ class _Tracing:
         self,
         lm: CausalLM,
         specs: Sequence[AttentionSpec],
-        lowering: Lowering,
+        form: Form,
         interface: Interface,
         opset: int,
         last: bool,
     ) -> None:
-        self.lm, self.specs, self.lowering = lm, specs, lowering
+        self.lm, self.specs, self.form = lm, specs, form
         self.interface, self.opset, self.last = interface, opset, last
-        self.paths = {id(module): name for name, module in lm.model.named_modules()}
-        self.skeleton = Skeleton(lm)
+        self.skeleton = Skeleton(lm, form)
 
     def outer(self) -> tuple[ir.Model, dict[str, Origin]]:
         """The model around its layers, and the origins of its weights."""
         skeleton, interface = self.skeleton, self.interface
-        lower_modules(skeleton.model, self.lowering)
+        lower_modules(skeleton.model, self.form, "around")
         inputs = [interface.input(interface.main_input), interface.input(str(interface.positions))]
         inputs += [TensorType(name=LAST, dtype="int64", shape=("batch",))] if self.last else []
         traced_model = traced(skeleton, inputs, [interface.main_output], self.opset)
@@ -115,22 +117,15 @@ class _Tracing:
         origins = {}
         for name in [x for x in model.graph.initializers if x in skeleton.state_dict()]:
             value = model.graph.initializers.pop(name)
-            value.name = self._parameter(name)
+            path, _, key = name.rpartition(".")
+            owner = skeleton.get_submodule(path)
+            path = path.removeprefix("model.")
+            if owner is skeleton.head.head:
+                path = skeleton.head_path
+            value.name = f"{path}.{key}"
             model.graph.initializers[value.name] = value
-            owner = skeleton.get_submodule(name.rpartition(".")[0])
-            origins[value.name] = Origin(
-                key=value.name,
-                name=value.name,
-                transposed=_is_transposed(owner, name.rpartition(".")[2]),
-            )
+            origins[value.name] = _origin(path, key, owner)
         return model, origins
-
-    def _parameter(self, name: str) -> str:
-        """transformers' name for a parameter of the skeleton."""
-        head = "head.head."
-        if name.startswith(head):
-            return f"{self.skeleton.head_path}.{name.removeprefix(head)}"
-        return name.removeprefix("model.")
 
     @cached_property
     def kinds(self) -> list[int]:
@@ -154,8 +149,8 @@ class _Tracing:
         attentions = {}
         for at in sorted(set(self.kinds)):
             attention = RotaryAttention(self.specs[at]).eval().requires_grad_(False)
-            lower_modules(attention, self.lowering)
-            attention.operators = self.lowering
+            lower_modules(attention, self.form, "attention")
+            attention.operators = self.form.lowering
             attentions[at] = attention
         return attentions
 
@@ -191,7 +186,7 @@ class _Tracing:
             self.lm.attentions[at],
         )
         attention = self.attentions[at]
-        lower_modules(layer, self.lowering, beside=path)
+        lower_modules(layer, self.form, "mlp", beside=path)
         parts = parts_of(attention, self.shared.parts)
         body = Body(
             layer,
@@ -216,21 +211,21 @@ class _Tracing:
         origins = {}
         for name in function.weights:
             owner, _, key = name.rpartition(".")
-            transposed = _is_transposed(body.get_submodule(owner), key)
-            inner = name.removeprefix("layer.")
-            origins[name] = Origin(key=inner, name=inner, transposed=transposed)
+            origins[name] = _origin(owner.removeprefix("layer."), key, body.get_submodule(owner))
         return function, origins
 
-    def placed(self, at: int, first: int, origin: Origin) -> tuple[str, Origin]:
+    def placed(self, at: int, first: int, weight: str, origin: Origin) -> tuple[str, Origin]:
         """The name of the initializer of layer `at` for a weight of its body, and its origin."""
         inside = f"{self.lm.attentions[first]}.attention."
-        path = f"{self.lm.layers_path}.{at}"
-        if origin.name.startswith(inside):
-            ours = origin.name.removeprefix(inside)
-            name = f"{path}.{self.lm.attentions[at]}.{ours}"
-            return name, replace(origin, key=name, name=ours, layer=at)
-        name = f"{path}.{origin.name}"
-        return name, replace(origin, key=name, name=name)
+        path = f"{self.lm.layers_path}.{at}."
+        own = path + weight.removeprefix("layer.")
+        if not origin.name.startswith(inside):
+            name = path + origin.name
+            return own, replace(origin, key=name, name=name)
+        ours = origin.name.removeprefix(inside)
+        attention = f"{path}{self.lm.attentions[at]}."
+        own = own.replace(path + inside, attention, 1)
+        return own, replace(origin, key=attention + ours, name=ours, layer=at)
 
     def stamp(self, at: int, function: Function, weights: Mapping[str, str]) -> Stamp:
         parts = parts_of(self.attentions[self.kinds[at]], self.shared.parts)
@@ -247,8 +242,15 @@ class _Tracing:
         )
 
 
-def _is_transposed(module: nn.Module, parameter: str) -> bool:
-    return isinstance(module, Projection) and parameter == "weight"
+def _origin(path: str, key: str, module: nn.Module) -> Origin:
+    """Where a tensor is from that a module at `path` holds under `key`."""
+    if isinstance(module, QuantizedProjection) and key in (module.packed_name, SCALES):
+        packed: Literal["weight", "scales"] = "scales" if key == SCALES else "weight"
+        name = f"{path}.weight"
+        return Origin(key=name, name=name, packed=packed)
+    transposed = isinstance(module, Projection) and key == "weight"
+    name = f"{path}.{key}" if path else key
+    return Origin(key=name, name=name, transposed=transposed)
 
 
 def _settings(layer: nn.Module) -> list[tuple[str, str, Any]]:

@@ -1,6 +1,9 @@
 """The modules around attention as a lowering has them: projections, the head, RMS norms."""
 
 import copy
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,10 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rope_export.attention.norm import Norm
+from rope_export.decoder.quantized import QuantizedProjection
 from rope_export.lowerings import Lowering
+from rope_export.quantization import Quantization
 
 CLOSE = 1e-5
 """How far an RMS norm in float32 may be from its formula, relatively."""
+
+ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)(\.|$)")
+"""What a layer that chooses experts is called; it keeps its numbers."""
 
 
 class Projection(nn.Module):
@@ -55,10 +63,29 @@ class RmsNorm(nn.Module):
         return self.lowering.rms_norm(x, weight, self.eps)
 
 
-def lower_modules(root: nn.Module, lowering: Lowering, beside: str | None = None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How modules are to be lowered. parts: those whose projections are quantized, among
+    "attention", "mlp", "experts", "embedding" and "head"."""
+
+    lowering: Lowering
+    quantization: Quantization | None = None
+    parts: Collection[str] = ()
+
+    def quantizes(self, part: str) -> bool:
+        return self.quantization is not None and part in self.parts
+
+    def projection(self, linear: nn.Linear, part: str) -> nn.Module:
+        """A linear layer as it is to be traced."""
+        if self.quantization is None or part not in self.parts:
+            return Projection(linear)
+        return QuantizedProjection(linear, self.quantization)
+
+
+def lower_modules(root: nn.Module, form: Form, part: str, beside: str | None = None) -> None:
     """Puts the lowering's own in place of linear layers and RMS norms, but for those at `beside`.
 
-    Linear layers that share their weight with another module stay as they are.
+    part: that the linear layers are of, unless their path says otherwise.
     """
     norms: dict[tuple[Any, ...], tuple[float, float] | None] = {}
     for name, module in list(root.named_modules()):
@@ -67,11 +94,19 @@ def lower_modules(root: nn.Module, lowering: Lowering, beside: str | None = None
             if beside is not None and (path == beside or path.startswith(f"{beside}.")):
                 continue
             if type(child) is nn.Linear:
-                setattr(module, key, Projection(child))
+                setattr(module, key, form.projection(child, _part(path, part)))
                 continue
             facts = _rms(child, norms)
-            if facts is not None and lowering.has_rms_norm:
-                setattr(module, key, RmsNorm(child.weight, *facts, lowering))
+            if facts is not None and form.lowering.has_rms_norm:
+                setattr(module, key, RmsNorm(child.weight, *facts, form.lowering))
+
+
+def _part(path: str, part: str) -> str:
+    if part != "mlp":
+        return part
+    if ROUTER.search(path):
+        return "router"
+    return "experts" if "expert" in path else "mlp"
 
 
 def _rms(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 MICROSOFT = "com.microsoft"
+QUANTIZED = "MatMulNBits"
 
 
 class SkipNormPass(ir.passes.InPlacePass):
@@ -60,7 +61,7 @@ def _summed(node: ir.Node) -> ir.Node | None:
 
 @dataclass
 class PackProjectionsPass(ir.passes.InPlacePass):
-    """Makes one matrix product and a Split of those that have the same input.
+    """Makes one matrix product and a Split of those that have the same input, plain or quantized.
 
     packed: afterwards, the initializers that each new one is made of, side by side.
     """
@@ -69,60 +70,96 @@ class PackProjectionsPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
-        groups: dict[tuple[ir.Value, object], list[ir.Node]] = defaultdict(list)
+        groups: dict[object, list[ir.Node]] = defaultdict(list)
         for node in graph:
-            weight = _weight_of(node)
-            if weight is not None and node.inputs[0] is not None and weight.shape is not None:
-                groups[node.inputs[0], weight.dtype].append(node)
-        for nodes in groups.values():
-            if len(nodes) > 1:
-                self._pack(graph, nodes)
-        return ir.passes.PassResult(model, any(len(nodes) > 1 for nodes in groups.values()))
+            if _weights_of(node):
+                groups[_likeness(node)].append(node)
+        shared = [nodes for nodes in groups.values() if len(nodes) > 1]
+        for nodes in shared:
+            self._pack(graph, nodes)
+        return ir.passes.PassResult(model, bool(shared))
 
     def _pack(self, graph: ir.Graph, nodes: list[ir.Node]) -> None:
-        weights = [weight for node in nodes if (weight := _weight_of(node)) is not None]
-        names = [str(weight.name) for weight in weights]
-        shapes = [weight.shape.numpy() for weight in weights if weight.shape is not None]
-        widths = [shape[1] for shape in shapes]
-        whole = ir.Value(
-            name=packed_name(names),
-            type=weights[0].type,
-            shape=ir.Shape((shapes[0][0], sum(widths))),
+        axis = 0 if nodes[0].op_type == QUANTIZED else 1
+        widths = [_dimensions(_weights_of(node)[0])[axis] for node in nodes]
+        wholes = [
+            self._side_by_side(graph, parts, axis, sum(widths))
+            for parts in zip(*map(_weights_of, nodes), strict=True)
+        ]
+        attributes = dict(nodes[0].attributes)
+        if axis == 0:
+            attributes["N"] = ir.AttrInt64("N", sum(widths))
+        name = str(wholes[0].name)
+        product = ir.Node(
+            nodes[0].domain,
+            nodes[0].op_type,
+            [nodes[0].inputs[0], *wholes],
+            attributes.values(),
+            name=name,
         )
-        graph.initializers[str(whole.name)] = whole
-        self.packed[str(whole.name)] = names
-        product = ir.Node("", "MatMul", [nodes[0].inputs[0], whole], name=str(whole.name))
-        product.outputs[0].name, product.outputs[0].type = f"{whole.name}_out", whole.type
-        sizes = ir.Value(name=f"split_{'_'.join(map(str, widths))}")
-        sizes.const_value = ir.tensor(widths, dtype=ir.DataType.INT64, name=sizes.name)
-        sizes.type, sizes.shape = ir.TensorType(ir.DataType.INT64), ir.Shape((len(widths),))
-        sizes = graph.initializers.setdefault(str(sizes.name), sizes)
+        product.outputs[0].name, product.outputs[0].type = f"{name}_out", nodes[0].outputs[0].type
         split = ir.Node(
             "",
             "Split",
-            [product.outputs[0], sizes],
+            [product.outputs[0], _sizes(graph, widths)],
             [ir.AttrInt64("axis", -1)],
             num_outputs=len(nodes),
-            name=f"{whole.name}_split",
+            name=f"{name}_split",
         )
         graph.insert_before(nodes[0], [product, split])
         for node, output in zip(nodes, split.outputs, strict=True):
             old = node.outputs[0]
             output.name, output.type, output.shape = old.name, old.type, old.shape
             ir.convenience.replace_all_uses_with(old, output, replace_graph_outputs=True)
-        graph.remove(nodes, safe=True)
-        for name in names:
-            del graph.initializers[name]
+        for node in nodes:
+            weights = _weights_of(node)
+            graph.remove(node, safe=True)
+            for weight in weights:
+                del graph.initializers[str(weight.name)]
+
+    def _side_by_side(
+        self, graph: ir.Graph, parts: tuple[ir.Value, ...], axis: int, width: int
+    ) -> ir.Value:
+        """A new initializer for several."""
+        names = [str(part.name) for part in parts]
+        shape = list(_dimensions(parts[0]))
+        shape[axis] = width
+        whole = ir.Value(name=packed_name(names), type=parts[0].type, shape=ir.Shape(shape))
+        graph.initializers[str(whole.name)] = whole
+        self.packed[str(whole.name)] = names
+        return whole
 
 
-def _weight_of(node: ir.Node) -> ir.Value | None:
-    """The weight of a product that nothing else uses."""
-    if node.op_type != "MatMul" or node.domain != "":
-        return None
-    weight = node.inputs[1]
-    alone = weight is not None and weight.is_initializer() and len(weight.uses()) == 1
-    matrix = alone and weight is not None and weight.shape is not None and len(weight.shape) == 2
-    return weight if matrix else None
+def _sizes(graph: ir.Graph, widths: list[int]) -> ir.Value:
+    """The initializer with the sizes of a Split."""
+    name = f"split_{'_'.join(map(str, widths))}"
+    if name not in graph.initializers:
+        value = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64))
+        value.const_value = ir.tensor(widths, dtype=ir.DataType.INT64, name=name)
+        value.shape = ir.Shape((len(widths),))
+        graph.initializers[name] = value
+    return graph.initializers[name]
+
+
+def _weights_of(node: ir.Node) -> list[ir.Value]:
+    """The weights of a product, if nothing else uses them: a matrix, or packed ones and scales."""
+    expected = {("", "MatMul"): 2, (MICROSOFT, QUANTIZED): 3}.get((node.domain, node.op_type))
+    if len(node.inputs) != expected:
+        return []
+    weights = [value for value in node.inputs[1:] if value is not None]
+    alone = all(x.is_initializer() and x.shape is not None and len(x.uses()) == 1 for x in weights)
+    return weights if alone and (expected == 3 or len(_dimensions(weights[0])) == 2) else []
+
+
+def _dimensions(value: ir.Value) -> tuple[int, ...]:
+    return () if value.shape is None else value.shape.numpy()
+
+
+def _likeness(node: ir.Node) -> object:
+    """What products must share to become one."""
+    kinds = tuple(value.dtype for value in node.inputs[1:] if value is not None)
+    attributes = {name: attr.value for name, attr in node.attributes.items() if name != "N"}
+    return node.op_type, node.inputs[0], kinds, tuple(sorted(attributes.items()))
 
 
 def packed_name(names: list[str]) -> str:

@@ -1,7 +1,7 @@
 """The pipeline from a source to a whole decoder's artifact, read in order."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from rope_export.decoder.companions import companions
 from rope_export.decoder.contents import fill
 from rope_export.decoder.graph import decoder_graph
 from rope_export.decoder.model import causal_lm
+from rope_export.decoder.modules import Form
 from rope_export.decoder.source import config_of
 from rope_export.decoder.weights import DecoderWeights
 from rope_export.errors import InputError
@@ -25,6 +26,7 @@ from rope_export.exporter.onnx_file import check_model, describe_decoder, write_
 from rope_export.exporter.translation import NEWEST_OPSET
 from rope_export.interface import decoder_interface
 from rope_export.lowerings import lowering_for_all, opset_of
+from rope_export.quantization import Bits, quantization_of
 from rope_export.reading.models import quiet
 from rope_export.reading.unread import refuse_unread
 from rope_export.spec import AttentionSpec, DType
@@ -33,6 +35,9 @@ from rope_export.version import VERSION
 Cache = Literal["growing", "fixed"]
 Logits = Literal["last", "all"]
 Progress = Callable[[str], None]
+
+PARTS = ("attention", "mlp", "experts", "embedding", "head")
+"""Parts of a model whose weights can be quantized; the embedding where it is tied to the head."""
 
 SPARE = 1.02
 """Room on the disk, over the bytes of the weights, that an export asks for."""
@@ -46,6 +51,10 @@ def export_decoder(
     cache: Cache = "growing",
     dtype: DType = "float32",
     logits: Logits = "last",
+    weights: Bits | None = None,
+    weights_for: Collection[str] = PARTS,
+    block_size: int = 32,
+    accuracy_level: int = 4,
     opset: int | None = None,
     seed: int = 0,
     adapter: str | Path | None = None,
@@ -58,7 +67,9 @@ def export_decoder(
     lowering: "portable", "standard", "ort", "tensorrt", or "auto" for the one that suits the model
     best in onnxruntime. cache: "growing" for past in and present out; "fixed" for one that is
     allocated once and written in place. logits: of each row's "last" new token, or of "all".
-    dtype, opset, adapter, progress: as for `export`.
+    weights, weights_for: "int8" or "int4" to quantize these parts of the model, among "attention",
+    "mlp", "experts", "embedding" (where it is the head's) and "head".
+    dtype, block_size, accuracy_level, opset, adapter, progress: as for `export`.
 
     What is around the layers comes out of transformers' own forward, and each distinct layer is
     traced once. The artifact is not compared here: `verify` does that. Beside the model lie the
@@ -74,9 +85,11 @@ def export_decoder(
     config = config_of(opened)
     with quiet():
         lm = causal_lm(config, getattr(torch, dtype))
-    weights = DecoderWeights(lm.model, opened, dtype)
-    _check_room(out, weights.nbytes)
-    chosen = lowering_for_all(lowering, specs, cache)
+    tensors = DecoderWeights(lm.model, opened, dtype)
+    _check_room(out, tensors.nbytes)
+    quantization = quantization_of(weights, block_size, accuracy_level)
+    chosen = lowering_for_all(lowering, specs, cache, quantization)
+    form = Form(lowering=chosen, quantization=quantization, parts=_parts(weights_for))
     interface = decoder_interface(
         dict(enumerate(specs)),
         vocabulary=lm.vocabulary,
@@ -88,7 +101,8 @@ def export_decoder(
     chosen_opset = opset_of(chosen, cache, opset, NEWEST_OPSET)
     progress("tracing and translating")
     with quiet():
-        graph = decoder_graph(lm, specs, chosen, interface, chosen_opset, last=logits == "last")
+        graph = decoder_graph(lm, specs, form, interface, chosen_opset, last=logits == "last")
+    beside = companions(opened, config, interface)
     facts: dict[str, Weight] = {}
     distinct = list(dict.fromkeys(specs))
     manifest = DecoderManifest(
@@ -102,18 +116,18 @@ def export_decoder(
         opset=chosen_opset,
         cache=cache,
         interface=interface,
-        source=_source_facts(opened),
+        source=_source_facts(opened, beside.notes),
         weights=facts,
         versions={"rope_export": VERSION}
         | {name: version(name) for name in ("torch", "onnx", "onnxscript", "transformers")},
         runtimes=chosen.runtimes,
         needs=dict(chosen.needs),
-        quantization=None,
+        quantization=quantization,
+        weights_for=() if quantization is None else tuple(sorted(form.parts)),
         stale_slots=chosen.stale_slots if cache == "fixed" else "any",
     )
     describe_decoder(graph.model, manifest)
-    fill(graph, weights, facts)
-    beside = companions(opened, config, interface)
+    fill(graph, tensors, facts, quantization)
 
     def write(folder: Path) -> None:
         progress("writing")
@@ -129,6 +143,13 @@ def export_decoder(
     return save_decoder(out, manifest, write, origin)
 
 
+def _parts(weights_for: Collection[str]) -> frozenset[str]:
+    for part in weights_for:
+        if part not in PARTS:
+            raise InputError(f"weights_for={part!r}: use any of {', '.join(PARTS)}.")
+    return frozenset(weights_for)
+
+
 def _specs(opened: Model) -> list[AttentionSpec]:
     """The spec of every layer.
 
@@ -140,8 +161,8 @@ def _specs(opened: Model) -> list[AttentionSpec]:
     return [layer.spec for layer in layers]
 
 
-def _source_facts(opened: Model) -> dict[str, Any]:
-    """What the manifest records of the source: as of a layer's, for all of them."""
+def _source_facts(opened: Model, further: Iterable[str]) -> dict[str, Any]:
+    """What the manifest records of the source: as of a layer's, for all of them. further: notes."""
     facts: dict[str, Any] = {}
     notes: dict[str, None] = {}
     files: dict[str, None] = {}
@@ -149,6 +170,7 @@ def _source_facts(opened: Model) -> dict[str, Any]:
         notes |= dict.fromkeys(layer.facts.get("notes", ()))
         files |= dict.fromkeys(layer.facts.get("files", ()))
         facts |= layer.facts
+    notes |= dict.fromkeys(further)
     facts.pop("layer")
     facts |= {"notes": list(notes)} if notes else {}
     return facts | ({"files": sorted(files)} if files else {})

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rope_export.decoder.model import CausalLM
-from rope_export.decoder.modules import TiedHead
+from rope_export.decoder.model import CausalLM, set_submodule
+from rope_export.decoder.modules import Form, TiedHead
+from rope_export.decoder.quantized import QuantizedEmbedding, QuantizedProjection, fits
 from rope_export.interface import TensorType
 
 DOMAIN = "rope_export.layers"
@@ -96,7 +97,7 @@ class Skeleton(nn.Module):
     Taking a causal LM, it puts nodes in place of its layers; `layers` holds these.
     """
 
-    def __init__(self, lm: CausalLM) -> None:
+    def __init__(self, lm: CausalLM, form: Form) -> None:
         super().__init__()
         self.model = lm.model
         self.layers = list(lm.layers)
@@ -104,9 +105,19 @@ class Skeleton(nn.Module):
         for at, node in enumerate(self.nodes):
             lm.layers[at] = node
         head = lm.model.get_output_embeddings()
+        embedding = lm.model.get_input_embeddings()
         self.head_path = next(n for n, x in lm.model.named_modules() if x is head)
-        tied = head.weight is lm.model.get_input_embeddings().weight
-        self.head = LastToken(TiedHead(head) if tied else head)
+        if head.weight is not embedding.weight:
+            self.head = LastToken(form.projection(head, "head"))
+        elif form.quantizes("head"):
+            lowered = form.projection(head, "head")
+            self.head = LastToken(lowered)
+            quantized = lowered if isinstance(lowered, QuantizedProjection) else None
+            if form.quantizes("embedding") and quantized and fits(embedding, quantized):
+                path = next(n for n, x in lm.model.named_modules() if x is embedding)
+                set_submodule(lm.model, path, QuantizedEmbedding(quantized))
+        else:
+            self.head = LastToken(TiedHead(head))
         lm.model.set_output_embeddings(self.head)
 
     def forward(self, *tensors: Tensor) -> Tensor:

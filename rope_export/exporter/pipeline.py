@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from rope_export.errors import InputError, extra
+from rope_export.errors import extra
 
 with extra("export", "exporting"):
     from torch import Tensor
@@ -24,7 +24,7 @@ from rope_export.checkpoints.stored import store
 from rope_export.exporter.weight_facts import facts_of_weights
 from rope_export.interface import attention_interface
 from rope_export.lowerings import lowered, lowering_for, opset_of
-from rope_export.quantization import Bits, Packed, Quantization, unpack
+from rope_export.quantization import Bits, Packed, Quantization, quantization_of, unpack
 from rope_export.spec import AttentionSpec, DType
 from rope_export.version import VERSION
 
@@ -78,7 +78,7 @@ def export(
     spec = source_layer.spec
     AttentionSpec.from_json(spec.to_json())  # what a manifest cannot hold is refused here
     _refuse_unread(source_layer)
-    quantization = _quantization(weights, block_size, accuracy_level)
+    quantization = quantization_of(weights, block_size, accuracy_level)
     chosen = lowering_for(lowering, spec, cache, quantization)
     chosen_opset = opset_of(chosen, cache, opset, NEWEST_OPSET)
     interface = attention_interface(spec, cache=cache, padding=padding)
@@ -126,15 +126,6 @@ def _refuse_unread(source: Layer) -> None:
     from rope_export.reading.unread import refuse_unread
 
     refuse_unread(source)
-
-
-def _quantization(weights: str | None, block_size: int, accuracy_level: int) -> Quantization | None:
-    if weights is None:
-        return None
-    bits = {"int8": 8, "int4": 4}
-    if weights not in bits:
-        raise InputError(f"weights={weights!r}: use one of {', '.join(bits)}, or none.")
-    return Quantization(bits=bits[weights], block_size=block_size, accuracy_level=accuracy_level)
 
 
 def _quantized(
