@@ -264,6 +264,12 @@ def _settings(layer: nn.Module) -> list[tuple[str, str, Any]]:
     ]
 
 
+def _default(graph: ir.Graph, value: ir.Value) -> None:
+    """Lets a call leave out an input of whole numbers: without it, it is one -1."""
+    value.const_value = ir.tensor([-1], dtype=ir.DataType.INT64, name=value.name)
+    graph.register_initializer(value)
+
+
 def _assembled(
     outer: ir.Model, front: ir.Model, stamps: Sequence[Stamp], interface: Interface
 ) -> ir.Model:
@@ -277,6 +283,8 @@ def _assembled(
         inputs[tensor.name].shape = ir.Shape(tensor.shape)
     graph.inputs.clear()
     graph.inputs.extend(inputs[tensor.name] for tensor in interface.inputs)
+    for name in interface.optional:
+        _default(graph, inputs[name])
     values = merged_before(outer, front, inputs)
     if last is not None:
         ir.convenience.replace_all_uses_with(last, values[LAST])

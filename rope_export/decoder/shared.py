@@ -179,7 +179,8 @@ def _widened(mask: Tensor, cache: Cache) -> Tensor:
 def _lengths(mask: Tensor, lengths: Tensor, batch: int, sequence: int) -> Tensor:
     """Filled slots of each row of a fixed cache before the call, int64 (B); where none are given
     (-1), as many as the mask covers beside the new tokens."""
-    return torch.where(lengths < 0, mask.shape[1] - sequence, lengths).expand(batch)
+    counted = torch.full((batch,), mask.shape[1] - sequence, dtype=torch.int64)
+    return torch.where(lengths < 0, counted, lengths)
 
 
 def _last_token(mask: Tensor, lengths: Tensor | None, sequence: int) -> Tensor:
