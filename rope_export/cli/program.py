@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from rope_export.cli import bench, build, doctor, export, inspect, output, verify
+from rope_export.cli import bench, build, doctor, export, generate, inspect, output, verify
 from rope_export.cli.flags import flags_of, spelled
 from rope_export.errors import RopeExportError
 from rope_export.version import VERSION
@@ -54,6 +54,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "inspect": inspect.inspect_path,
     "build": build.build_plan,
     "bench": bench.bench_artifacts,
+    "generate": generate.generate_text,
     "doctor": doctor.show_machine,
 }
 """What each command calls, in the order of the help."""

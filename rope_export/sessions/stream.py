@@ -162,12 +162,12 @@ class Stream:
                 f"input {expected.name!r} has shape {tuple(tokens.shape)}; want {expected} with "
                 f"batch = {self.batch}."
             )
-        for value in self._caches.tensors.values():
-            if is_torch(value) != is_torch(tokens):
-                raise TensorError(
-                    "the stream was started with the other kind of tensor; give numpy arrays or "
-                    "torch tensors throughout."
-                )
+        held = next(iter(self._caches.tensors.values()), tokens)
+        if is_torch(held) != is_torch(tokens):
+            raise TensorError(
+                "the stream was started with the other kind of tensor; give numpy arrays or torch "
+                "tensors throughout."
+            )
         return tokens
 
     def _counts(self, new: "Sequence[int] | np.ndarray | None", sequence: int) -> np.ndarray:

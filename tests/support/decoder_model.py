@@ -18,15 +18,26 @@ STEP = np.array([3, 0, 2, 7, 1, 5, 4, 6, 9, 8, 2, 1, 6, 3, 5, 7])
 """How much each logit grows from position to position."""
 
 
+MODULUS = 29
+
+
 def expected_logits(ids: list[int], positions: list[int] | None = None) -> np.ndarray:
     """Logits (tokens, 16) of a row without padding: of each token E[id], its position times STEP,
-    and the sum of E over it and those before it.
+    and the sum of E over it and those before it, modulo MODULUS.
 
     positions: counted from 0 unless given.
     """
     at = np.arange(len(ids)) if positions is None else np.array(positions)
     rows = EMBEDDING[ids]
-    return (rows + at[:, None] * STEP + np.cumsum(rows, axis=0)).astype(np.float32)
+    return ((rows + at[:, None] * STEP + np.cumsum(rows, axis=0)) % MODULUS).astype(np.float32)
+
+
+def greedy(prompt: list[int], count: int) -> list[int]:
+    """The `count` tokens that greedy decoding chooses after a prompt."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(expected_logits(tokens)[-1].argmax()))
+    return tokens[len(prompt) :]
 
 
 CAUSAL = """
@@ -68,7 +79,8 @@ LOGITS = """
     keys = Reshape (keys_by_slot, flat)
     context = MatMul (weights, keys)
     token = Add (x, grown)
-    every_logits = Add (token, context)
+    whole = Add (token, context)
+    every_logits = Mod <fmod = 1> (whole, MODULUS)
 """
 
 LAST = """
@@ -93,6 +105,7 @@ CONSTANTS = {
     "E": EMBEDDING.astype(np.float32),
     "STEP": STEP.astype(np.float32),
     "HALF": np.array(0.5, np.float32),
+    "MODULUS": np.array(MODULUS, np.float32),
     "heads": np.array([0, 0, 2, 8]),
     "flat": np.array([0, -1, 16]),
     "zero": np.array([0]),

@@ -1,0 +1,115 @@
+"""Which token follows: the most likely one, or one that is drawn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rope_export.errors import InputError
+
+LIKELY = 1024
+"""Tokens among which a nucleus is looked for first: sorting a whole vocabulary takes as long as a
+small model's step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen.
+
+    temperature: 0 takes the most likely token; others divide the logits before one is drawn.
+    top_p: draws among the most likely tokens whose probabilities add up to this. seed: of the
+    draws; others each time unless given.
+    Raises: InputError for values out of range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"`temperature`={self.temperature}: it must be 0 or more.")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"`top_p`={self.top_p}: it must be above 0 and at most 1.")
+        if self.seed is not None and self.seed < 0:
+            raise InputError(f"`seed`={self.seed}: it must be 0 or more.")
+        if self.temperature == 0 and self.top_p < 1:
+            raise InputError(
+                f"`top_p`={self.top_p}: nothing is drawn at `temperature`=0. Give a temperature."
+            )
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+GREEDY = Sampling()
+
+
+class Chooser:
+    """Chooses the next token of each row; what a row draws does not depend on the others."""
+
+    def __init__(self, sampling: Sampling, rows: int) -> None:
+        self._sampling = sampling
+        seeds = np.random.SeedSequence(sampling.seed).spawn(rows)
+        self._draws = [np.random.default_rng(seed) for seed in seeds]
+
+    def choose(self, logits: np.ndarray) -> list[int]:
+        """logits: (rows, vocabulary), float. Returns: a token for each row."""
+        if self._sampling.greedy:
+            return likeliest(logits)
+        return [self._drawn(row, draw) for row, draw in zip(logits, self._draws, strict=True)]
+
+    def _drawn(self, logits: np.ndarray, draw: np.random.Generator) -> int:
+        tokens, chances = nucleus(logits, self._sampling.temperature, self._sampling.top_p)
+        steps = np.cumsum(chances)
+        at = int(np.searchsorted(steps, draw.random() * steps[-1], side="right"))
+        return int(tokens[min(at, len(tokens) - 1)])
+
+
+def likeliest(logits: np.ndarray) -> list[int]:
+    """The most likely token of each row of (rows, vocabulary)."""
+    return [int(row.argmax()) for row in plain_floats(logits)]
+
+
+def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> tuple[np.ndarray, np.ndarray]:
+    """The most likely tokens whose probabilities add up to `top_p`, and these, in falling order.
+
+    logits: (vocabulary). Without `top_p` below 1 all tokens, in any order.
+    Source: Holtzman et al., arXiv:1904.09751, section 3.1.
+    """
+    scaled = plain_floats(logits).astype(np.float64) / temperature
+    chances = np.exp(scaled - scaled.max())
+    chances /= chances.sum()
+    if top_p == 1:
+        return np.arange(len(chances)), chances
+    order = _most_likely(chances, LIKELY)
+    if chances[order].sum() < top_p:
+        order = _most_likely(chances, len(chances))
+    before = np.cumsum(chances[order]) - chances[order]
+    kept = order[before < top_p]
+    return kept, chances[kept]
+
+
+def _most_likely(chances: np.ndarray, count: int) -> np.ndarray:
+    """The places of the `count` largest, in falling order."""
+    if count < len(chances):
+        chosen = np.argpartition(chances, -count)[-count:]
+        return chosen[np.argsort(-chances[chosen], kind="stable")]
+    return np.argsort(-chances, kind="stable")
+
+
+def plain_floats(logits: np.ndarray) -> np.ndarray:
+    """Logits in a dtype that numpy compares quickly: bfloat16 and float16 as float32."""
+    return logits if logits.dtype in (np.float32, np.float64) else logits.astype(np.float32)
+
+
+def padded(rows: Sequence[Sequence[int]], *, left: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of tokens as one array, int64 (rows, longest), and which of it they fill, bool."""
+    longest = max(map(len, rows))
+    tokens = np.zeros((len(rows), longest), np.int64)
+    filled = np.zeros(tokens.shape, bool)
+    for at, row in enumerate(rows):
+        where = slice(longest - len(row), None) if left else slice(None, len(row))
+        tokens[at, where], filled[at, where] = row, True
+    return tokens, filled
