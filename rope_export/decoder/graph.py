@@ -176,6 +176,10 @@ class _Tracing:
         past = self.pairs[min(self.pairs)][0].input
         names = [str(self.interface.mask), str(self.interface.positions), past, *self.lengths]
         inputs = [self.interface.input(name) for name in names]
+        # One length may stand for all rows: seen as that, it is spread over them.
+        inputs = [
+            replace(x, shape=(1,)) if x.name in self.interface.optional else x for x in inputs
+        ]
         return cleaned(traced(self.shared, inputs, self.shared.outputs, self.opset), self.shared)
 
     def body(self, at: int) -> tuple[Function, dict[str, Origin]]:

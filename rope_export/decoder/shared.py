@@ -179,8 +179,13 @@ def _widened(mask: Tensor, cache: Cache) -> Tensor:
 def _lengths(mask: Tensor, lengths: Tensor, batch: int, sequence: int) -> Tensor:
     """Filled slots of each row of a fixed cache before the call, int64 (B); where none are given
     (-1), as many as the mask covers beside the new tokens."""
-    counted = torch.full((batch,), mask.shape[1] - sequence, dtype=torch.int64)
-    return torch.where(lengths < 0, counted, lengths)
+    # One length may stand for all rows, of which the traced shapes know nothing.
+    ops = torch.onnx.ops
+    rows = ops.symbolic(
+        "::Shape", (mask,), {"start": 0, "end": 1}, dtype=torch.int64, shape=(1,), version=15
+    )
+    each = ops.symbolic("::Expand", (lengths, rows), dtype=torch.int64, shape=(batch,), version=13)
+    return torch.where(each < 0, mask.shape[1] - sequence, each)
 
 
 def _last_token(mask: Tensor, lengths: Tensor | None, sequence: int) -> Tensor:
