@@ -1,17 +1,23 @@
 """One decoder layer as a module to trace: transformers' own, with RotaryAttention in it."""
 
-import ast
-import inspect
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from rope_export.attention.layer import RotaryAttention
+from rope_export.decoder.forwards import results_of
 from rope_export.decoder.model import set_submodule
 from rope_export.decoder.shared import Part, grouped
 from rope_export.interface import TensorType
+
+CACHES = {
+    (False, False): ("past_key", "past_value"),
+    (False, True): ("key_cache", "value_cache"),
+    (True, False): ("past_latent", "past_key_rope"),
+    (True, True): ("latent_cache", "key_rope_cache"),
+}
+"""What our attention calls its cache, by whether it is MLA and whether it is fixed."""
 
 
 class InPlace(nn.Module):
@@ -28,7 +34,7 @@ class InPlace(nn.Module):
         self.present: tuple[Tensor, ...] = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = args[0] if args else next(iter(kwargs.values()))
         output, *present = self.attention(hidden, **self.arguments)
         self.present = tuple(present)
         return (output, *[None] * (self.results - 1)) if self.results > 1 else output
@@ -68,8 +74,8 @@ class Body(nn.Module):
         values = dict(zip(names, rest, strict=False))
         extras = dict(zip([x.name for x in self.extras], rest[len(names) :], strict=True))
         rotation, visibility = grouped(self.place.attention, self.parts, values)
-        before = ("key_cache", "value_cache") if self.fixed else ("past_key", "past_value")
         latent = self.place.attention.spec.latent is not None
+        before = CACHES[latent, self.fixed]
         cache = [x.squeeze(1) if latent else x for x in (key, value)]
         self.place.arguments = {
             **dict(zip(before, cache, strict=True)),
@@ -82,38 +88,3 @@ class Body(nn.Module):
         present = self.place.present
         self.place.arguments, self.place.present = {}, ()
         return output, *(x.unsqueeze(1) if latent else x for x in present)
-
-
-def results_of(layer: nn.Module, path: str) -> int:
-    """How many values a layer of transformers takes from its attention at `path`: 1 for a tensor
-    that is no tuple. Annotations do not tell, which other classes are inherited with."""
-    outer, _, name = path.rpartition(".")
-    owner = layer.get_submodule(outer) if outer else layer
-    tree = ast.parse(textwrap.dedent(inspect.getsource(type(owner).forward)))
-    calls = [node for node in ast.walk(tree) if _is_call_of(node, name)]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Subscript) and node.value in calls:
-            return 2
-        if isinstance(node, ast.Assign) and node.value in calls:
-            target = node.targets[0]
-            if isinstance(target, ast.Tuple):
-                return len(target.elts)
-            return 2 if _is_indexed(tree, ast.unparse(target)) else 1
-    return 1
-
-
-def _is_call_of(node: ast.AST, name: str) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func) == f"self.{name}"
-
-
-def _is_indexed(tree: ast.AST, name: str) -> bool:
-    """Whether a variable's parts are taken: by an index, or all by their number."""
-    return any(
-        (isinstance(node, ast.Subscript) and ast.unparse(node.value) == name)
-        or (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Tuple)
-            and ast.unparse(node.value) == name
-        )
-        for node in ast.walk(tree)
-    )

@@ -135,7 +135,7 @@ class _Tracing:
                 self.specs[at],
                 self.lm.attentions[at],
                 type(layer),
-                self.skeleton.nodes[at].extras,
+                self.skeleton.nodes[at].call.extras,
                 {name: tuple(x.shape) for name, x in layer.named_parameters()},
                 _settings(layer),
             )
@@ -198,8 +198,8 @@ class _Tracing:
             attention,
             fixed=bool(self.lengths),
             parts=parts,
-            arguments=node.arguments,
-            extras=node.extras,
+            arguments=node.call.arguments,
+            extras=node.call.extras,
         )
         hidden = TensorType(
             name="hidden_states",
@@ -208,7 +208,7 @@ class _Tracing:
         )
         caches = [pair.input for pair in self.pairs[at]]
         inputs = [hidden, *(self.interface.input(name) for name in [*caches, *self.lengths])]
-        inputs += [*(part.tensor for part in parts), *node.extras]
+        inputs += [*(part.tensor for part in parts), *node.call.extras]
         outputs = ["hidden_states_out", "present_key", "present_value"]
         model = cleaned(traced(body, inputs, outputs, self.opset), body)
         function = function_of(model, f"layer{at}", body.state_dict().keys())

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rope_export.errors import SpecError
-from rope_export.reading.models import built
+from rope_export.reading.models import Unread, built, model_class
 
 ATTENTION = re.compile("att|mixer|mla", re.IGNORECASE)
 """What the class of a module that attends is called."""
@@ -46,7 +46,7 @@ def causal_lm(config: Any, dtype: torch.dtype) -> CausalLM:
     _without_masks(model)
     _made_real(model)
     model.tie_weights()
-    path, layers = _stack(model, text.num_hidden_layers)
+    path, layers = _stack(model, text)
     return CausalLM(
         model=model,
         vocabulary=text.vocab_size,
@@ -66,18 +66,32 @@ def _positions(text: Any) -> int | None:
 
 
 def _causal(config: Any, text: Any) -> Any:
-    """The config that the causal LM is built from: of a multimodal model its text decoder's."""
+    """The config that the model is built from: the source's own where that is a causal LM, of a
+    multimodal one its text decoder's, and its own again where that is no model by itself."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    if getattr(_own_class(config), "__name__", "").endswith("ForCausalLM"):
+        return config
     for candidate in (config, text):
         if type(candidate) in MODEL_FOR_CAUSAL_LM_MAPPING:
             chosen: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(candidate)]
+            chosen = chosen[0] if isinstance(chosen, tuple) else chosen
             candidate.architectures = [chosen.__name__]
             return candidate
+    if "ForConditionalGeneration" in getattr(_own_class(config), "__name__", ""):
+        return config
     raise SpecError(
         f"model_type={config.model_type!r}: transformers has no causal LM for it, so it is no "
         f"decoder; export one of its layers with `layer`."
     )
+
+
+def _own_class(config: Any) -> Any:
+    """The class that a config names, if transformers has it."""
+    try:
+        return model_class(config)
+    except Unread:
+        return None
 
 
 def _without_masks(model: Any) -> None:
@@ -123,17 +137,20 @@ def _made_real(model: Any) -> None:
                 module._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _stack(model: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
+def _stack(model: Any, text: Any) -> tuple[str, nn.ModuleList]:
     """The path and the list of the model's decoder layers."""
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    for name, module in lists:
+    decoder = model.get_decoder() or model
+    inside = set(decoder.modules())
+    count = getattr(text, "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if not (module in inside and isinstance(module, nn.ModuleList) and len(module) == count):
+            continue
         if any(ATTENTION.search(type(x).__name__) for x in module[0].modules()):
             return name, module
-    raise SpecError(f"{type(model).__name__} has no list of {count} decoder layers that attend.")
+    raise SpecError(
+        f"{type(model).__name__} has no list of {count} decoder layers that attend, so it is no "
+        f"decoder that is exported whole; export one of its layers with `layer`."
+    )
 
 
 def _attention(layer: nn.Module, path: str) -> str:

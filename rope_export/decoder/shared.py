@@ -24,6 +24,7 @@ from rope_export.attention.request import (
 from rope_export.attention.rotation import Rotation, rotation_facts
 from rope_export.interface import TensorType
 from rope_export.lowerings import Lowering
+from rope_export.spec import AttentionSpec
 
 SIZES = (
     {"batch": 3, "sequence": 5, "past": 6, "total": 11, "capacity": 13},
@@ -91,7 +92,7 @@ class Shared(nn.Module):
             operators = layer.operators
             assert isinstance(operators, Lowering)
             dtype: torch.dtype = getattr(torch, layer.spec.dtype)
-            rotation = layer.rotation(positions, dtype)
+            rotation = layer.rotation(_on_axes(positions, layer.spec), dtype)
             slots = Slots(
                 batch=positions.shape[0],
                 sequence=positions.shape[1],
@@ -134,6 +135,12 @@ class Shared(nn.Module):
             )
             for at, (key, first) in enumerate(calls[0].items())
         ]
+
+
+def _on_axes(positions: Tensor, spec: AttentionSpec) -> Tensor:
+    """The positions of text on every axis of a rotation that has several, (A, B, S)."""
+    axes = 1 if spec.rope is None else spec.rope.axes
+    return positions if axes == 1 else positions.expand(axes, *positions.shape)
 
 
 def tensors_of(group: Rotation | Visibility) -> dict[str, Tensor]:

@@ -1,11 +1,14 @@
 """The model around its layers as a module to trace: each layer is one node."""
 
+import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rope_export.decoder.forwards import gives_tuple
 from rope_export.decoder.model import CausalLM, set_submodule
 from rope_export.decoder.modules import Form, TiedHead
 from rope_export.decoder.quantized import QuantizedEmbedding, QuantizedProjection, fits
@@ -27,32 +30,45 @@ HANDLED = {
 """Arguments of a layer's forward that the attention alone looks at, which has its own."""
 
 
+@dataclass
+class Call:
+    """How a model calls a layer. torch.export puts back what a module's attributes were before it
+    traced, but looks into no object of this kind.
+
+    arguments: by name, without tensors. extras: the tensors among them.
+    """
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    extras: tuple[TensorType, ...] = ()
+
+
 class LayerNode(nn.Module):
     """In place of a decoder layer: one node, which takes the hidden states and whatever else the
     model hands this layer.
 
-    arguments: of the last call, without its tensors. extras: the names of those tensors.
+    call: the last one.
     """
 
     def __init__(self, layer: nn.Module, index: int, as_tuple: bool) -> None:
         super().__init__()
         self.index, self.as_tuple = index, as_tuple
-        self.arguments: dict[str, Any] = {}
-        self.extras: tuple[TensorType, ...] = ()
+        parameters = list(inspect.signature(layer.forward).parameters.values())[1:]
+        self.names = [x.name for x in parameters if x.kind is x.POSITIONAL_OR_KEYWORD]
+        self.call = Call()
         for name, value in vars(layer).items():  # what models ask a layer for
             if isinstance(value, str | int | float | bool | None) and not hasattr(self, name):
                 setattr(self, name, value)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        del args
+        kwargs |= dict(zip(self.names, args, strict=False))
         extras = {
             name: value
             for name, value in kwargs.items()
             if isinstance(value, Tensor) and name not in HANDLED
         }
         plain = {name: value for name, value in kwargs.items() if name not in extras}
-        self.arguments = plain | dict.fromkeys(HANDLED & kwargs.keys())
-        self.extras = tuple(_described(name, value) for name, value in extras.items())
+        self.call.arguments = plain | dict.fromkeys(HANDLED & kwargs.keys())
+        self.call.extras = tuple(_described(name, value) for name, value in extras.items())
         (output,) = torch.onnx.ops.symbolic_multi_out(
             f"{DOMAIN}::Layer",
             (hidden_states, *extras.values()),
@@ -101,7 +117,9 @@ class Skeleton(nn.Module):
         super().__init__()
         self.model = lm.model
         self.layers = list(lm.layers)
-        self.nodes = [LayerNode(layer, at, as_tuple=False) for at, layer in enumerate(lm.layers)]
+        self.nodes = [
+            LayerNode(layer, at, gives_tuple(layer)) for at, layer in enumerate(lm.layers)
+        ]
         for at, node in enumerate(self.nodes):
             lm.layers[at] = node
         head = lm.model.get_output_embeddings()

@@ -52,4 +52,4 @@ def facts_of_weights(
 
 def tensor_hash(tensor: Tensor) -> str:
     """sha256 of a tensor's bytes in row-major order, in hexadecimal."""
-    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
+    return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
