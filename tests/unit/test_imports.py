@@ -85,7 +85,7 @@ def test_heavy_packages_are_imported_where_they_belong(path: Path) -> None:
 
 def test_public_names_are_the_documented_ones() -> None:
     names = "Artifact AttentionSpec RopeExportError RotaryAttention"
-    calls = "build_engine export open_session verify"
+    calls = "build_engine export export_decoder open_session verify"
     assert sorted(rope_export.__all__) == sorted(f"{names} {calls}".split())
     for name in rope_export.__all__:
         assert getattr(rope_export, name).__doc__
