@@ -1,0 +1,113 @@
+"""transformers' own causal LM with an artifact's weights: the reference, and eager."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rope_export.checkpoints import NO_ADAPTER, Model, open_model
+from rope_export.checkpoints.checkpoint import Checkpoint
+from rope_export.decoder.source import config_of
+from rope_export.decoder.weights import DecoderWeights
+from rope_export.errors import UnavailableError
+from rope_export.parity.decoder.exact import Widened, mark_angles
+from rope_export.reading.models import eager, quiet, reason
+from rope_export.reading.verdict import Reading, installed
+
+NOT_READ = "of the config; the weights are read by rope_export alone"
+DRAWN = "of the config; its weights are drawn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Theirs:
+    """transformers' model in the dtype of the artifact, with eager attention.
+
+    layers: its decoder layers. reading: by whose code its weights were read. widened: its weights
+    in float64, as far as they are kept.
+    """
+
+    model: Any
+    layers: nn.ModuleList
+    reading: Reading
+    widened: Widened
+
+
+def their_model(
+    facts: Mapping[str, Any], path: str, adapter: str | None, dtype: str, layers: int
+) -> Theirs:
+    """The model of an artifact's source. facts: of the source, by the manifest.
+
+    Raises: UnavailableError if transformers is not installed or cannot make the model;
+        CheckpointError for a source that cannot be read.
+    """
+    against = installed()
+    if against is None:
+        raise UnavailableError(
+            "transformers is not installed, whose model is the reference; "
+            "pip install 'rope_export[hf]'"
+        )
+    source = open_model(
+        path,
+        part=facts.get("part"),
+        dtype=dtype,
+        seed=facts.get("seed", 0),
+        adapter=adapter if "adapter" in facts and adapter is not None else NO_ADAPTER,
+    )
+    with quiet(), torch.no_grad():
+        try:
+            model, limit = _loaded(source, Path(path), facts, dtype)
+        except (ImportError, OSError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+            raise UnavailableError(f"transformers cannot make the model: {reason(error)}") from error
+    model.eval().requires_grad_(False)
+    mark_angles(model)
+    return Theirs(
+        model=model,
+        layers=_stack(model, layers),
+        reading=Reading(status="proven", against=against, reason=limit),
+        widened=Widened(model.parameters()),
+    )
+
+
+def _loaded(
+    source: Model, path: Path, facts: Mapping[str, Any], dtype: str
+) -> tuple[Any, str | None]:
+    """The model, and what its reading is limited to."""
+    from transformers import AutoModelForCausalLM
+
+    config = config_of(source)
+    eager(config)
+    plain = isinstance(source, Checkpoint) and path.is_dir() and "adapter" not in facts
+    if plain and not getattr(config, "quantization_config", None):
+        options = {"config": config, "dtype": getattr(torch, dtype), "local_files_only": True}
+        return AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options), None
+    return _ours(source, config, dtype), DRAWN if facts["kind"] == "drawn" else NOT_READ
+
+
+def _ours(source: Model, config: Any, dtype: str) -> Any:
+    """The model of a config, with the weights as our code reads them, each in its place."""
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    weights = DecoderWeights(model, source, dtype)  # type: ignore[arg-type]
+    for name in weights.names:
+        path, _, key = name.rpartition(".")
+        module = model.get_submodule(path)
+        kept = module._parameters.get(key)
+        if kept is not None:
+            kept.data = weights.tensor(name).to(kept.dtype)
+        else:
+            module._buffers[key] = weights.tensor(name)
+    return model
+
+
+def _stack(model: nn.Module, count: int) -> nn.ModuleList:
+    """The decoder layers: the first list of so many modules, in the order of the model's."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise UnavailableError(f"{type(model).__name__} has no list of {count} decoder layers")
