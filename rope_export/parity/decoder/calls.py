@@ -1,0 +1,118 @@
+"""An artifact's calls on a text: of the whole model, and of one layer that was cut out of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rope_export.arrays import fill_cache, numpy_dtype, to_numpy
+from rope_export.interface import Interface
+from rope_export.parity.cases import SPARE
+from rope_export.parity.decoder.blocks import Block
+from rope_export.parity.decoder.cut import ENTERING, ZEROS, Cut
+from rope_export.parity.decoder.passage import Passage
+from rope_export.sessions import Session
+
+Arrays = dict[str, np.ndarray]
+
+STALE = 100.0
+"""What lies in slots that are not valid, far beyond any that is."""
+
+
+def numbers(interface: Interface, passage: Passage, call: int, capacity: int) -> Arrays:
+    """The inputs of a call that are no cache."""
+    starts, ends = passage.bounds(call)
+    sequence = int((ends - starts).max())
+    covered = int(starts.max()) + sequence
+    inputs = {
+        "input_ids": passage.taken(passage.ids, call),
+        "position_ids": passage.taken(passage.positions, call),
+    }
+    width = covered
+    if interface.mask is not None:
+        if interface.input(interface.mask).shape[1] == "capacity":
+            width = capacity
+        mask = np.zeros((passage.text.rows, width), np.int64)
+        for row, end in enumerate(ends):
+            mask[row, :end] = passage.mask[row, :end]
+        inputs[interface.mask] = mask
+    if interface.lengths is not None:
+        inputs[interface.lengths] = starts.astype(np.int64)
+    return {name: x for name, x in inputs.items() if name in {y.name for y in interface.inputs}}
+
+
+class Calls:
+    """The calls of one text on a session, each with what the one before it has cached."""
+
+    def __init__(self, session: Session, passage: Passage) -> None:
+        self.session, self.passage, self.interface = session, passage, session.interface
+        self.capacity = session.capacity or passage.text.total + SPARE
+        sizes = {"batch": passage.text.rows, "past": 0, "capacity": self.capacity}
+        self.caches: Arrays = {}
+        for pair in self.interface.caches:
+            tensor = self.interface.input(pair.input)
+            empty = np.full(tensor.sized(sizes), STALE, numpy_dtype(tensor.dtype))
+            self.caches[pair.input] = empty
+
+    def run(self, call: int) -> tuple[Arrays, Arrays]:
+        """The inputs of one call and its outputs.
+
+        Raises: RopeExportError if the runtime cannot run it.
+        """
+        inputs = {
+            **numbers(self.interface, self.passage, call, self.capacity),
+            **self.caches,
+        }
+        outputs = {name: to_numpy(x) for name, x in self.session.run(inputs).items()}
+        self.caches = {pair.input: outputs[pair.output] for pair in self.interface.caches}
+        return inputs, outputs
+
+
+def layer_inputs(
+    cut: Cut, block: Block, passage: Passage, interface: Interface, call: int, layer: int
+) -> Arrays:
+    """The inputs of a cut layer: what the reference has for it."""
+    capacity = passage.text.total + SPARE
+    given = numbers(interface, passage, call, capacity)
+    given |= {ENTERING: block.entering, ZEROS: np.zeros_like(block.entering)}
+    starts, _ = passage.bounds(call)
+    sizes = {"batch": passage.text.rows, "past": int(starts.max()), "capacity": capacity}
+    for pair in interface.caches:
+        if pair.input not in cut.inputs:
+            continue
+        tensor = interface.input(pair.input)
+        dtype, shape = numpy_dtype(tensor.dtype), tensor.sized(sizes)
+        if pair.input.split(".")[1] != str(layer):  # its number of slots is looked at, no value
+            given[pair.input] = np.zeros(shape, dtype)
+            continue
+        cache = np.full(shape, STALE, dtype)
+        for group, past in zip(passage.groups, block.past, strict=True):
+            for at, row in enumerate(group.rows):
+                if past:
+                    value = past[pair.input.rpartition(".")[2]][at : at + 1]
+                    fill_cache(cache[row : row + 1], value, pair.axis, [int(starts[row])])
+        given[pair.input] = cache
+    return {name: given[name] for name in cut.inputs}
+
+
+def changed_bits(before: np.ndarray, after: np.ndarray, lengths: np.ndarray) -> float:
+    """How many numbers of the valid slots (axis 2) have other bits than before the call."""
+    bits = np.dtype(f"u{before.dtype.itemsize}")
+    count = 0
+    for old, new, length in zip(before, after, lengths, strict=True):
+        pair = (np.ascontiguousarray(x[:, :length]).view(bits) for x in (old, new))
+        count += int(np.sum(np.not_equal(*pair)))
+    return float(count)
+
+
+def new_slots(cache: np.ndarray, passage: Passage, call: int) -> np.ndarray:
+    """Of a cache (rows, heads, slots, width) what the call wrote, (rows, sequence, heads, width);
+    0 after a row's last token."""
+    starts, ends = passage.bounds(call)
+    shape = (cache.shape[0], int((ends - starts).max()), cache.shape[1], cache.shape[3])
+    new = np.zeros(shape)
+    for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        new[row, : end - start] = cache[row, :, start:end].swapaxes(0, 1).astype(np.float64)
+    return new
+
+

@@ -1,0 +1,103 @@
+"""The texts that a decoder is judged on: each is a few calls, one upon the cache of the other."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+
+from rope_export.spec import AttentionSpec
+
+LONGEST_WINDOW = 600
+"""Tokens of the longest text that is read to look beyond a window; its bounds take a square."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Several rows of tokens, read in several calls.
+
+    counts (calls, rows): new tokens of each row in each call. left (rows): padding before a row's
+    first token, a part of its first call. first: position of the first token. massive: whether the
+    first token of each row is far larger than the others when it enters a layer; then each layer
+    alone is judged.
+    """
+
+    name: str
+    counts: tuple[tuple[int, ...], ...]
+    left: tuple[int, ...] = ()
+    first: int = 0
+    massive: bool = False
+
+    @property
+    def rows(self) -> int:
+        return len(self.counts[0])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row before each call, and after the last, (calls + 1, rows)."""
+        return np.concatenate([np.zeros((1, self.rows), int), np.cumsum(self.counts, axis=0)])
+
+    @property
+    def total(self) -> int:
+        """Slots of the longest row in the end."""
+        return int(self.lengths[-1].max())
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """Rows that are of one length in every call: they are one batch for transformers."""
+        by_counts: dict[tuple[int, ...], list[int]] = {}
+        for row in range(self.rows):
+            by_counts.setdefault(tuple(x[row] for x in self.counts), []).append(row)
+        return tuple(map(tuple, by_counts.values()))
+
+    def mask(self) -> np.ndarray:
+        """1 for tokens, 0 for the padding before them, (rows, total)."""
+        slots = np.arange(self.total)
+        left = np.array(self.left or (0,) * self.rows)[:, None]
+        return ((slots >= left) & (slots < self.lengths[-1][:, None])).astype(np.int64)
+
+    def positions(self) -> np.ndarray:
+        """The ones of the mask are counted, (rows, total)."""
+        return self.first + np.maximum(np.cumsum(self.mask(), axis=1) - 1, 0)
+
+    def ids(self, vocabulary: int, seed: int) -> np.ndarray:
+        """Drawn tokens, (rows, total)."""
+        stream = np.random.Generator(np.random.PCG64([seed, crc32(self.name.encode())]))
+        return stream.integers(min(3, vocabulary - 1), vocabulary, (self.rows, self.total))
+
+
+def regular_texts(
+    specs: list[AttentionSpec], cache: str, positions: int | None
+) -> Iterator[Text]:
+    """Every text that a decoder is judged on. specs: of its distinct layers. positions: how many
+    the model was made for."""
+    yield Text(name="short", counts=((7,),))
+    yield Text(name="two rows", counts=((21, 21),))
+    yield Text(name="decode", counts=((12,), (1,), (1,), (1,)))
+    yield Text(name="chunk", counts=((9, 9), (6, 6)))
+    yield Text(name="left padding", counts=((10,) * 3, (1,) * 3), left=(0, 3, 7))
+    yield Text(name="large hidden states", counts=((9,),), massive=True)
+    if cache == "fixed":
+        yield Text(name="unequal rows", counts=((8, 3, 5), (1, 1, 1), (2, 2, 2)))
+    for window in sorted({x.window for x in specs if x.window is not None}):
+        if window <= LONGEST_WINDOW:
+            yield Text(name=f"beyond the window of {window}", counts=((window + 5,), (1,)))
+    for length in sorted(filter(None, map(trained_length, specs))):
+        yield Text(name=f"across position {length}", counts=((6,), (6,), (1,)), first=length - 8)
+    if positions is not None:
+        yield Text(name="at the last positions", counts=((6,), (1,)), first=positions - 8)
+
+
+def trained_length(spec: AttentionSpec) -> int | None:
+    """The position from which a scaled rotation differs from what was trained first, if any."""
+    rope = spec.rope
+    names = ("original_length", "max_position_embeddings") if rope is not None else ()
+    return next((int(getattr(rope, x)) for x in names if getattr(rope, x, None)), None)
+
+
+def not_visible(specs: list[AttentionSpec]) -> Iterator[dict[str, str]]:
+    """What no text is long enough to show."""
+    for window in sorted({x.window for x in specs if x.window is not None}):
+        if window > LONGEST_WINDOW:
+            reason = f"no text is longer than {LONGEST_WINDOW} tokens; verify one of its layers"
+            yield {"feature": f"window {window}", "reason": reason}

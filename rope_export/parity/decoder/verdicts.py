@@ -1,0 +1,156 @@
+"""The rows of a decoder: of each layer on the reference's input, and of the logits in the end."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+
+from rope_export.parity.bounds import TIMES, Bounds, floors
+from rope_export.parity.decoder.blocks import Part
+from rope_export.parity.metrics import METRICS, errors
+from rope_export.parity.report.result import Report
+from rope_export.parity.rows import counted, judged
+
+UNBOUNDED = dict.fromkeys(METRICS, math.inf)
+
+
+class Verdicts:
+    """Writes rows into a report. first: for each runtime the first layer that is outside of its
+    tolerance, with the row that shows it."""
+
+    def __init__(self, report: Report, dtype: str, seed: int) -> None:
+        self.report, self.dtype, self.seed = report, dtype, seed
+        self.first: dict[str, tuple[int, str]] = {}
+        self.eager_errors: dict[tuple[str, str], Mapping[str, float]] = {}
+
+    def layer(
+        self,
+        *,
+        layer: int,
+        case: str,
+        output: str,
+        part: Part,
+        judged_tokens: np.ndarray,
+        runtimes: Mapping[str, np.ndarray],
+    ) -> None:
+        """One output of one layer. judged_tokens (rows, sequence): those that are looked at.
+        runtimes: the values of each, of the shape of the part."""
+        exact, eager = (x[judged_tokens] for x in (part.exact, part.eager))
+        if not exact.size:
+            return
+        squares = None if part.squares is None else part.squares[judged_tokens]
+        unit = _units(exact, squares)
+        ceilings, bounds = UNBOUNDED, None
+        if squares is not None:
+            ceilings = errors(TIMES * np.sqrt(squares) / unit, exact / unit)
+            bounds = floors(self.dtype, 1, ceilings, exact.size)
+        else:
+            bounds = floors(self.dtype, exact.shape[-1], dict.fromkeys(METRICS, 0.0), exact.size)
+        eager_errors = errors((eager - exact) / unit, exact / unit)
+        for runtime, value in {"eager": None, **runtimes}.items():
+            error = eager_errors
+            if value is not None:
+                error = errors((value[judged_tokens] - exact) / unit, exact / unit)
+            rows = judged(
+                case=case,
+                seed=self.seed,
+                runtime=runtime,
+                output=output,
+                errors=error,
+                eager_errors=eager_errors,
+                bounds=Bounds(ceilings=ceilings, floors=bounds),
+            )
+            self.report.rows += rows
+            for row in rows:
+                if row.status == "failed":
+                    self.outside(runtime, layer, f"{output}, {case}: {row.metric} {row.error:.1e}, "
+                                 f"tolerance {row.tolerance:.1e}")  # fmt: skip
+
+    def logits(
+        self,
+        *,
+        case: str,
+        exact: np.ndarray,
+        eager: np.ndarray,
+        floor: Mapping[str, float],
+        judged_tokens: np.ndarray,
+        runtimes: Mapping[str, np.ndarray],
+    ) -> float:
+        """The logits in the end, (rows, tokens, vocabulary): within twice the larger of eager's
+        error and the floor, without a ceiling.
+
+        Returns: the tolerance of one logit, as a share of the token's largest.
+        """
+        exact, eager = exact[judged_tokens], eager[judged_tokens]
+        if not exact.size:
+            return 0.0
+        unit = np.linalg.norm(exact, axis=-1, keepdims=True)
+        eager_errors = errors((eager - exact) / unit, exact / unit)
+        bounds = Bounds(ceilings=UNBOUNDED, floors=floor)
+        for runtime, value in runtimes.items():
+            self.report.rows += judged(
+                case=case,
+                seed=self.seed,
+                runtime=runtime,
+                output="logits",
+                errors=errors((value[judged_tokens] - exact) / unit, exact / unit),
+                eager_errors=eager_errors,
+                bounds=bounds,
+            )
+        largest = METRICS[1]
+        return 2 * max(eager_errors[largest], floor[largest])
+
+    def count(self, *, case: str, runtime: str, output: str, metric: str, error: float) -> bool:
+        """A row whose error must be 0. Returns: whether it is."""
+        row = counted(
+            case=case, seed=self.seed, runtime=runtime, output=output, metric=metric, error=error
+        )
+        self.report.rows.append(row)
+        return error == 0
+
+    def outside(self, runtime: str, layer: int, what: str) -> None:
+        """Note that a layer is outside of its tolerance on a runtime."""
+        known = self.first.get(runtime)
+        if known is None or layer < known[0]:
+            self.first[runtime] = layer, what
+
+    def finish(self) -> None:
+        """Tell of each runtime the first layer that is outside, in one line."""
+        for runtime, (layer, what) in self.first.items():
+            self.report.problems.append(
+                f"layers.{layer} is the first outside of its tolerance on {runtime}: {what}."
+            )
+
+
+def _units(exact: np.ndarray, squares: np.ndarray | None) -> np.ndarray:
+    """What the errors of each element are measured in: what rounding may do to it, so that a few
+    massive elements do not hide what is wrong with the others; the size of its token where that is
+    not known."""
+    if squares is None:
+        axes = tuple(range(1, exact.ndim))
+        return np.sqrt(np.mean(exact**2, axis=axes, keepdims=True)) + np.finfo(float).tiny
+    smallest = 1e-3 * np.sqrt(np.mean(squares, axis=-1, keepdims=True))
+    return np.maximum(np.sqrt(squares), smallest) + np.finfo(float).tiny
+
+
+class Floors:
+    """What rounding is expected to do to the logits of a call: every layer's share of it, added
+    up as independent."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+        self._squares: dict[tuple[str, int], float] = defaultdict(float)
+
+    def add(self, case: tuple[str, int], part: Part, judged_tokens: np.ndarray) -> None:
+        """One layer's output."""
+        exact = part.exact[judged_tokens]
+        if part.squares is None or not exact.size:
+            return
+        sizes = np.sum(exact**2, axis=-1)
+        self._squares[case] += float(np.mean(np.sum(part.squares[judged_tokens], axis=-1) / sizes))
+
+    def of(self, case: tuple[str, int], elements: int) -> Mapping[str, float]:
+        """By metric."""
+        ceiling = TIMES * math.sqrt(self._squares[case])
+        return floors(self.dtype, 1, dict.fromkeys(METRICS, ceiling), elements)
