@@ -13,7 +13,7 @@ from rope_export.errors import UnavailableError
 from rope_export.parity.judge import Judge
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import Row
-from rope_export.parity.subject import Request, Subject
+from rope_export.parity.subject import Request, Streamed, Subject
 from rope_export.parity.subjects.opening import subject_of
 from rope_export.runtimes import find_runtime
 from rope_export.sessions import Session
@@ -58,7 +58,7 @@ def verify(
 
 
 def compare(
-    subject: Subject,
+    subject: Subject | Streamed,
     *,
     runtimes: Sequence[str] | None = None,
     seed: int = 0,
@@ -73,10 +73,14 @@ def compare(
     # What is not finite fails its row, without a word from numpy.
     with ExitStack() as stack, _exact_eager(), np.errstate(over="ignore", invalid="ignore"):
         sessions = _open(subject, runtimes, report, stack)
-        judge = Judge(subject=subject, sessions=sessions, report=report, seed=seed)
-        _judge_all(judge, subject, progress)
-    judge.finish()
-    subject.conclude(report, seed)
+        if isinstance(subject, Streamed):
+            subject.prove(sessions, report, seed, progress)
+        else:
+            judge = Judge(subject=subject, sessions=sessions, report=report, seed=seed)
+            _judge_all(judge, subject, progress)
+            judge.finish()
+    if not isinstance(subject, Streamed):
+        subject.conclude(report, seed)
     if report.status != "nothing compared":  # which must not hide an earlier verdict
         report.keep(subject.record(_evidence(report, seed)))
     return report
@@ -101,7 +105,7 @@ def _judge_all(judge: Judge, subject: Subject, progress: Progress) -> None:
 
 
 def _open(
-    subject: Subject, names: Sequence[str] | None, report: Report, stack: ExitStack
+    subject: Subject | Streamed, names: Sequence[str] | None, report: Report, stack: ExitStack
 ) -> dict[str, Session]:
     """A session on each runtime that can run the subject; the others are reported as skipped.
 

@@ -4,6 +4,7 @@ The judge knows an interface, inputs and outputs by name, and bounds on errors. 
 is made of, how its reference computes, and what eager is, stays in the subject's own file.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -69,6 +70,36 @@ class Revealing:
 
     calls: tuple[Call, ...] = ()
     not_visible: tuple[dict[str, str], ...] = ()
+
+
+class Streamed(ABC):
+    """Something that is judged in its own order, so that it need not be in memory as a whole."""
+
+    @property
+    @abstractmethod
+    def runtimes(self) -> Sequence[str]:
+        """The runtimes that it is made for, the best first."""
+
+    @abstractmethod
+    def report(self) -> Report:
+        """A report with what is known before anything has run."""
+
+    @abstractmethod
+    def open(self, runtime: str) -> Session:
+        """A session on one runtime.
+
+        Raises: UnavailableError with the reason if it cannot run here.
+        """
+
+    @abstractmethod
+    def prove(
+        self, sessions: Mapping[str, Session], report: Report, seed: int, progress: Progress
+    ) -> None:
+        """Write every row of the sessions, by runtime, into the report."""
+
+    @abstractmethod
+    def record(self, evidence: Mapping[str, Any]) -> str | None:
+        """Keep what was found beside the subject. Returns: why it could not be kept, or nothing."""
 
 
 class Subject(Protocol):

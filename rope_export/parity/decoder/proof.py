@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from rope_export.errors import InputError, RopeExportError
 from rope_export.interface import Interface
@@ -13,10 +14,13 @@ from rope_export.parity.bounds import TIMES
 from rope_export.parity.decoder.blocks import Block, block_of
 from rope_export.parity.decoder.calls import Calls, changed_bits, layer_inputs, new_slots
 from rope_export.parity.decoder.cut import Cutter
+from rope_export.parity.decoder.greedy import CASE, Greedy
 from rope_export.parity.decoder.passage import Passage, last_new
 from rope_export.parity.decoder.theirs import Theirs
 from rope_export.parity.decoder.verdicts import Floors, Verdicts
+from rope_export.parity.decoder.walk import Walk
 from rope_export.parity.report.result import Report
+from rope_export.parity.rows import CALLS_FAILED
 from rope_export.parity.subject import Progress
 from rope_export.sessions import Session
 
@@ -43,11 +47,18 @@ class Proof:
     """The rows of a decoder."""
 
     def __init__(
-        self, decoder: Decoder, theirs: Theirs, passages: Sequence[Passage], report: Report, seed: int
+        self,
+        decoder: Decoder,
+        theirs: Theirs,
+        passages: Sequence[Passage],
+        report: Report,
+        seed: int,
+        greedy: Greedy,
     ) -> None:
         self.decoder, self.theirs, self.passages = decoder, theirs, passages
         self.verdicts = Verdicts(report, decoder.dtype, seed)
         self.report, self.floors = report, Floors(decoder.dtype)
+        self.seed, self.greedy = seed, greedy
         self.close: dict[tuple[str, int], np.ndarray] = {}
         self.doubtful = 0
         self.tolerance = 0.0
@@ -55,10 +66,11 @@ class Proof:
 
     def run(self, progress: Progress) -> None:
         """Judge every layer, then the logits."""
+        generator = self._generate(progress)
+        every = [walk for x in self.passages for walk in x.walks] + self.greedy.walks
         try:
-            for passage in self.passages:
-                for walk in passage.walks:
-                    walk.start()
+            for walk in every:
+                walk.start()
             calls = max(len(x.text.counts) for x in self.passages)
             layers = self.decoder.layers
             for call in range(calls):
@@ -68,14 +80,29 @@ class Proof:
                     self._layer(reading, call, layer)
                     self.theirs.widened.forget()
         finally:
-            for passage in self.passages:
-                for walk in passage.walks:
-                    walk.stop()
+            for walk in every:
+                walk.stop()
         progress("logits", 1.0)
         for passage in self.passages:
             if not passage.text.massive:
                 self._logits(passage)
+        if generator is not None:
+            self.greedy.judge(self.report, generator, self.seed, self.tolerance)
         self._conclude()
+
+    def _generate(self, progress: Progress) -> str | None:
+        """The runtime that has generated the greedy texts, if it could."""
+        progress("greedy text", 0.0)
+        name, session = next(iter(self.decoder.sessions.items()))
+        try:
+            self.greedy.generate(session)
+        except RopeExportError as error:
+            self.verdicts.count(
+                case=CASE, runtime=name, output="text", metric=CALLS_FAILED, error=1.0
+            )
+            self.report.problems.append(f"greedy text on {name}: {error}")
+            return None
+        return name
 
     def _layer(self, passages: Sequence[Passage], call: int, layer: int) -> None:
         sessions = self._cut(layer)
@@ -83,17 +110,21 @@ class Proof:
             block = block_of(passage, layer, self.decoder.dtype)
             self._judge(passage, call, layer, block, sessions)
             for walk in passage.walks:
-                pending = walk.call
-                assert pending is not None
-                if pending.layer != layer:
-                    raise InputError(
-                        f"transformers calls layer {pending.layer} where {layer} is due; this "
-                        f"model cannot be judged layer by layer."
-                    )
-                module = self.theirs.layers[layer]
-                with walk.mode():
-                    output = module(*pending.args, **pending.kwargs)
-                walk.go_on(output)
+                self._go_on(walk, layer)
+        for walk in self.greedy.walks if call == 0 else ():
+            self._go_on(walk, layer)
+
+    def _go_on(self, walk: Walk, layer: int) -> None:
+        """Run the layer for one forward."""
+        pending = walk.call
+        if pending is None or pending.layer != layer:
+            raise InputError(
+                f"transformers does not call layer {layer} when it is due; this model cannot be "
+                f"judged layer by layer."
+            )
+        with torch.no_grad(), walk.mode():
+            output = self.theirs.layers[layer](*pending.args, **pending.kwargs)
+        walk.go_on(output)
 
     def _cut(self, layer: int) -> dict[str, Any]:
         """A session on this layer of the artifact, for each runtime that has one."""
@@ -129,7 +160,7 @@ class Proof:
             except RopeExportError as error:
                 self.verdicts.count(
                     case=case, runtime=runtime, output=f"layers.{layer}",
-                    metric="calls that failed", error=1.0,
+                    metric=CALLS_FAILED, error=1.0,
                 )  # fmt: skip
                 self.verdicts.outside(runtime, layer, str(error))
         names = next((cut.outputs for cut, _ in sessions.values()), (f"layers.{layer + 1}/hidden_states", *(f"present.{layer}.{x}" for x in block.cache)))
@@ -164,7 +195,7 @@ class Proof:
             except RopeExportError as error:
                 self.verdicts.count(
                     case=passage.text.name, runtime=runtime, output="every output",
-                    metric="calls that failed", error=1.0,
+                    metric=CALLS_FAILED, error=1.0,
                 )  # fmt: skip
                 self.report.problems.append(f"{passage.text.name} on {runtime}: {error}")
         certain = np.ones(passage.text.rows, dtype=bool)

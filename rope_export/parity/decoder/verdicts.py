@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rope_export.parity.bounds import TIMES, Bounds, floors
+from rope_export.parity.bounds import TIMES, Bounds, floors, tolerance
 from rope_export.parity.decoder.blocks import Part
-from rope_export.parity.metrics import METRICS, errors
+from rope_export.parity.metrics import METRICS, SCALED_MAX, errors
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import counted, judged
 
@@ -80,7 +80,7 @@ class Verdicts:
         """The logits in the end, (rows, tokens, vocabulary): within twice the larger of eager's
         error and the floor, without a ceiling.
 
-        Returns: the tolerance of one logit, as a share of the token's largest.
+        Returns: the tolerance of one logit, as a share of the norm of its token's.
         """
         exact, eager = exact[judged_tokens], eager[judged_tokens]
         if not exact.size:
@@ -98,8 +98,8 @@ class Verdicts:
                 eager_errors=eager_errors,
                 bounds=bounds,
             )
-        largest = METRICS[1]
-        return 2 * max(eager_errors[largest], floor[largest])
+        share = float(np.max(np.abs(exact / unit)))
+        return share * tolerance(eager_errors[SCALED_MAX], floor[SCALED_MAX])
 
     def count(self, *, case: str, runtime: str, output: str, metric: str, error: float) -> bool:
         """A row whose error must be 0. Returns: whether it is."""

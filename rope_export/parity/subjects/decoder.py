@@ -1,0 +1,109 @@
+"""A whole decoder as a subject: eager and the reference are transformers' own model."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rope_export.artifacts.decoder import DecoderArtifact
+from rope_export.artifacts.folder import Folder, model_hashes
+from rope_export.errors import UnavailableError
+from rope_export.parity.decoder.cases import not_visible, regular_texts
+from rope_export.parity.decoder.cut import Cutter
+from rope_export.parity.decoder.greedy import Greedy
+from rope_export.parity.decoder.passage import Passage
+from rope_export.parity.decoder.proof import Decoder, Proof
+from rope_export.parity.decoder.running import layer_runner
+from rope_export.parity.decoder.theirs import Theirs, their_model
+from rope_export.parity.report.result import Report
+from rope_export.parity.subject import Progress, Request, Streamed
+from rope_export.parity.subjects.opening import open_on
+from rope_export.reading.verdict import Reading
+from rope_export.sessions import Session
+from rope_export.spec import AttentionSpec
+
+
+class DecoderSubject(Streamed):
+    """One exported decoder."""
+
+    def __init__(self, artifact: DecoderArtifact, request: Request) -> None:
+        self.artifact, self.request, self.facts = artifact, request, artifact.facts
+        self.specs = [AttentionSpec.from_json(spec) for spec in self.facts.specs]
+
+    @property
+    def runtimes(self) -> Sequence[str]:
+        return self.facts.runtimes
+
+    def report(self) -> Report:
+        try:
+            theirs = self._theirs
+        except UnavailableError as error:
+            return Report(
+                weights="unproven",
+                reading=Reading(status="unproven", reason=str(error)),
+                skipped=[{"runtime": "eager", "reason": str(error)}],
+            )
+        return Report(
+            weights="proven",
+            reading=theirs.reading,
+            not_visible=list(not_visible(self.specs)),
+            notes=list(self.artifact.warnings),
+        )
+
+    def open(self, runtime: str) -> Session:
+        self._theirs  # noqa: B018, without which nothing is compared
+        return open_on(self.artifact, runtime)
+
+    def prove(
+        self, sessions: Mapping[str, Session], report: Report, seed: int, progress: Progress
+    ) -> None:
+        if not sessions:
+            return
+        facts, theirs = self.facts, self._theirs
+        cutter = Cutter(self.artifact.read(), len(facts.layers))
+        if cutter.missing is not None:
+            report.left_out.append(f"layers were not judged one by one: {cutter.missing}.")
+        decoder = Decoder(
+            interface=facts.interface,
+            dtype=facts.dtype,
+            vocabulary=facts.vocabulary,
+            layers=len(facts.layers),
+            logits=facts.logits,
+            sessions=sessions,
+            cutter=cutter if cutter.missing is None else None,
+            layer_sessions={
+                name: run for name in sessions if (run := layer_runner(name)) is not None
+            },
+        )
+        texts = regular_texts(self.specs, facts.cache, facts.positions)
+        passages = [Passage(text, theirs, facts.vocabulary, seed) for text in texts]
+        greedy = Greedy(theirs, facts.vocabulary, seed)
+        Proof(decoder, theirs, passages, report, seed, greedy).run(progress)
+
+    def record(self, evidence: Mapping[str, Any]) -> str | None:
+        return self.artifact.record(parity={**evidence, "files": model_hashes(self.artifact)})
+
+    @cached_property
+    def _theirs(self) -> Theirs:
+        """Raises: UnavailableError if transformers' model cannot be had."""
+        path, adapter = (self._where(name) for name in ("source", "adapter"))
+        source = self.facts.source
+        if path is None or ("adapter" in source and adapter is None):
+            raise UnavailableError("the source is gone; give it with `source`")
+        return their_model(source, path, adapter, self.facts.dtype, len(self.facts.layers))
+
+    def _where(self, name: str) -> str | None:
+        """Where the source or its adapter is now, if it is still there."""
+        requested: str | None = getattr(self.request, name)
+        if requested is not None:
+            return requested
+        path = self.artifact.evidence.get(name)
+        return path if path is not None and Path(path).exists() else None
+
+
+def fits(opened: Folder) -> bool:
+    """Whether this file has the subject of what was opened."""
+    return isinstance(opened, DecoderArtifact)
+
+
+make_subject = DecoderSubject
