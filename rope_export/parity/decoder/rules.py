@@ -77,12 +77,15 @@ def _product_and_sum(op: Operation) -> None:
 
 
 def _summed(op: Operation, a: Tensor, b: Tensor) -> Tensor:
-    """n products, whose partial sums are rounded n times, in the mean no larger than the products'
-    own root sum of squares."""
+    """n products of sum y, whose n partial sums are rounded. These lead from 0 to y like a random
+    walk: with r the root sum of the products' squares, their mean square is y^2 / 3 + r^2 / 6,
+    which (y^2 + r^2) / 2 bounds.
+    """
     to, terms = op.to, a.shape[-1]
     to.longest = max(to.longest, terms)
-    carried = to.squares(a) + to.v**2 * terms * a**2
-    result = torch.matmul(carried, to.widened.of(b, torch.square))
+    own = to.v**2 * terms / 2
+    result = torch.matmul(to.squares(a) + own * a**2, to.widened.of(b, torch.square))
+    result = result + own * op.values**2
     return result if to.of(b) is None else result + torch.matmul(a**2, to.squares(b))
 
 
@@ -161,13 +164,14 @@ def _of_one_number(op: Operation) -> None:
 
 @rule("sum", "mean", "cumsum")
 def _reduced(op: Operation) -> None:
+    """As of products; a mean is divided by its number of terms."""
     x, to = op.args[0], op.to
     terms = x.shape[op.args[1]] if op.name == "cumsum" else x.numel() // max(op.values.numel(), 1)
     to.longest = max(to.longest, terms)
-    squares = to.squares(x) + to.v**2 * terms * x**2
+    own = to.v**2 * terms / 2
     rest = {key: value for key, value in op.kwargs.items() if key != "dtype"}
-    added = op.func(squares, *op.args[1:], **rest)
-    _note(op, added / terms if op.name == "mean" else added)
+    added = op.func(to.squares(x) + own * x**2, *op.args[1:], **rest)
+    _note(op, (added / terms if op.name == "mean" else added) + own * op.values**2)
 
 
 @rule("amax", "amin")
@@ -240,7 +244,7 @@ def _normed(op: Operation) -> None:
     by = 1.0 if weight is None else weight**2
     together = torch.sum(x**2 * error, dim=axes, keepdim=True) / n**2
     to.longest = max(to.longest, n)
-    wide = (n + 8) * to.v**2 * (by * x**2 * inverse + op.values**2)
+    wide = (n + 8) * to.v**2 * by * x**2 * inverse
     _note(op, by * (inverse * error + x**2 * inverse**3 * together) + wide)
 
 
