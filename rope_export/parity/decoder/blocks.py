@@ -1,6 +1,6 @@
 """One layer on the reference's own input: exactly, in eager, and what rounding may do to it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from rope_export.parity.decoder.deviation import Deviation
 from rope_export.parity.decoder.passage import Group, Passage, to_float
 from rope_export.parity.decoder.roundings import Roundings
 from rope_export.parity.decoder.theirs import Theirs
+from rope_export.parity.decoder.walk import LayerCall
 
 OWN = {"attention_mask", "position_ids", "position_embeddings", "cache_position"}
 """Arguments of a layer that its model makes of positions and masks alone: eager has its own."""
@@ -58,106 +59,118 @@ class Block:
 
 def block_of(passage: Passage, layer: int, dtype: str) -> Block:
     """What a layer makes of the input that the reference has for it in this call."""
-    theirs, runs = passage.theirs, []
-    for group in passage.groups:
-        runs.append(_Run(group, theirs, layer, dtype, massive=passage.text.massive))
-    first = runs[0]
-
-    def part(of: Callable[["_Run"], tuple[Tensor, Tensor, Tensor | None]]) -> Part:
-        values = [of(run) for run in runs]
-        known = [x[2] for x in values if x[2] is not None]
-        return Part(
-            exact=passage.together([to_float(x[0]) for x in values]),
-            eager=passage.together([to_float(x[1]) for x in values]),
-            squares=passage.together([to_float(x) for x in known]) if known else None,
-        )
-
-    cached = ("key", "value") if first.has_cache else ()
-    close = [run.close for run in runs]
+    massive = passage.text.massive
+    runs = [_Run(group, passage.theirs, layer, dtype, massive) for group in passage.groups]
+    close = [run.close for run in runs if run.close is not None]
     return Block(
         entering=passage.together([to_numpy(run.entering) for run in runs]),
         past=[{name: to_numpy(x) for name, x in run.past.items()} for run in runs],
-        output=part(lambda run: run.output),
-        cache={name: part(lambda run, name=name: run.cached[name]) for name in cached},
-        close=None if close[0] is None else passage.together([to_float(x) for x in close]),
+        output=_together(passage, [run.output for run in runs]),
+        cache={
+            name: _together(passage, [run.cached[name] for run in runs]) for name in runs[0].cached
+        },
+        close=passage.together([to_float(x) for x in close]) if close else None,
         unknown=frozenset().union(*(run.unknown for run in runs)),
     )
 
 
-class _Run:
-    """One group's rows in one layer, run twice."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Values:
+    """One output of one group's run, as `Part` has it of all of them."""
 
-    def __init__(
-        self, group: Group, theirs: Theirs, layer: int, dtype: str, *, massive: bool
-    ) -> None:
+    exact: Tensor
+    eager: Tensor
+    squares: Tensor | None
+
+
+def _together(passage: Passage, values: Sequence[_Values]) -> Part:
+    squares = [to_float(x.squares) for x in values if x.squares is not None]
+    return Part(
+        exact=passage.together([to_float(x.exact) for x in values]),
+        eager=passage.together([to_float(x.eager) for x in values]),
+        squares=passage.together(squares) if len(squares) == len(values) else None,
+    )
+
+
+class _Run:
+    """One group's rows in one layer, run exactly and in eager on the same rounded input."""
+
+    def __init__(self, group: Group, theirs: Theirs, layer: int, dtype: str, massive: bool) -> None:
         exact, eager = group.exact.call, group.eager.call
-        assert exact is not None and eager is not None
-        module, self._dtype = theirs.layers[layer], getattr(torch, dtype)
-        self.entering = exact.hidden_states.to(self._dtype)
+        assert exact is not None
+        assert eager is not None
+        self.layer, self.dtype = layer, getattr(torch, dtype)
+        self.module = theirs.layers[layer]
+        self.entering = exact.hidden_states.to(self.dtype)
         if massive:
             self.entering = _massive(self.entering)
-        self.past = self._past(exact.kwargs, layer)
+        self.past = self._past(exact.kwargs)
         extras = {
             name: tree_map_only(Tensor, self._rounded, x)
             for name, x in exact.kwargs.items()
             if name not in OWN and not _is_cache(x)
         }
+        roundings = Roundings(theirs.widened, dtype)
         with torch.no_grad():
-            with Roundings(theirs.widened, dtype) as roundings:
-                for tensor in tree_flatten([exact.kwargs.get(x) for x in ("position_embeddings",)])[0]:
-                    if isinstance(tensor, Tensor) and tensor.is_floating_point():
-                        squares = torch.full_like(tensor, roundings.u**2) * tensor.abs().max() ** 2
-                        roundings.note(tensor, Deviation(squares=squares, depth=1))
-                wide = tree_map_only(Tensor, _wide, extras)
-                caches = self._caches(exact.kwargs, layer, _wide)
-                call = exact.on(_wide(self.entering), {**exact.kwargs, **wide, **caches})
-                true = _first(module(*call.args, **call.kwargs))
-            caches_eager = self._caches(eager.kwargs, layer, lambda x: x)
-            call = eager.on(self.entering, {**eager.kwargs, **extras, **caches_eager})
-            rounded = _first(module(*call.args, **call.kwargs))
-        known = not roundings.unknown
-        self.unknown = set(roundings.unknown)
-        self.output = true, rounded, roundings.squares(true) if known else None
+            with roundings:
+                _note_rotation(roundings, exact.kwargs)
+                wide = {**exact.kwargs, **tree_map_only(Tensor, _wide, extras)}
+                true, cache = self._called(exact, _wide(self.entering), wide, _wide)
+            rounded, cache_eager = self._called(
+                eager, self.entering, {**eager.kwargs, **extras}, lambda x: x
+            )
+        self.unknown = roundings.unknown
+        self.output = self._values(roundings, true, rounded)
         self.cached = {}
-        pair = [_layer_of(x, layer) for x in (caches, caches_eager)]
-        self.has_cache = pair[0] is not None and pair[1] is not None
-        if self.has_cache:
+        if cache is not None and cache_eager is not None:
             for name in ("key", "value"):
-                both = [getattr(x, f"{name}s") for x in pair]
-                squares = roundings.squares(both[0]) if known else None
-                self.cached[name] = tuple(map(self._new, (*both, squares)))
+                true, rounded = (getattr(x, f"{name}s") for x in (cache, cache_eager))
+                self.cached[name] = self._values(roundings, true, rounded, self._new)
         self.close = self._close(roundings)
 
-    def _new(self, cache: Tensor | None) -> Tensor | None:
-        """Of (rows, heads, total, width) the new slots, (rows, sequence, heads, width)."""
-        if cache is None:
-            return None
-        return cache[:, :, cache.shape[2] - self.entering.shape[1] :].transpose(1, 2)
-
-    def _past(self, kwargs: Mapping[str, Any], layer: int) -> dict[str, Tensor]:
-        """What the reference has cached, rounded."""
-        cached = _layer_of(kwargs, layer)
-        if cached is None:
-            return {}
-        return {name: getattr(cached, f"{name}s").to(self._dtype) for name in ("key", "value")}
-
-    def _rounded(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._dtype) if tensor.dtype is torch.float64 else tensor
-
-    def _caches(
-        self, kwargs: Mapping[str, Any], layer: int, made: Callable[[Tensor], Tensor]
-    ) -> dict[str, Any]:
-        """A new cache in place of the forward's own, with the rounded past of this layer."""
+    def _called(
+        self,
+        call: LayerCall,
+        hidden_states: Tensor,
+        kwargs: dict[str, Any],
+        made: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Any]:
+        """The output and this layer's cache, which begins with what `made` makes of the past."""
         from transformers import DynamicCache
 
-        caches = {}
         for name, value in kwargs.items():
             if _is_cache(value):
-                cache = DynamicCache()
+                kwargs[name] = cache = DynamicCache()
                 if self.past:
-                    cache.update(made(self.past["key"]), made(self.past["value"]), layer)
-                caches[name] = cache
-        return caches
+                    cache.update(made(self.past["key"]), made(self.past["value"]), self.layer)
+        again = call.on(hidden_states, kwargs)
+        output = self.module(*again.args, **again.kwargs)
+        output = output[0] if isinstance(output, tuple) else output
+        return output, _cache_of(kwargs, self.layer)
+
+    def _values(
+        self,
+        roundings: Roundings,
+        exact: Tensor,
+        eager: Tensor,
+        made: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> _Values:
+        squares = None if roundings.unknown else made(roundings.squares(exact))
+        return _Values(exact=made(exact), eager=made(eager), squares=squares)
+
+    def _new(self, cache: Tensor) -> Tensor:
+        """Of (rows, heads, total, width) the new slots, (rows, sequence, heads, width)."""
+        return cache[:, :, cache.shape[2] - self.entering.shape[1] :].transpose(1, 2)
+
+    def _past(self, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What the reference has cached of this layer, rounded."""
+        cached = _cache_of(kwargs, self.layer)
+        if cached is None:
+            return {}
+        return {name: getattr(cached, f"{name}s").to(self.dtype) for name in ("key", "value")}
+
+    def _rounded(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype) if tensor.dtype is torch.float64 else tensor
 
     def _close(self, roundings: Roundings) -> Tensor | None:
         """(rows, sequence), the smallest margin of each token's choices, in deviations."""
@@ -170,13 +183,16 @@ class _Run:
         return torch.stack(margins).amin(dim=0) if margins else None
 
 
+def _note_rotation(roundings: Roundings, kwargs: Mapping[str, Any]) -> None:
+    """cos and sin, which the model hands to its layers, are stored with an error of u at most."""
+    for tensor in tree_flatten(kwargs.get("position_embeddings"))[0]:
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            squares = torch.full_like(tensor, (roundings.u * float(tensor.abs().max())) ** 2)
+            roundings.note(tensor, Deviation(squares=squares, depth=1))
+
+
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def _first(output: Any) -> Tensor:
-    value: Tensor = output[0] if isinstance(output, tuple) else output
-    return value
 
 
 def _is_cache(value: Any) -> bool:
@@ -185,7 +201,7 @@ def _is_cache(value: Any) -> bool:
     return isinstance(value, Cache)
 
 
-def _layer_of(kwargs: Mapping[str, Any], layer: int) -> Any:
+def _cache_of(kwargs: Mapping[str, Any], layer: int) -> Any:
     """The part of the cache among a layer's arguments that is its own; none if that is empty."""
     for value in kwargs.values():
         if _is_cache(value) and len(value.layers) > layer and value.layers[layer].is_initialized:

@@ -1,8 +1,5 @@
 """An artifact's calls on a text: of the whole model, and of one layer that was cut out of it."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from rope_export.arrays import fill_cache, numpy_dtype, to_numpy
@@ -114,5 +111,3 @@ def new_slots(cache: np.ndarray, passage: Passage, call: int) -> np.ndarray:
     for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
         new[row, : end - start] = cache[row, :, start:end].swapaxes(0, 1).astype(np.float64)
     return new
-
-

@@ -66,13 +66,11 @@ class Text:
         return stream.integers(min(3, vocabulary - 1), vocabulary, (self.rows, self.total))
 
 
-def regular_texts(
-    specs: list[AttentionSpec], cache: str, positions: int | None
-) -> Iterator[Text]:
+def regular_texts(specs: list[AttentionSpec], cache: str, positions: int | None) -> Iterator[Text]:
     """Every text that a decoder is judged on. specs: of its distinct layers. positions: how many
     the model was made for."""
     yield Text(name="short", counts=((7,),))
-    yield Text(name="two rows", counts=((21, 21),))
+    yield Text(name="two rows", counts=((15, 15),))
     yield Text(name="decode", counts=((12,), (1,), (1,), (1,)))
     yield Text(name="chunk", counts=((9, 9), (6, 6)))
     yield Text(name="left padding", counts=((10,) * 3, (1,) * 3), left=(0, 3, 7))

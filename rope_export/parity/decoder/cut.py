@@ -45,6 +45,11 @@ class Cutter:
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._inputs = {x.name: x for x in graph.input}
 
+    @property
+    def size(self) -> int:
+        """Bytes of the model."""
+        return len(self.contents.model) + len(self.contents.data or b"")
+
     @cached_property
     def missing(self) -> str | None:
         """Why layers cannot be cut out, or nothing."""
@@ -133,7 +138,8 @@ class Cutter:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             return tensor
         facts = {entry.key: entry.value for entry in tensor.external_data}
-        assert facts["location"] == DATA and self.contents.data is not None
+        assert facts["location"] == DATA
+        assert self.contents.data is not None
         start = int(facts.get("offset", 0))
         inline = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         inline.raw_data = self.contents.data[start : start + int(facts["length"])]

@@ -9,12 +9,11 @@ with; their cosines and sines are of float64 again.
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 NARROW = {torch.float32, torch.float16, torch.bfloat16}
 
@@ -63,7 +62,7 @@ class Float64(TorchDispatchMode):
         self.in_angles = 0
         self._outer: Float64 | None = None
 
-    def __enter__(self) -> "Float64":
+    def __enter__(self) -> Self:
         self._outer = getattr(_ACTIVE, "mode", None)
         _ACTIVE.mode = self
         super().__enter__()
@@ -92,7 +91,7 @@ class Float64(TorchDispatchMode):
         """The arguments of one operation as they are computed with."""
         name = name_of(func)
         if name not in MOVING and not self._keeps_angle(name, args):
-            args = tree_map_only(Tensor, self._wide, args)
+            args = tuple(replaced(x, self._wide) for x in args)
             if kwargs.get("dtype") in NARROW:
                 kwargs["dtype"] = torch.float64
         elif name == "_to_copy" and args[0].dtype is torch.float64:
@@ -106,10 +105,26 @@ class Float64(TorchDispatchMode):
         tensors = [x for x in args if isinstance(x, Tensor)]
         return all(x.dtype not in (torch.float64, torch.complex128) for x in tensors)
 
-    def _wide(self, tensor: Tensor) -> Tensor:
+    def _wide(self, tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor):
+            return tensor
         if tensor.dtype in NARROW:
             return self.widened.of(tensor)
         return tensor.to(torch.complex128) if tensor.dtype is torch.complex64 else tensor
+
+
+def replaced(argument: Any, by: Callable[[Any], Any]) -> Any:
+    """An argument of an ATen operation with `by` of it, or of each of a list."""
+    return [by(x) for x in argument] if isinstance(argument, list | tuple) else by(argument)
+
+
+def tensors_in(arguments: Iterable[Any]) -> list[Tensor]:
+    """The tensors among the arguments or the results of an ATen operation."""
+    found = []
+    for value in arguments:
+        several = value if isinstance(value, list | tuple) else (value,)
+        found += [x for x in several if isinstance(x, Tensor)]
+    return found
 
 
 def name_of(func: Any) -> str:

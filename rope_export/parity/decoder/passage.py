@@ -64,6 +64,15 @@ class Passage:
         """Which of the new tokens of a call are no padding, (rows, sequence)."""
         return self.taken(self.mask, call) == 1
 
+    def written(self, call: int) -> np.ndarray:
+        """Which of the new tokens of a call go into the cache, padding too, (rows, sequence)."""
+        return self.taken(np.ones_like(self.mask), call) == 1
+
+    def case(self, call: int) -> str:
+        """What a call is called in a report."""
+        several = len(self.text.counts) > 1
+        return f"{self.text.name}, call {call + 1}" if several else self.text.name
+
     def together(self, values: list[np.ndarray]) -> np.ndarray:
         """What the groups have, (rows of it, sequence, ...), as one (rows, sequence, ...)."""
         longest = max(x.shape[1] for x in values)

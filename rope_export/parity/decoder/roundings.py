@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
 
 from rope_export.parity.bounds import ACCUMULATOR, UNIT_ROUNDOFF
 from rope_export.parity.decoder.deviation import Deviation, Operation
-from rope_export.parity.decoder.exact import MOVING, Float64, Widened
+from rope_export.parity.decoder.exact import MOVING, Float64, Widened, replaced, tensors_in
 from rope_export.parity.decoder.rules import EXACT, MAKING, PLACING, RULES
 
 
@@ -58,10 +57,10 @@ class Roundings(Float64):
             before = (args[0].clone(), *args[1:])
             self._deviations[id(before[0])] = before[0], self._deviation(args[0])
         result = func(*args, **kwargs)
-        outputs = tree_flatten(result)[0]
+        outputs = tensors_in([result])
         if name in EXACT or not any(map(_is_real, outputs)):
             return result
-        operands = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        operands = tensors_in((*args, *kwargs.values()))
         inexact = [x for x in map(self.of, operands) if x is not None]
         depth = max((x.depth for x in inexact), default=0)
         if name in MAKING:
@@ -105,9 +104,10 @@ class Roundings(Float64):
                     return 0.0  # a number that is placed is exact
                 return self._part(x, part) if _is_real(x) else x
 
-            return tree_flatten(func(*tree_map(swapped, args), **tree_map(swapped, kwargs)))[0]
+            rest = {key: replaced(x, swapped) for key, x in kwargs.items()}
+            return tensors_in([func(*(replaced(x, swapped) for x in args), **rest)])
 
-        scored = any(map(self._has_scores, tree_flatten((args, kwargs))[0]))
+        scored = any(map(self._has_scores, tensors_in((*args, *kwargs.values()))))
         squares = moved("squares")
         scores = moved("scores") if scored else [None] * len(outputs)
         for output, square, score in zip(outputs, squares, scores, strict=True):

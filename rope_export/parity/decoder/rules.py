@@ -246,5 +246,3 @@ def _normed(op: Operation) -> None:
     to.longest = max(to.longest, n)
     wide = (n + 8) * to.v**2 * by * x**2 * inverse
     _note(op, by * (inverse * error + x**2 * inverse**3 * together) + wide)
-
-

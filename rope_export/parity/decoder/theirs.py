@@ -16,6 +16,7 @@ from rope_export.errors import UnavailableError
 from rope_export.parity.decoder.exact import Widened, mark_angles
 from rope_export.reading.models import eager, quiet, reason
 from rope_export.reading.verdict import Reading, installed
+from rope_export.spec import DType
 
 NOT_READ = "of the config; the weights are read by rope_export alone"
 DRAWN = "of the config; its weights are drawn"
@@ -36,7 +37,7 @@ class Theirs:
 
 
 def their_model(
-    facts: Mapping[str, Any], path: str, adapter: str | None, dtype: str, layers: int
+    facts: Mapping[str, Any], path: str, adapter: str | None, dtype: DType, layers: int
 ) -> Theirs:
     """The model of an artifact's source. facts: of the source, by the manifest.
 
@@ -60,7 +61,9 @@ def their_model(
         try:
             model, limit = _loaded(source, Path(path), facts, dtype)
         except (ImportError, OSError, RuntimeError, TypeError, AttributeError, KeyError) as error:
-            raise UnavailableError(f"transformers cannot make the model: {reason(error)}") from error
+            raise UnavailableError(
+                f"transformers cannot make the model: {reason(error)}"
+            ) from error
     model.eval().requires_grad_(False)
     mark_angles(model)
     return Theirs(
@@ -72,7 +75,7 @@ def their_model(
 
 
 def _loaded(
-    source: Model, path: Path, facts: Mapping[str, Any], dtype: str
+    source: Model, path: Path, facts: Mapping[str, Any], dtype: DType
 ) -> tuple[Any, str | None]:
     """The model, and what its reading is limited to."""
     from transformers import AutoModelForCausalLM
@@ -86,14 +89,14 @@ def _loaded(
     return _ours(source, config, dtype), DRAWN if facts["kind"] == "drawn" else NOT_READ
 
 
-def _ours(source: Model, config: Any, dtype: str) -> Any:
+def _ours(source: Model, config: Any, dtype: DType) -> Any:
     """The model of a config, with the weights as our code reads them, each in its place."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    weights = DecoderWeights(model, source, dtype)  # type: ignore[arg-type]
+    weights = DecoderWeights(model, source, dtype)
     for name in weights.names:
         path, _, key = name.rpartition(".")
         module = model.get_submodule(path)

@@ -36,9 +36,7 @@ class LayerCall:
     def on(self, hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> "LayerCall":
         """The same call on other hidden states and arguments by name."""
         if self.args:
-            return LayerCall(
-                layer=self.layer, args=(hidden_states, *self.args[1:]), kwargs=kwargs
-            )
+            return LayerCall(layer=self.layer, args=(hidden_states, *self.args[1:]), kwargs=kwargs)
         kwargs = {**kwargs, "hidden_states": hidden_states}
         return LayerCall(layer=self.layer, args=(), kwargs=kwargs)
 

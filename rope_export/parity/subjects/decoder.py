@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rope_export.artifacts.decoder import DecoderArtifact
 from rope_export.artifacts.folder import Folder, model_hashes
@@ -15,12 +15,13 @@ from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.proof import Decoder, Proof
 from rope_export.parity.decoder.running import layer_runner
 from rope_export.parity.decoder.theirs import Theirs, their_model
+from rope_export.parity.decoder.verdicts import Verdicts
 from rope_export.parity.report.result import Report
 from rope_export.parity.subject import Progress, Request, Streamed
 from rope_export.parity.subjects.opening import open_on
 from rope_export.reading.verdict import Reading
 from rope_export.sessions import Session
-from rope_export.spec import AttentionSpec
+from rope_export.spec import AttentionSpec, DType
 
 
 class DecoderSubject(Streamed):
@@ -66,9 +67,8 @@ class DecoderSubject(Streamed):
         decoder = Decoder(
             interface=facts.interface,
             dtype=facts.dtype,
-            vocabulary=facts.vocabulary,
             layers=len(facts.layers),
-            logits=facts.logits,
+            last=facts.logits == "last",
             sessions=sessions,
             cutter=cutter if cutter.missing is None else None,
             layer_sessions={
@@ -78,7 +78,8 @@ class DecoderSubject(Streamed):
         texts = regular_texts(self.specs, facts.cache, facts.positions)
         passages = [Passage(text, theirs, facts.vocabulary, seed) for text in texts]
         greedy = Greedy(theirs, facts.vocabulary, seed)
-        Proof(decoder, theirs, passages, report, seed, greedy).run(progress)
+        verdicts = Verdicts(report, facts.dtype, seed)
+        Proof(decoder, theirs, passages, greedy, verdicts).run(progress)
 
     def record(self, evidence: Mapping[str, Any]) -> str | None:
         return self.artifact.record(parity={**evidence, "files": model_hashes(self.artifact)})
@@ -90,7 +91,8 @@ class DecoderSubject(Streamed):
         source = self.facts.source
         if path is None or ("adapter" in source and adapter is None):
             raise UnavailableError("the source is gone; give it with `source`")
-        return their_model(source, path, adapter, self.facts.dtype, len(self.facts.layers))
+        dtype = cast(DType, self.facts.dtype)
+        return their_model(source, path, adapter, dtype, len(self.facts.layers))
 
     def _where(self, name: str) -> str | None:
         """Where the source or its adapter is now, if it is still there."""

@@ -5,13 +5,14 @@ from typing import Any
 
 from rope_export.artifacts.folder import Folder, model_hashes
 from rope_export.engines.plan import Engine
+from rope_export.errors import InputError
 from rope_export.interface import Interface
 from rope_export.parity.cases import Case
 from rope_export.parity.comparison import Arrays, Expected
 from rope_export.parity.engine.corners import corner_cases
 from rope_export.parity.engine.numbers import compared_numbers, structure_rows
 from rope_export.parity.report.result import Report
-from rope_export.parity.subject import Call, Property, Request, Revealing, Subject
+from rope_export.parity.subject import Call, Property, Request, Revealing, Streamed, Subject
 from rope_export.parity.subjects.opening import open_on, subject_of
 from rope_export.sessions import Session
 
@@ -87,5 +88,9 @@ def fits(opened: Folder) -> bool:
 
 
 def make_subject(engine: Engine, request: Request) -> EngineSubject:
-    """Raises: CheckpointError and ArtifactError if the weights cannot be had."""
-    return EngineSubject(engine, subject_of(engine.artifact, request), request)
+    """Raises: CheckpointError and ArtifactError if the weights cannot be had; InputError for an
+    engine of a whole decoder."""
+    model = subject_of(engine.artifact, request)
+    if isinstance(model, Streamed):
+        raise InputError(f"{engine.path}: engines of whole decoders are not compared yet.")
+    return EngineSubject(engine, model, request)

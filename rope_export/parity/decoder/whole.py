@@ -1,0 +1,154 @@
+"""The whole model: from the first token to the last logit, with caches of the artifact's own."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from rope_export.errors import RopeExportError
+from rope_export.interface import Interface, TensorType
+from rope_export.parity.bounds import TIMES
+from rope_export.parity.decoder.calls import Arrays, Calls, changed_bits
+from rope_export.parity.decoder.passage import Passage, last_new
+from rope_export.parity.decoder.verdicts import Floors, Verdicts
+from rope_export.parity.rows import CALLS_FAILED
+from rope_export.sessions import Session
+
+
+class Whole:
+    """The rows of the logits, and of what a call may not change.
+
+    last: whether the logits are those of the last new token alone. tolerance: the largest of one
+    logit so far, as a share of the norm of its token's. doubtful: tokens that are not judged.
+    """
+
+    def __init__(
+        self,
+        interface: Interface,
+        sessions: Mapping[str, Session],
+        verdicts: Verdicts,
+        *,
+        last: bool,
+    ) -> None:
+        self.interface, self.sessions, self.verdicts = interface, sessions, verdicts
+        self.last, self.tolerance, self.doubtful = last, 0.0, 0
+        self.floors = Floors(verdicts.dtype)
+        self._margins: dict[tuple[str, int], np.ndarray] = {}
+
+    def note_margins(self, passage: Passage, call: int, layer: int, close: np.ndarray) -> None:
+        """Of a layer, by how many deviations each token's choice of experts is safe. End to end the
+        errors of all layers before it count too, as independent ones."""
+        key, margins = (passage.text.name, call), close / np.sqrt(layer + 1)
+        self._margins[key] = np.minimum(self._margins.get(key, np.inf), margins)
+
+    def judge(self, passage: Passage) -> None:
+        """Run a text on every session, and judge its logits."""
+        exact, eager = (passage.logits(x, self.last) for x in ("exact", "eager"))
+        results: list[Arrays] = [{} for _ in exact]
+        for runtime, session in self.sessions.items():
+            try:
+                calls = Calls(session, passage)
+                for call, logits in enumerate(exact):
+                    inputs, outputs = calls.run(call)
+                    if self._well_formed(passage, call, runtime, inputs, outputs, logits.shape):
+                        results[call][runtime] = outputs["logits"].astype(np.float64)
+            except RopeExportError as error:
+                self.failed(passage.text.name, runtime, "every output", error)
+        certain = np.ones(passage.text.rows, dtype=bool)
+        for call in range(len(exact)):
+            sure = self._sure(passage, call, certain)
+            tokens = last_new(sure, passage.new(call)) if self.last else sure
+            tolerance = self.verdicts.logits(
+                case=passage.case(call),
+                exact=exact[call],
+                eager=eager[call],
+                floor=self.floors.of((passage.text.name, call), exact[call][tokens].size),
+                judged_tokens=tokens,
+                runtimes=results[call],
+            )
+            self.tolerance = max(self.tolerance, tolerance)
+
+    def failed(self, case: str, runtime: str, output: str, error: RopeExportError) -> None:
+        """A runtime did not do what it was asked for."""
+        self.verdicts.count(
+            case=case, runtime=runtime, output=output, metric=CALLS_FAILED, error=1.0
+        )
+        self.verdicts.report.problems.append(f"{case} on {runtime}: {error}")
+
+    def _sure(self, passage: Passage, call: int, certain: np.ndarray) -> np.ndarray:
+        """(rows, sequence): the new tokens before the first whose choice of experts rounding may
+        change. certain (rows): whether no call before had one; changed in place."""
+        new = passage.new(call)
+        margins = self._margins.get((passage.text.name, call))
+        if margins is None:
+            return new
+        safe = np.logical_and.accumulate((margins >= TIMES) | ~new, axis=1) & certain[:, None]
+        self.doubtful += int(np.sum(new & ~safe))
+        certain &= safe[:, -1]
+        sure: np.ndarray = safe & new
+        return sure
+
+    def _well_formed(
+        self,
+        passage: Passage,
+        call: int,
+        runtime: str,
+        inputs: Arrays,
+        outputs: Arrays,
+        logits: tuple[int, ...],
+    ) -> bool:
+        """Whether every output has its name, dtype and shape, and the past its bits."""
+        case = passage.case(call)
+        starts, _ = passage.bounds(call)
+        before = {x.output: inputs[x.input] for x in self.interface.caches}
+        sound = True
+        for tensor in self.interface.outputs:
+            past = before.get(tensor.name)
+            shape = logits if past is None else self._grown(past, passage, call)
+            wrong = _another_form(tensor, shape, outputs.get(tensor.name))
+            if wrong is not None:
+                self.verdicts.count(
+                    case=case,
+                    runtime=runtime,
+                    output=tensor.name,
+                    metric="shape or dtype",
+                    error=1.0,
+                )
+                self.verdicts.report.problems.append(f"{case} on {runtime}: {wrong}")
+                sound = False
+            elif past is not None and starts.any():
+                self._past(case, runtime, tensor.name, past, outputs[tensor.name], starts)
+        return sound
+
+    def _grown(self, past: np.ndarray, passage: Passage, call: int) -> tuple[int, ...]:
+        """The shape of a cache after a call."""
+        new = passage.new(call).shape[1] if self.interface.cache == "growing" else 0
+        return (*past.shape[:2], past.shape[2] + new, *past.shape[3:])
+
+    def _past(
+        self,
+        case: str,
+        runtime: str,
+        output: str,
+        before: np.ndarray,
+        after: np.ndarray,
+        starts: np.ndarray,
+    ) -> None:
+        """What was cached before the call must have the same bits."""
+        changed = changed_bits(before, after, starts)
+        same = self.verdicts.count(
+            case=case, runtime=runtime, output=output, metric="past values changed", error=changed
+        )
+        if not same:
+            what = f"{output}, {case}: {changed:.0f} values of the past were changed"
+            self.verdicts.outside(runtime, int(output.split(".")[1]), what)
+
+
+def _another_form(
+    tensor: TensorType, shape: tuple[int, ...], value: np.ndarray | None
+) -> str | None:
+    """What is wrong with the form of an output, in a sentence, or nothing."""
+    if value is None:
+        return f"{tensor.name} is missing."
+    if (value.shape, str(value.dtype)) == (shape, tensor.dtype):
+        return None
+    return f"{tensor.name} is {value.dtype}{value.shape}, not {tensor.dtype}{shape}."
