@@ -101,7 +101,7 @@ def test_a_model_in_float64_is_exact_but_for_its_angles():
     with Float64(Widened(model.parameters())):
         model(ids_of(0, rows=1), use_cache=False)
     x, weights = (
-        seen["before"][0].numpy(),
+        seen["before"][0].double().numpy(),
         {k: v.double().numpy() for k, v in layer.state_dict().items()},
     )
     angles = np.arange(9, dtype=np.float32)[:, None] * model.model.rotary_emb.inv_freq.numpy()
