@@ -176,14 +176,6 @@ class Proof:
             self.whole.note_margins(passage, call, index, block.close)
         self.whole.floors.add((passage.text.name, call), block.output, new)
         values = self._run(passage, call, block, layer)
-        self.verdicts.layer(
-            layer=index,
-            case=passage.case(call),
-            output=f"layers.{index + 1}/hidden_states",
-            part=block.output,
-            judged_tokens=sure,
-            runtimes={name: x[layer.cut.outputs[0]] for name, x in values.items() if layer},
-        )
         for output in self.decoder.present(index):
             part = block.cache.get(output.rpartition(".")[2])
             if part is not None:
@@ -197,6 +189,14 @@ class Proof:
                         name: new_slots(x[output], passage, call) for name, x in values.items()
                     },
                 )
+        self.verdicts.layer(
+            layer=index,
+            case=passage.case(call),
+            output=f"layers.{index + 1}/hidden_states",
+            part=block.output,
+            judged_tokens=sure,
+            runtimes={name: x[layer.cut.outputs[0]] for name, x in values.items() if layer},
+        )
 
     def _run(
         self, passage: Passage, call: int, block: Block, layer: Layer | None

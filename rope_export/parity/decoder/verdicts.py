@@ -116,10 +116,16 @@ class Verdicts:
             self.first[runtime] = layer, what
 
     def finish(self) -> None:
-        """Tell of each runtime the first layer that is outside, in one line."""
+        """Tell of each runtime the first layer that is outside, in one line, or that none is."""
         for runtime, (layer, what) in self.first.items():
             self.report.problems.append(
                 f"layers.{layer} is the first outside of its tolerance on {runtime}: {what}."
+            )
+        failed = {row.runtime for row in self.report.rows if row.status == "failed"}
+        for runtime in sorted(failed - set(self.first)):
+            self.report.problems.append(
+                f"no layer alone is outside of its tolerance on {runtime}: look before the first, "
+                f"after the last, and at what one layer hands to the next."
             )
 
 
