@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -47,6 +47,27 @@ class Runner(Protocol):
         kept: inputs of every call. into: as for `run`.
         """
         return lambda inputs, axes: self.run({**kept, **inputs}, axes, into)
+
+    def follow(
+        self,
+        inputs: "Mapping[str, Array]",
+        caches: Mapping[str, Any],
+        pairs: Mapping[str, str],
+        axes: Mapping[str, int],
+    ) -> "tuple[dict[str, Array], dict[str, Any]]":
+        """One of many calls that hand on growing caches, which nobody else looks at meanwhile.
+
+        caches: by the names of their inputs, arrays or what the last such call gave; `array` makes
+        arrays of these. pairs: the name of each one's output by that of its input.
+        Returns: the other outputs, and the caches by the names of their inputs.
+        """
+        outputs = self.run({**inputs, **caches}, axes, {})
+        return outputs, {before: outputs.pop(after) for before, after in pairs.items()}
+
+    def array(self, cache: Any) -> "Array":
+        """A cache that `follow` gave, as an array."""
+        array: Array = cache
+        return array
 
     def close(self) -> None:
         """Release what the runner holds; it cannot run afterwards."""

@@ -1,10 +1,10 @@
 """The caches of a stream: how a call takes them, and what is in them afterwards."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from rope_export.arrays import dtype_name, like, writable
+from rope_export.arrays import dtype_name, is_torch, like, writable
 from rope_export.runtimes.base import allocate
 from rope_export.sessions.slots import clear
 
@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 class Caches(Protocol):
     """What the rows of a stream have cached.
 
-    tensors: the caches by the names of their inputs; none before the first call, nor after a
-    growing cache was reset.
+    of_torch: whether they are torch's tensors; None as long as there are none, as before the first
+    call, or after a growing cache was reset.
     """
 
-    tensors: "dict[str, Array]"
+    of_torch: bool | None
+
+    @property
+    def tensors(self) -> "dict[str, Array]":
+        """The caches by the names of their inputs."""
+        ...
 
     def run(
         self,
@@ -56,9 +61,15 @@ class GrowingCaches:
 
     def __init__(self, interface: "Interface", runner: "Runner", batch: int) -> None:
         self._interface, self._runner, self._batch = interface, runner, batch
-        self.tensors: dict[str, Array] = {}
+        self._pairs = {pair.input: pair.output for pair in interface.caches}
+        self._held: dict[str, Any] = {}
+        self.of_torch: bool | None = None
         self._mask: np.ndarray | None = None
         self._checked = Checked(interface)
+
+    @property
+    def tensors(self) -> "dict[str, Array]":
+        return {name: self._runner.array(cache) for name, cache in self._held.items()}
 
     def run(
         self,
@@ -67,15 +78,14 @@ class GrowingCaches:
         new: np.ndarray | None,
         mask: np.ndarray | None,
     ) -> "dict[str, Array]":
-        if not self.tensors:
-            sizes = {"batch": self._batch, "past": 0}
-            self.tensors = _zeros(self._interface, sizes, inputs)
+        axes = self._checked.axes(inputs, self._sizes(lengths, inputs))
+        if not self._held:
+            self._held = _zeros(self._interface, {"batch": self._batch, "past": 0}, inputs)
+            self.of_torch = is_torch(inputs[self._interface.main_input])
         if mask is not None and self._mask is not None:
             mask = np.concatenate((self._mask, mask), axis=1)
-        axes = self._checked.axes(inputs, self._sizes(lengths, inputs))
-        every = _with_mask(self._interface, inputs, mask) | self.tensors
-        outputs = self._runner.run(every, axes, {})
-        self.tensors = {pair.input: outputs[pair.output] for pair in self._interface.caches}
+        inputs = _with_mask(self._interface, inputs, mask)
+        outputs, self._held = self._runner.follow(inputs, self._held, self._pairs, axes)
         self._mask = mask
         return outputs
 
@@ -93,7 +103,7 @@ class GrowingCaches:
         """Does nothing: rows have one length, so none is shortened alone."""
 
     def reset(self, rows: list[int], lengths: np.ndarray) -> None:
-        self.tensors, self._mask = {}, None
+        self._held, self.of_torch, self._mask = {}, None, None
 
 
 class FixedCaches:
@@ -107,6 +117,7 @@ class FixedCaches:
         self._interface, self._runner = interface, runner
         self._sizes = {"batch": batch, "capacity": capacity}
         self.tensors: dict[str, Array] = {}
+        self.of_torch: bool | None = None
         self._mask: np.ndarray | None = None
         self._prepared: Prepared | None = None
         self._lengths: Array | None = None
@@ -154,6 +165,7 @@ class FixedCaches:
             main = inputs[self._interface.main_input]
             if not self.tensors:
                 self.tensors = _zeros(self._interface, self._sizes, inputs)
+                self.of_torch = is_torch(main)
             with writable(main):
                 self._lengths = like(main, lengths.copy())
             into = {pair.output: self.tensors[pair.input] for pair in self._interface.caches}

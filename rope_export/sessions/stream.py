@@ -162,8 +162,7 @@ class Stream:
                 f"input {expected.name!r} has shape {tuple(tokens.shape)}; want {expected} with "
                 f"batch = {self.batch}."
             )
-        held = next(iter(self._caches.tensors.values()), tokens)
-        if is_torch(held) != is_torch(tokens):
+        if self._caches.of_torch not in (None, is_torch(tokens)):
             raise TensorError(
                 "the stream was started with the other kind of tensor; give numpy arrays or torch "
                 "tensors throughout."

@@ -16,7 +16,7 @@ GUESS = 0.04
 KEPT = 7
 """Measurements of each size of which the median counts."""
 
-MEMORY = 0.85
+MEMORY = 0.92
 """What an earlier observation counts for, beside the one after it."""
 
 
