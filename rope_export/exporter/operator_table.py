@@ -4,6 +4,7 @@ torch's exporter compiles its hundreds of operators from source anew for every m
 good part of the time of one layer. The table is the same each time.
 """
 
+import copy
 import functools
 from typing import Any
 
@@ -19,3 +20,20 @@ def read_once() -> None:
     read = getattr(scripts, "get_torchlib_ops", None)
     if read is not None and not hasattr(read, "cache_info"):
         scripts.get_torchlib_ops = functools.cache(read)
+    registry: Any = getattr(_registration, "ONNXRegistry", None)
+    build = getattr(registry, "from_torchlib", None)
+    if build is not None and not hasattr(build, "built"):
+        registry.from_torchlib = _building_once(build)
+
+
+def _building_once(build: Any) -> Any:
+    """The same registry of operators at every call, each a copy, to which more may be added."""
+    built = functools.cache(build)
+
+    def from_torchlib(*args: Any, **kwargs: Any) -> Any:
+        registry = copy.copy(built(*args, **kwargs))
+        registry.functions = {name: list(of) for name, of in registry.functions.items()}
+        return registry
+
+    from_torchlib.built = built  # type: ignore[attr-defined]
+    return staticmethod(from_torchlib)

@@ -13,7 +13,7 @@ from onnxscript import optimizer
 from torch import nn
 
 from rope_export.errors import RopeExportError
-from rope_export.exporter import operator_table
+from rope_export.exporter import composites, operator_table
 from rope_export.exporter.passes import CancelReshapesPass
 from rope_export.interface import Interface, TensorType
 
@@ -48,7 +48,7 @@ def traced(
     if by_name:
         arguments = {"kwargs": examples}
     operator_table.read_once()
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), composites.replaced_in_place():
         program = torch.onnx.export(
             module,
             **arguments,

@@ -1,0 +1,216 @@
+"""Composite operators of a traced program replaced one by one, without tracing it again.
+
+Before torch's exporter translates a program, it decomposes it by tracing it a second time, with
+symbolic sizes, which takes longer than all else of an export. In a layer that changes a few
+operators, which are replaced here by the same ones. A program that has others is left to torch.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+from torch.export import ExportedProgram
+from torch.fx import Graph, Node
+
+aten = torch.ops.aten
+
+_here: ContextVar[bool] = ContextVar("_here", default=False)
+
+
+@contextmanager
+def replaced_in_place() -> Iterator[None]:
+    """Within it, `ExportedProgram.run_decompositions` returns the program itself where
+    `decompose` can decompose it."""
+    run = ExportedProgram.run_decompositions
+    if not hasattr(run, "in_place"):
+        ExportedProgram.run_decompositions = _in_place(run)  # type: ignore[method-assign]
+    token = _here.set(True)
+    try:
+        yield
+    finally:
+        _here.reset(token)
+
+
+def _in_place(run: Callable[..., ExportedProgram]) -> Callable[..., ExportedProgram]:
+    @functools.wraps(run)
+    def run_decompositions(
+        program: ExportedProgram, decomp_table: Any = None, *args: Any, **kwargs: Any
+    ) -> ExportedProgram:
+        if _here.get() and decomp_table is not None and decompose(program, decomp_table):
+            return program
+        return run(program, decomp_table, *args, **kwargs)
+
+    run_decompositions.in_place = True  # type: ignore[attr-defined]
+    return run_decompositions
+
+
+def decompose(program: ExportedProgram, table: Container[Any]) -> bool:
+    """Decompose a program in place, as torch does by tracing it with a table of decompositions.
+
+    Returns: whether it is done; False, and nothing is changed, where an operator has no replacement
+    here.
+    """
+    graph = program.graph
+    sizes = _Sizes(graph)
+    composites = [node for node in graph.nodes if _is_composite(node, table)]
+    if not all(_is_replaced(node, sizes) for node in composites):
+        return False
+    sizes.read_once()
+    for node in composites:
+        with graph.inserting_before(node):
+            REPLACEMENTS[node.target](node, sizes)
+    program.graph_module.recompile()
+    return True
+
+
+def _is_composite(node: Node, table: Container[Any]) -> bool:
+    """Whether torch decomposes the node's operator: one of the table, one that writes to its input,
+    a view that is made of other operators, a branch or a loop."""
+    if node.op != "call_function":
+        return node.op not in ("placeholder", "output")
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False  # of Python, on sizes
+    schema = node.target._schema
+    aliases = any(argument.alias_info is not None for argument in schema.arguments)
+    made_of_others = torch._C._dispatch_has_kernel_for_dispatch_key(
+        node.target.name(), "CompositeImplicitAutograd"
+    )
+    return (
+        node.target in table
+        or node.target is aten.lift_fresh_copy.default  # of a constant, which is a copy then
+        or schema.is_mutable
+        or (aliases and made_of_others)
+    )
+
+
+class _Sizes:
+    """The nodes of a graph that compute symbolic sizes, by what they compute.
+
+    Of several that compute the same, the last of those under whose symbol the others are known.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.nodes: dict[Any, Node] = {}
+        for node in self._all():
+            value = node.meta["val"].node
+            self.nodes[getattr(value, "_expr", value.expr)] = node
+
+    def _all(self) -> Iterator[Node]:
+        return (node for node in self.graph.nodes if isinstance(node.meta.get("val"), SymInt))
+
+    def read_once(self) -> None:
+        """Have every size of an input read from one input alone."""
+        for node in self._all():
+            one = self.nodes.get(node.meta["val"].node.expr)
+            if one is not None and one.target is node.target is aten.sym_size.int:
+                node.replace_all_uses_with(one)
+
+    def has(self, size: int | SymInt) -> bool:
+        """Whether there is a node for the size, or for what it is a multiple of."""
+        if not isinstance(size, SymInt) or size.node.expr in self.nodes:
+            return True
+        number, rest = size.node.expr.as_coeff_Mul()
+        return bool(number.is_Integer) and rest in self.nodes
+
+    def argument(self, size: int | SymInt) -> int | Node:
+        """The size as an argument of a node."""
+        if not isinstance(size, SymInt):
+            return size
+        expression = size.node.expr
+        if expression not in self.nodes:
+            number, rest = expression.as_coeff_Mul()
+            node = self.graph.call_function(operator.mul, (int(number), self.nodes[rest]))
+            node.meta["val"] = size
+            self.nodes[expression] = node
+        return self.nodes[expression]
+
+
+def _is_replaced(node: Node, sizes: _Sizes) -> bool:
+    if node.target not in REPLACEMENTS or node.kwargs:
+        return False
+    if node.target is aten.to.dtype:
+        return len(node.args) == 2
+    if node.target is aten.chunk.default:
+        return isinstance(_chunked_size(node), int)
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and all(map(sizes.has, value.shape))
+
+
+def _drop(node: Node, sizes: _Sizes) -> None:
+    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+    node.graph.erase_node(node)
+
+
+def _clone(node: Node, sizes: _Sizes) -> None:
+    made = node.graph.create_node("call_function", aten.clone.default, node.args, name="clone")
+    made.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(made)
+    node.graph.erase_node(node)
+
+
+def _cast(node: Node, sizes: _Sizes) -> None:
+    x: Any
+    x, dtype = node.args
+    if x.meta["val"].dtype == dtype:
+        _drop(node, sizes)
+    else:
+        node.target, node.args, node.kwargs = aten._to_copy.default, (x,), {"dtype": dtype}
+
+
+def _view(node: Node, sizes: _Sizes) -> None:
+    x: Any = node.args[0]
+    shape = [sizes.argument(size) for size in node.meta["val"].shape]
+    if _storage(x) == _storage(node):
+        node.target, node.args = aten.view.default, (x, shape)
+        return
+    copied = node.graph.call_function(
+        aten.clone.default, (x,), {"memory_format": torch.contiguous_format}
+    )
+    copied.meta["val"] = x.meta["val"].clone(memory_format=torch.contiguous_format)
+    node.target, node.args = aten._unsafe_view.default, (copied, shape)
+
+
+def _storage(node: Node) -> int:
+    return node.meta["val"].untyped_storage()._cdata
+
+
+def _chunk(node: Node, sizes: _Sizes) -> None:
+    x, chunks, *axis = node.args
+    node.target = aten.split.Tensor
+    node.args = (x, -(-_chunked_size(node) // chunks), *axis)
+
+
+def _chunked_size(node: Node) -> Any:
+    x: Any
+    axis: Any
+    x, axis = node.args[0], node.args[2] if len(node.args) > 2 else 0
+    return x.meta["val"].shape[axis]
+
+
+def _renamed(target: Any) -> Callable[[Node, _Sizes], None]:
+    def rename(node: Node, sizes: _Sizes) -> None:
+        node.target = target
+
+    return rename
+
+
+REPLACEMENTS: dict[Any, Callable[[Node, _Sizes], None]] = {
+    aten.lift_fresh_copy.default: _clone,
+    aten.detach_.default: _drop,
+    aten.to.dtype: _cast,
+    aten.reshape.default: _view,
+    aten.flatten.using_ints: _view,
+    aten.unflatten.int: _view,
+    aten.chunk.default: _chunk,
+    aten.__and__.Tensor: _renamed(aten.bitwise_and.Tensor),
+    aten.__or__.Tensor: _renamed(aten.bitwise_or.Tensor),
+}
+"""What torch decomposes each operator into."""
