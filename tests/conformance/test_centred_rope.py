@@ -4,7 +4,9 @@ import torch
 from transformers import DINOv3ViTConfig
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTRopePositionEmbedding
 
+from rope_export import AttentionSpec
 from rope_export.attention.rotation import cos_sin_of
+from rope_export.checkpoints.families.vision import _whole_pairs
 from rope_export.rope.centred import CentredRope
 
 
@@ -27,3 +29,12 @@ def test_a_class_token_does_not_rotate() -> None:
     assert (cos[0, 0] == 1).all()
     assert (sin[0, 0] == 0).all()
     assert (sin[0, 1] != 0).all()
+
+
+def test_pairs_of_either_half_become_pairs_of_the_whole() -> None:
+    """Gemma 4's tower rotates feature i of a half of the head with i + a quarter of the head."""
+    spec = AttentionSpec(hidden_size=16, heads=2, kv_heads=2, head_dim=8, rope=None)
+    features = torch.arange(16)
+    first, second = _whole_pairs(features, spec).reshape(2, 2, 4).unbind(1)
+    assert torch.equal(second, first + 2)
+    assert torch.equal(torch.cat((first, second), -1).sort(-1).values, features.reshape(2, 8))

@@ -23,6 +23,7 @@ from rope_export.errors import SpecError
 from rope_export.parity.layer import reading as reading_sources
 from rope_export.parity.layer.reading import ask_transformers
 from rope_export.reading import Reading, config_reads
+from rope_export.reading.calls import Calls
 from rope_export.spec import NormSpec
 from tests.conformance.models import reduced
 from tests.support.quantized_files import awq
@@ -320,3 +321,9 @@ def test_quantized_weights_are_proven_of_the_config_alone(tmp_path: Path) -> Non
     found = read_source_twice(awq().save(tmp_path / "awq"))
     assert found.status == "proven", found.lines()
     assert found.reason == "of the config; weights not read by transformers"
+
+
+def test_calls_count_positions_from_the_first_slot() -> None:
+    calls = Calls(steps=(("prompt", 3), ("token", 1)), past=2)
+    assert calls.positions(1).tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert Calls(steps=(("prompt", 3),), start=7).positions(1).tolist() == [[7, 8, 9]]

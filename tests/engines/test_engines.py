@@ -10,16 +10,19 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 
 from rope_export import Artifact, build_engine, export, gpu, open_session, verify
+from rope_export.artifacts import evidence
 from rope_export.artifacts.saving import file_hash
 from rope_export.cli import output, run
 from rope_export.engines import build_cache, builder, module, static
-from rope_export.engines.plan import Engine, check_gpu
+from rope_export.engines.building import _capabilities
+from rope_export.engines.plan import Engine, check_gpu, save
 from rope_export.engines.profiles import DEFAULTS, Profile, Range, profiles_for, selected
 from rope_export.errors import ArtifactError, InputError, UnavailableError
 from rope_export.parity.engine.corners import corner_cases
@@ -282,6 +285,23 @@ def test_the_three_scripts_lead_from_a_checkpoint_to_a_session(smollm2, tmp_path
 
 
 # ----------------------------------------------------------------------------------- the folder
+
+
+def test_an_engine_has_no_proof_of_what_it_was_built_from(tmp_path) -> None:
+    sample = Artifact.open(Path(__file__).parents[1] / "support" / "samples" / "v1" / "engine")
+    artifact = Artifact.open(shutil.copytree(sample.path / "artifact", tmp_path / "artifact"))
+    evidence.write(artifact.path, {"parity": {"status": "passed"}, "source": "/a/source"})
+    made = save(tmp_path / "engine", artifact, sample.facts, sample.plan.read_bytes())
+    for folder in (made, Artifact.open(made.path / "artifact")):
+        assert folder.evidence == {"source": "/a/source"}
+
+
+def test_without_capabilities_an_engine_is_for_the_gpu_that_is_here() -> None:
+    """TensorRT itself cannot build ahead of time, and has no ComputeCapability."""
+    here = module.Module(engine="tensorrt", trt=SimpleNamespace(__version__="10.15"))
+    assert _capabilities(here, []) == ()
+    with pytest.raises(InputError, match=r"8\.9: tensorrt builds for the GPU that is here"):
+        _capabilities(here, ["8.9"])
 
 
 @without_gpu

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rope_export import AttentionSpec, export, open_session, verify
+from rope_export import AttentionSpec, RotaryAttention, export, open_session, verify
 from rope_export.arrays import to_numpy
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.errors import TensorError
@@ -171,3 +171,45 @@ def test_published_softcaps_and_windows_show(tmp_path: Path) -> None:
     cases = {row.case for row in report.rows}
     assert any("inputs x" in case for case in cases)
     assert any("loud slots" in case and "past 46" in case for case in cases)
+
+
+def test_a_counterfactual_is_another_layer() -> None:
+    """One that computes the same would make every layer look unproven."""
+    for name, value in OTHER.items():
+        layer = layer_of(AttentionSpec(**{**PLAIN, **TOGETHER.get(name, {}), name: value}))
+        for feature in layer.spec.features():
+            for other in counterfactuals_of(layer, feature):
+                same = type(other.layer) is ReferenceLayer and other.layer.spec == layer.spec
+                weights = same and other.layer.weights.keys() == layer.weights.keys()
+                unchanged = weights and all(
+                    np.array_equal(w, layer.weights[n]) for n, w in other.layer.weights.items()
+                )
+                rotation = other.layer.inv_freq is layer.inv_freq and other.inputs is dict
+                assert not (unchanged and rotation), (name, other.fault)
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_windows_of_one_slot_more_and_less_are_looked_for(size: int) -> None:
+    layer = layer_of(AttentionSpec(**PLAIN, window=size))
+    (feature,) = (f for f in layer.spec.features() if f.kind == "window")
+    windows = {c.fault: c.layer.spec.window for c in counterfactuals_of(layer, feature)}
+    assert windows == {
+        "no window": None,
+        "a window of one slot more": size + 1,
+        "a window of one slot less": size - 1,
+    }
+
+
+@pytest.mark.parametrize("form", ["log", "power"])
+def test_the_reference_scales_queries_by_their_position(form: str) -> None:
+    """As eager, which is compared with transformers: at positions on either side of `length`."""
+    scale = PositionScale(beta=0.3, length=8, offset=1, form=form)
+    spec = AttentionSpec(**PLAIN, position_scale=scale)
+    eager = RotaryAttention.from_weights(spec, drawn_weights(spec, 0)).double()
+    positions = torch.tensor([[0, 6, 7, 8, 30, 1_000]])
+    hidden = torch.randn(1, 6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = eager(hidden, positions)[0].numpy()
+    found = layer_of(spec)({"hidden_states": hidden.numpy(), "position_ids": positions.numpy()})
+    # eager has cos, sin, the factor and softmax in float32: 2**-24 each, on terms of order 1.
+    np.testing.assert_allclose(found.output, wanted, rtol=0, atol=16 * 2**-24 * abs(wanted).max())

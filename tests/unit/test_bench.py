@@ -34,7 +34,7 @@ from rope_export.bench import (
 from rope_export.bench import plot as picture
 from rope_export.bench import timing as timings
 from rope_export.bench.memory import peak_growth
-from rope_export.bench.proof import Truth, WrongError
+from rope_export.bench.proof import Truth, WrongError, impossible
 from rope_export.bench.roofline import Limits
 from rope_export.bench.shapes import drawn
 from rope_export.cli import run
@@ -242,6 +242,27 @@ def test_flops_are_those_that_torch_counts(facts) -> None:
     with FlopCounterMode(display=False) as counter:
         module(**inputs)
     assert roofline.work(module.spec, shape, 0).flops == counter.get_total_flops()
+
+
+def test_the_last_cache_is_the_largest_in_bytes(monkeypatch, tmp_path) -> None:
+    """As Linux writes sizes: 48K, 2048K or 32M."""
+    monkeypatch.setattr(roofline, "Path", lambda _: tmp_path)
+    assert roofline.last_level_cache() == 0
+    for index, (size, largest) in enumerate(
+        [("512", 512), ("48K", 49_152), ("2048K", 2_097_152), ("32M", 33_554_432)]
+    ):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+        assert roofline.last_level_cache() == largest
+
+
+def test_scores_that_do_not_fit_in_memory_are_not_compared(monkeypatch) -> None:
+    """2 rows of 4 heads with 1,000 by 3,000 scores in float32: 96 MB at the least."""
+    spec, shape = AttentionSpec.from_hf(TINY), Shape(batch=2, sequence=1_000, past=2_000)
+    monkeypatch.setattr("rope_export.bench.proof.available_memory", lambda: 95_000_000)
+    assert "are free" in str(impossible(spec, shape))
+    monkeypatch.setattr("rope_export.bench.proof.available_memory", lambda: 10_000_000_000)
+    assert impossible(spec, shape) is None
 
 
 def test_limits_are_measured(monkeypatch) -> None:

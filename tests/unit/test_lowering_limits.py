@@ -183,3 +183,16 @@ def test_openllama_3b_exports_where_it_was_a_file_that_never_ran(tmp_path: Path)
         stream = session.start(capacity=4)
         hidden = np.ones((1, 3, 400), np.float32)
         assert np.all(np.isfinite(stream.step(hidden)))
+
+
+@pytest.mark.parametrize("window", [2**31 - 1, 2**31, 2**40])
+def test_a_window_fits_in_the_operators_32_bits(window: int) -> None:
+    lowering, spec = lowerings()["ort"], dataclasses.replace(BASE, window=window)
+    interface = attention_interface(spec, cache="growing", padding=False)
+    layer = RotaryAttention.from_weights(spec, drawn_weights(spec, 0))
+    graph = translate(
+        lowered(layer, lowering, "growing"), interface, lowering.caches["growing"]
+    ).graph
+    (attention,) = (node for node in graph if node.op_type == "GroupQueryAttention")
+    # numpy refuses a Python int that 32 bits cannot hold.
+    assert np.int32(attention.attributes["local_window_size"].as_int()) == 2**31 - 1
