@@ -1,12 +1,15 @@
 """The model around its layers as a module to trace: each layer is one node."""
 
 import inspect
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rope_export.decoder.forwards import gives_tuple
 from rope_export.decoder.model import CausalLM, set_submodule
@@ -35,19 +38,24 @@ class Call:
     """How a model calls a layer. torch.export puts back what a module's attributes were before it
     traced, but looks into no object of this kind.
 
-    arguments: by name, without tensors. extras: the tensors among them.
+    arguments: by name, without tensors. extras: the tensors among them. tensors: these themselves,
+    after the hidden states. output: what the node gave.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
     extras: tuple[TensorType, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
+    output: Tensor | None = None
 
 
 class LayerNode(nn.Module):
     """In place of a decoder layer: one node, which takes the hidden states and whatever else the
     model hands this layer.
 
-    call: the last one.
+    call: the last one. rehearsing: only to record it.
     """
+
+    rehearsing = False
 
     def __init__(self, layer: nn.Module, index: int, as_tuple: bool) -> None:
         super().__init__()
@@ -69,6 +77,10 @@ class LayerNode(nn.Module):
         plain = {name: value for name, value in kwargs.items() if name not in extras}
         self.call.arguments = plain | dict.fromkeys(HANDLED & kwargs.keys())
         self.call.extras = tuple(_described(name, value) for name, value in extras.items())
+        if self.rehearsing:
+            self.call.tensors = (hidden_states, *extras.values())
+            self.call.output = hidden_states.clone()
+            return (self.call.output,) if self.as_tuple else self.call.output
         (output,) = torch.onnx.ops.symbolic_multi_out(
             f"{DOMAIN}::Layer",
             (hidden_states, *extras.values()),
@@ -89,6 +101,14 @@ def _described(name: str, tensor: Tensor) -> TensorType:
         name=name,
         dtype=dtype,
         shape=tuple(next(axes) if size is None else size for size in shape),
+    )
+
+
+def _alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two calls have the same arguments beside tensors."""
+    return first.keys() == second.keys() and all(
+        value is second[name] or (isinstance(value, str | int | float) and value == second[name])
+        for name, value in first.items()
     )
 
 
@@ -137,6 +157,32 @@ class Skeleton(nn.Module):
         else:
             self.head = LastToken(TiedHead(head))
         lm.model.set_output_embeddings(self.head)
+        if len(self.nodes) > 1 and self._is_chain():
+            del lm.layers[1:]
+            self.nodes = self.nodes[:1] * len(self.nodes)
+
+    def _is_chain(self) -> bool:
+        """Whether the model hands each layer what the one before gave, and all of them the same
+        otherwise: then one node stands for all."""
+        LayerNode.rehearsing = True
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+                tokens = torch.zeros(2, 3, dtype=torch.int64)
+                self(tokens, tokens, torch.zeros(2, dtype=torch.int64))
+            calls = [node.call for node in self.nodes]
+            return all(
+                after.tensors[0] is before.output
+                and len(after.tensors) == len(calls[0].tensors)
+                and all(map(operator.is_, after.tensors[1:], calls[0].tensors[1:]))
+                and _alike(after.arguments, calls[0].arguments)
+                for before, after in pairwise(calls)
+            )
+        except Exception:  # what cannot be rehearsed is traced layer by layer
+            return False
+        finally:
+            LayerNode.rehearsing = False
+            for node in self.nodes:
+                node.call.tensors, node.call.output = (), None
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """tensors: input_ids (B, S), position_ids (B, S), and the index of each row's token whose

@@ -75,25 +75,27 @@ def stamped(skeleton: ir.Model, stamps: Sequence[Stamp], values: Mapping[str, ir
     without contents.
     """
     graph = skeleton.graph
-    last = None
-    for node in [x for x in graph if (x.domain, x.op_type) == (DOMAIN, "Layer")]:
+    nodes = [x for x in graph if (x.domain, x.op_type) == (DOMAIN, "Layer")]
+    for node in nodes:
         index = node.attributes["index"].as_int()
-        call = _call(graph, node, stamps[index], values, f"layers.{index}")
-        hidden = node.inputs[0]
+        # One node stands for every layer where the model only hands on what the last one gave.
+        chain = stamps if len(nodes) == 1 else stamps[index : index + 1]
+        hidden, *extras = node.inputs
         assert hidden is not None
-        hidden.name, last = RESIDUAL.format(index), call.outputs[0]
-        graph.insert_before(node, call)
-        last.name, last.type, last.shape = "", node.outputs[0].type, node.outputs[0].shape
-        ir.convenience.replace_all_uses_with(node.outputs[0], last, replace_graph_outputs=True)
-        for name, output in zip(stamps[index].outputs, call.outputs[1:], strict=True):
-            output.name = name
-            graph.outputs.append(output)
+        for at, stamp in enumerate(chain, index):
+            hidden.name = RESIDUAL.format(at)
+            call = _call(graph, [hidden, *extras], stamp, values, f"layers.{at}")
+            graph.insert_before(node, call)
+            hidden = call.outputs[0]
+            hidden.type, hidden.shape = node.outputs[0].type, node.outputs[0].shape
+            for name, output in zip(stamp.outputs, call.outputs[1:], strict=True):
+                output.name = name
+                graph.outputs.append(output)
+            function = stamp.function.function
+            skeleton.functions[function.identifier()] = function
+        hidden.name = RESIDUAL.format(index + len(chain))
+        ir.convenience.replace_all_uses_with(node.outputs[0], hidden, replace_graph_outputs=True)
         graph.remove(node, safe=True)
-        skeleton.functions[stamps[index].function.function.identifier()] = stamps[
-            index
-        ].function.function
-    if last is not None:
-        last.name = RESIDUAL.format(len(stamps))
     for tidy in (
         InlinePass(),
         LiftConstantsToInitializersPass(),
@@ -104,11 +106,15 @@ def stamped(skeleton: ir.Model, stamps: Sequence[Stamp], values: Mapping[str, ir
 
 
 def _call(
-    graph: ir.Graph, node: ir.Node, stamp: Stamp, values: Mapping[str, ir.Value], name: str
+    graph: ir.Graph,
+    tensors: Sequence[ir.Value | None],
+    stamp: Stamp,
+    values: Mapping[str, ir.Value],
+    name: str,
 ) -> ir.Node:
-    """A call of the stamp's function in place of a layer's node."""
+    """A call of the stamp's function. tensors: the hidden states and the extra arguments."""
     function = stamp.function.function
-    first, *extras = node.inputs
+    first, *extras = tensors
     by_name = {value.name: value for value in function.inputs}
     weights = [
         _weight(graph, stamp.weights[weight], by_name[weight]) for weight in stamp.function.weights

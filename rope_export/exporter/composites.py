@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor
 from torch.export import ExportedProgram
+from torch.export.graph_signature import TensorArgument
 from torch.fx import Graph, Node
 
 aten = torch.ops.aten
@@ -64,8 +65,18 @@ def decompose(program: ExportedProgram, table: Container[Any]) -> bool:
     for node in composites:
         with graph.inserting_before(node):
             REPLACEMENTS[node.target](node, sizes)
+    _name_outputs(program)
     program.graph_module.recompile()
     return True
+
+
+def _name_outputs(program: ExportedProgram) -> None:
+    """Has the program's signature name the nodes that its outputs are by now."""
+    (results,) = program.graph.output_node().args
+    assert isinstance(results, tuple | list)
+    for spec, node in zip(program.graph_signature.output_specs, results, strict=True):
+        if isinstance(node, Node) and isinstance(spec.arg, TensorArgument):
+            spec.arg = TensorArgument(name=node.name)
 
 
 def _is_composite(node: Node, table: Container[Any]) -> bool:
