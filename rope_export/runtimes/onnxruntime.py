@@ -275,7 +275,7 @@ def is_value(value: object) -> bool:
 
 
 def value_of(array: np.ndarray) -> Any:
-    """A copy of an array as a value of onnxruntime's own."""
+    """An array as a value of onnxruntime's own, which keeps it."""
     import onnxruntime
 
     return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))

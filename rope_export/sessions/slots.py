@@ -5,7 +5,7 @@ and 0 times a NaN or an infinity is NaN. So they are zero, or at least of modera
 """
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +23,31 @@ a query, whose absolute values add up to less than this after scaling, is finite
 hidden."""
 
 
-def clear(cache: "Array", axis: int, first: np.ndarray, last: np.ndarray) -> None:
+def clear(caches: "Iterable[tuple[Array, int]]", first: np.ndarray, last: np.ndarray) -> None:
     """Write zeros into the slots from `first` to before `last` of each row, int64 (B,) both.
 
-    cache: (B, ..., T, ...) with its slots on `axis`.
+    caches: (B, ..., T, ...) each, and the axis of its slots.
     """
-    for row in np.flatnonzero(first < last):
-        slots_of(cache, axis, int(row), int(first[row]), int(last[row]))[...] = 0
+    rows = np.flatnonzero(first < last).tolist()
+    if not rows:
+        return
+    spans = [(row, int(first[row]), int(last[row])) for row in rows]
+    places: dict[int, list[Any]] = {}
+    for cache, axis in caches:
+        if axis not in places:
+            places[axis] = [place_of(axis, *span) for span in spans]
+        for place in places[axis]:
+            cache[place] = 0
+
+
+def place_of(axis: int, row: int, first: int, last: int) -> Any:
+    """Where the slots from `first` to before `last` of one row are, which lie on `axis`."""
+    return (row, *(slice(None),) * (axis - 1), slice(first, last))
 
 
 def slots_of(cache: "Array", axis: int, row: int, first: int, last: int) -> "Array":
     """A view of the slots from `first` to before `last` of one row, which lie on `axis`."""
-    where: Any = (row, *(slice(None),) * (axis - 1), slice(first, last))
-    return cache[where]
+    return cache[place_of(axis, row, first, last)]
 
 
 def without(tokens: "Array", padded: np.ndarray) -> "Array":

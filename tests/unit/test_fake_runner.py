@@ -214,3 +214,14 @@ def test_an_artifact_without_a_cache_has_no_streams() -> None:
     bare = replace(decoder, inputs=decoder.inputs[:3], outputs=decoder.outputs[:1], caches=())
     with pytest.raises(InputError, match="no cache"):
         Stream(FakeManifest(interface=bare), FakeRunner(bare), batch=1, capacity=None)
+
+
+def test_padding_on_the_right_leaves_the_next_mask_whole() -> None:
+    """The mask tells padding in the call that brings it; afterwards it lies beyond the row's
+    length, and what reads the mask finds ones alone."""
+    runner, opened = session("fixed")
+    stream = opened.start(batch=2, capacity=5)
+    stream.step(ids([5, 3, 9], [4, 8, 8]), new=[3, 1])
+    assert runner.calls[0]["attention_mask"][:, :3].tolist() == [[1, 1, 1], [1, 0, 0]]
+    stream.step(ids([2], [6]))
+    assert runner.calls[1]["attention_mask"].all()
