@@ -11,6 +11,7 @@ from typing import Any
 
 from rope_export.artifacts.folder import Folder, hashes
 from rope_export.bench.contenders import CannotError, Ready
+from rope_export.bench.decoders import all_decoders, decoder_rows, is_decoder
 from rope_export.bench.entrants import Choice, Entrant, Layer, layers, named
 from rope_export.bench.machine import BackgroundLoad, Machine
 from rope_export.bench.proof import RUNTIME, Proof, Truth, WrongError, impossible, prove, timed_on
@@ -43,12 +44,13 @@ def benchmark(
 ) -> Bench:
     """Times artifacts and PyTorch on the same calls, after proving that they compute the same.
 
-    artifacts: their folders. shapes: of the calls. choice: who takes part; all unless given. plan:
-    of the timing. threads: of PyTorch and onnxruntime; all cores unless given. capacity: slots of
-    fixed caches; as many as a shape fills unless given. trust: do not verify an artifact again
-    whose evidence says that these files passed. memory: measure what each contender needs, in
-    processes of their own. command: to reprint it. progress: called with the name of each step
-    and, where known, the share that is done.
+    artifacts: their folders, all of attention layers or all of decoders; of decoders no answer is
+    compared at a shape, and nothing in PyTorch takes part. shapes: of the calls. choice: who takes
+    part; all unless given. plan: of the timing. threads: of PyTorch and onnxruntime; all cores
+    unless given. capacity: slots of fixed caches; as many as a shape fills unless given. trust: do
+    not verify an artifact again whose evidence says that these files passed. memory: measure what
+    each contender needs, in processes of their own. command: to reprint it. progress: called with
+    the name of each step and, where known, the share that is done.
     Raises: InputError for a parameter that is not valid; ArtifactError for a folder that holds no
         artifact.
     """
@@ -58,14 +60,22 @@ def benchmark(
             raise InputError(f"`{name}`={value}: it must be 1 or more.")
     opened, background = named(artifacts), BackgroundLoad()
     choice.check(opened)
+    decoders = all_decoders(opened)
+    if decoders:
+        _check_for_decoders(choice, memory)
     used = cores() if threads is None else threads
     with ExitStack() as stack:
         stack.enter_context(_torch_threads(used))
         proofs = _proofs(opened, choice, trust, progress)
         progress("measuring this machine", None)
         limits = measured_limits(used)
-        field = layers(opened, proofs, choice, stack, threads=threads, capacity=capacity)
         rows: list[Row] = []
+        if decoders:
+            options: dict[str, Any] = {"threads": threads, "capacity": capacity, "plan": plan}
+            options |= {"limits": limits, "background": background, "progress": progress}
+            rows += decoder_rows(opened, proofs, shapes, **options)
+        of_layers = {} if decoders else opened
+        field = layers(of_layers, proofs, choice, stack, threads=threads, capacity=capacity)
         for at, shape in enumerate(shapes):
             for number, layer in enumerate(field):
                 share = _share(progress, shape, at, number, len(shapes), len(field))
@@ -79,7 +89,18 @@ def benchmark(
         left_out={name: reason for layer in field for name, reason in layer.left_out.items()},
         memory=_memory(field, compared_rows, threads, capacity, progress) if memory else (),
         notes=tuple(_notes(opened, machine)),
+        decoders=decoders,
     )
+
+
+def _check_for_decoders(choice: Choice, memory: bool) -> None:
+    """Raises: InputError for what is measured of attention layers alone."""
+    if choice.against:
+        raise InputError(
+            f"`against`={choice.against[0]}: decoders are not timed beside PyTorch; leave it out."
+        )
+    if memory:
+        raise InputError("`memory`: it is measured of attention layers alone; leave it out.")
 
 
 @contextmanager
@@ -206,7 +227,7 @@ def _facts(artifact: Folder, proof: Proof | None, capacity: int | None) -> dict[
     names = ("lowering", "opset", "dtype", "cache", "padding", "quantization")
     return {
         "path": str(artifact.path),
-        **{name: plain(getattr(manifest, name)) for name in names},
+        **{name: plain(getattr(manifest, name, None)) for name in names},
         "files": hashes(manifest),
         "parity": proof and proof.status,
         "trusted": proof is not None and proof.trusted,
@@ -241,6 +262,11 @@ def _notes(artifacts: Mapping[str, Folder], machine: Machine) -> Iterator[str]:
     if not machine.quiet:
         yield (
             f"not a quiet machine: other processes took {machine.background_cores:.1f} of "
-            f"{machine.cores} cores meanwhile. Times are too long, PyTorch's most of all, whose "
-            f"threads wait for one another; do not believe the speed-ups."
+            f"{machine.cores} cores meanwhile. Times are too long"
+            + (
+                "; do not believe the tokens a second."
+                if all(map(is_decoder, artifacts.values()))
+                else ", PyTorch's most of all, whose threads wait for one another; do not believe "
+                "the speed-ups."
+            )
         )

@@ -42,6 +42,13 @@ class Row:
             return None
         return self.limit / self.timing.median
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """New tokens of all rows a second."""
+        if self.timing is None:
+            return None
+        return self.shape.batch * self.shape.sequence / self.timing.median
+
     def to_json(self) -> dict[str, Any]:
         timing, work = self.timing, self.work
         return {
@@ -55,6 +62,7 @@ class Row:
             "interval_ms": timing and [1e3 * x for x in timing.interval],
             "rounds_ms": timing and [1e3 * x for x in timing.rounds],
             "calls": timing and timing.calls,
+            "tokens_per_second": self.tokens_per_second,
             "bytes": work and work.bytes,
             "flops": work and work.flops,
             "limit_ms": None if self.limit is None else 1e3 * self.limit,
@@ -96,7 +104,8 @@ class Bench:
     """What `bench` found.
 
     artifacts: by name, where each lies and what it is. left_out: PyTorch contenders that cannot
-    express the layer, with the reason. notes: what a reader of the figures should know.
+    express the layer, with the reason. notes: what a reader of the figures should know. decoders:
+    whether the artifacts are decoders, and not attention layers.
     """
 
     machine: Machine
@@ -106,6 +115,7 @@ class Bench:
     left_out: Mapping[str, str]
     memory: tuple[Memory, ...]
     notes: tuple[str, ...]
+    decoders: bool = False
 
     @property
     def status(self) -> Literal["measured", "wrong", "nothing measured"]:
@@ -128,10 +138,10 @@ class Bench:
             fixed cache or null where it has as many as the shape fills.
         rows: batch, sequence, past, contender; status "measured", "cannot" or "wrong" and its
             reason; median_ms of the rounds, low_ms and high_ms of them, interval_ms, 95 % for the
-            median, rounds_ms, calls; bytes and flops that are needed, limit_ms, of_limit (limit
-            over median); ratio (best PyTorch median over this one, above 1 where this is faster);
-            error (relative L2 distance from eager's output) and what is allowed. Null what was not
-            measured.
+            median, rounds_ms, calls; tokens_per_second, new ones of all rows; bytes and flops that
+            are needed, limit_ms, of_limit (limit over median); ratio (best PyTorch median over this
+            one, above 1 where this is faster); error (relative L2 distance from eager's output) and
+            what is allowed. Null what was not measured.
         left_out: contender and reason. memory: contender, its largest shape as batch, sequence and
             past, peak_bytes, reason.
         """

@@ -10,22 +10,27 @@ from rich.text import Text
 from rope_export.bench.markdown import table_lines
 from rope_export.bench.result import Bench, Row
 
-COLUMNS = ("shape", "contender", "median ms", "rounds ms", "median, 95 %", "of limit", "speed-up")
+FIGURES = ("median ms", "rounds ms", "median, 95 %", "of limit")
+
+
+def _columns(bench: Bench) -> tuple[str, ...]:
+    return ("shape", "contender", *FIGURES, "tokens/s" if bench.decoders else "speed-up")
 
 
 def rich_table(bench: Bench) -> RenderableType:
     """The benchmark for a terminal: every row, and below it what is needed to read it."""
     grid = Table(title=escape(title(bench)), title_justify="left")
-    for name in COLUMNS[:2]:
+    names = _columns(bench)
+    for name in names[:2]:
         grid.add_column(name, overflow="fold")
-    for name in COLUMNS[2:]:
+    for name in names[2:]:
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("", overflow="fold")
     before = None
     for row in bench.rows:
         if before is not None and row.shape != before:
             grid.add_section()
-        grid.add_row(*map(escape, _cells(row, bench.machine.quiet)), _problem(row))
+        grid.add_row(*map(escape, _cells(row, bench)), _problem(row))
         before = row.shape
     return Group(grid, *(Text(line) for line in footer(bench)))
 
@@ -37,11 +42,11 @@ def markdown(bench: Bench) -> str:
     lines += [f"{bench.machine.date[:10]}, {versions}.", ""]
     rows = []
     for row in bench.rows:
-        cells = _cells(row, bench.machine.quiet)
+        cells = _cells(row, bench)
         if row.status != "measured":
             cells[2] = str(_problem(row))
         rows.append(cells)
-    lines += table_lines(COLUMNS, rows)
+    lines += table_lines(_columns(bench), rows)
     return "\n".join([*lines, "", *(f"- {line}" for line in footer(bench))]) + "\n"
 
 
@@ -59,7 +64,11 @@ def footer(bench: Bench) -> Iterator[str]:
     yield (
         "rounds: smallest and largest median of a block of calls. of limit: the time that reading "
         "weights and cache once, or the products, would take at these rates, over the median. "
-        "speed-up: over the best of PyTorch."
+        + (
+            "A prompt, past 0, is timed up to its first token."
+            if bench.decoders
+            else "speed-up: over the best of PyTorch."
+        )
     )
     for name, reason in bench.left_out.items():
         yield f"left out {name}: {reason}"
@@ -69,11 +78,13 @@ def footer(bench: Bench) -> Iterator[str]:
     yield from bench.notes
 
 
-def _cells(row: Row, quiet: bool) -> list[str]:
-    """A row's figures, empty where there are none; a speed-up not to be believed has a "?"."""
+def _cells(row: Row, bench: Bench) -> list[str]:
+    """A row's figures, empty where there are none; one not to be believed has a "?"."""
     timing, cells = row.timing, [row.shape.name, row.contender]
     if timing is None:
-        return [*cells, *[""] * (len(COLUMNS) - 2)]
+        return [*cells, *[""] * (len(FIGURES) + 1)]
+    doubt = "" if bench.machine.quiet else "?"
+    figure, digits = (row.tokens_per_second, 1) if bench.decoders else (row.ratio, 2)
     low, high = timing.interval
     return [
         *cells,
@@ -81,7 +92,7 @@ def _cells(row: Row, quiet: bool) -> list[str]:
         f"{_ms(timing.low)} - {_ms(timing.high)}",
         f"{_ms(low)} - {_ms(high)}",
         "" if row.of_limit is None else f"{100 * row.of_limit:.0f} %",
-        "" if row.ratio is None else f"{row.ratio:.2f}{'' if quiet else '?'}",
+        "" if figure is None else f"{figure:.{digits}f}{doubt}",
     ]
 
 

@@ -530,7 +530,7 @@ MACHINE_KEYS = (
 ARTIFACT_KEYS = "path lowering opset dtype cache padding quantization files parity trusted slots"
 ROW_KEYS = (
     "batch sequence past contender status reason median_ms low_ms high_ms interval_ms rounds_ms "
-    "calls bytes flops limit_ms of_limit ratio error allowed"
+    "calls tokens_per_second bytes flops limit_ms of_limit ratio error allowed"
 )
 
 
