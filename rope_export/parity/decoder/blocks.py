@@ -31,12 +31,14 @@ LARGEST = 20_000.0
 class Part:
     """One output of a layer, of all rows: (rows, sequence, ...).
 
-    exact, eager: values; squares: (u ||a||)^2 of each, or none where an operation has no rule.
+    exact, eager: values; squares: (u ||a||)^2 of each, or none where an operation has no rule;
+    rough: the same of a runtime whose kernels round more than eager.
     """
 
     exact: np.ndarray
     eager: np.ndarray
     squares: np.ndarray | None
+    rough: np.ndarray | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,14 +83,29 @@ class _Values:
     exact: Tensor
     eager: Tensor
     squares: Tensor | None
+    rough: Tensor | None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "_Values":
+        return _Values(
+            exact=function(self.exact),
+            eager=function(self.eager),
+            squares=None if self.squares is None else function(self.squares),
+            rough=None if self.rough is None else function(self.rough),
+        )
 
 
 def _together(passage: Passage, values: Sequence[_Values]) -> Part:
-    squares = [to_float(x.squares) for x in values if x.squares is not None]
+    def every(tensors: Sequence[Tensor | None]) -> np.ndarray | None:
+        known = [to_float(x) for x in tensors if x is not None]
+        return passage.together(known) if len(known) == len(tensors) else None
+
+    squares = every([x.squares for x in values])
+    rough = every([x.rough for x in values])
     return Part(
         exact=passage.together([to_float(x.exact) for x in values]),
         eager=passage.together([to_float(x.eager) for x in values]),
-        squares=passage.together(squares) if len(squares) == len(values) else None,
+        squares=squares,
+        rough=squares if rough is None else rough,
     )
 
 
@@ -110,53 +127,65 @@ class _Run:
             for name, x in exact.kwargs.items()
             if name not in OWN and not _is_cache(x)
         }
+        wide = {**exact.kwargs, **tree_map_only(Tensor, _wide, extras)}
         roundings = Roundings(theirs.widened, dtype)
+        rough = Roundings(theirs.widened, dtype, theirs.int8_blocks) if theirs.int8_blocks else None
         with torch.no_grad():
-            with roundings:
-                _note_rotation(roundings, exact.kwargs)
-                wide = {**exact.kwargs, **tree_map_only(Tensor, _wide, extras)}
-                true, cache = self._called(exact, _wide(self.entering), wide, _wide)
-            rounded, cache_eager = self._called(
-                eager, self.entering, {**eager.kwargs, **extras}, lambda x: x
+            rounded = self._called(eager, self.entering, {**eager.kwargs, **extras}, _same)
+            true = self._bounded(roundings, exact, wide)
+            other = None if rough is None else self._bounded(rough, exact, wide)
+
+        def values(name: str) -> _Values:
+            return _Values(
+                exact=true[name],
+                eager=rounded[name],
+                squares=self._squares(roundings, true, name),
+                rough=None if rough is None or other is None else self._squares(rough, other, name),
             )
+
         self.unknown = roundings.unknown
-        self.output = self._values(roundings, true, rounded)
-        self.cached = {}
-        if cache is not None and cache_eager is not None:
-            for name in ("key", "value"):
-                true, rounded = (getattr(x, f"{name}s") for x in (cache, cache_eager))
-                self.cached[name] = self._values(roundings, true, rounded, self._new)
+        self.output = values("output")
+        self.cached = {
+            name: values(name).map(self._new) for name in ("key", "value") if name in true
+        }
         self.close = self._close(roundings)
+
+    def _bounded(
+        self, roundings: Roundings, call: LayerCall, kwargs: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        with roundings:
+            _note_rotation(roundings, kwargs)
+            return self._called(call, _wide(self.entering), kwargs, _wide)
 
     def _called(
         self,
         call: LayerCall,
         hidden_states: Tensor,
-        kwargs: dict[str, Any],
+        kwargs: Mapping[str, Any],
         made: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Any]:
-        """The output and this layer's cache, which begins with what `made` makes of the past."""
+    ) -> dict[str, Tensor]:
+        """The "output", and "key" and "value" of this layer's cache, which begins with what `made`
+        makes of the past."""
         from transformers import DynamicCache
 
+        arguments = dict(kwargs)
         for name, value in kwargs.items():
             if _is_cache(value):
-                kwargs[name] = cache = DynamicCache()
+                arguments[name] = cache = DynamicCache()
                 if self.past:
                     cache.update(made(self.past["key"]), made(self.past["value"]), self.layer)
-        again = call.on(hidden_states, kwargs)
+        again = call.on(hidden_states, arguments)
         output = self.module(*again.args, **again.kwargs)
-        output = output[0] if isinstance(output, tuple) else output
-        return output, _cache_of(kwargs, self.layer)
+        values = {"output": output[0] if isinstance(output, tuple) else output}
+        cached = _cache_of(arguments, self.layer)
+        if cached is not None:
+            values |= {"key": cached.keys, "value": cached.values}
+        return values
 
-    def _values(
-        self,
-        roundings: Roundings,
-        exact: Tensor,
-        eager: Tensor,
-        made: Callable[[Tensor], Tensor] = lambda x: x,
-    ) -> _Values:
-        squares = None if roundings.unknown else made(roundings.squares(exact))
-        return _Values(exact=made(exact), eager=made(eager), squares=squares)
+    def _squares(
+        self, roundings: Roundings, values: Mapping[str, Tensor], name: str
+    ) -> Tensor | None:
+        return None if roundings.unknown else roundings.squares(values[name])
 
     def _new(self, cache: Tensor) -> Tensor:
         """Of (rows, heads, total, width) the new slots, (rows, sequence, heads, width)."""
@@ -189,6 +218,10 @@ def _note_rotation(roundings: Roundings, kwargs: Mapping[str, Any]) -> None:
         if isinstance(tensor, Tensor) and tensor.is_floating_point():
             squares = torch.full_like(tensor, (roundings.u * float(tensor.abs().max())) ** 2)
             roundings.note(tensor, Deviation(squares=squares, depth=1))
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class Widened:
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self._storages = {x.untyped_storage().data_ptr() for x in parameters}
         self._kept: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        self._origins: dict[int, int] = {}
 
     def of(self, tensor: Tensor, make: Callable[[Tensor], Tensor] = Tensor.double) -> Tensor:
         """What `make` makes of a tensor; kept if that is a weight."""
@@ -47,10 +48,16 @@ class Widened:
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, make)
         if key not in self._kept:
             self._kept[key] = tensor, make(tensor)
+            self._origins[self._kept[key][1].data_ptr()] = tensor.data_ptr()
         return self._kept[key][1]
+
+    def origin(self, wide: Tensor) -> int | None:
+        """Where the weight lies that a kept tensor was made of; none for another tensor."""
+        return self._origins.get(wide.data_ptr())
 
     def forget(self) -> None:
         self._kept.clear()
+        self._origins.clear()
 
 
 class Float64(TorchDispatchMode):

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from rope_export.arrays import to_numpy
+from rope_export.parity.bounds import UNIT_ROUNDOFF
 from rope_export.parity.decoder.exact import Float64
 from rope_export.parity.decoder.passage import called
 from rope_export.parity.decoder.theirs import Theirs
@@ -22,7 +23,9 @@ SHORTEST = 5
 """Tokens of the shortest prompt; each other one has one more than the one before it."""
 
 NEAR = 0.01
-"""Share of tokens that may be another one than the reference's, within its tolerance."""
+"""Share of tokens that may be another one than the reference's, within its tolerance. Logits are
+stored in the artifact's dtype: where that is bfloat16, as many more are as near as its roundoff is
+larger than float16's."""
 
 CASE = f"greedy, {PROMPTS} prompts, {TOKENS} tokens"
 
@@ -72,14 +75,15 @@ class Greedy:
 
         return Walk(self.theirs, forward, lambda: Float64(self.theirs.widened))
 
-    def judge(self, report: Report, runtime: str, seed: int, tolerance: float) -> None:
+    def judge(self, report: Report, runtime: str, seed: int, tolerance: float, dtype: str) -> None:
         """tolerance: of one logit, as a share of the norm of its token's logits."""
         short, norms = (np.stack([walk.result[at] for walk in self.walks]) for at in (0, 1))
         other = short > 0
+        near = NEAR * max(1.0, UNIT_ROUNDOFF[dtype] / UNIT_ROUNDOFF["float16"])
         wrong = ~(short <= 2 * tolerance * norms)  # True for NaN
         for metric, count, allowed in (
             ("tokens that are not the largest", float(wrong.mean()), 0.0),
-            ("tokens of another near logit", float((other & ~wrong).mean()), NEAR),
+            ("tokens of another near logit", float((other & ~wrong).mean()), near),
         ):
             report.rows.append(
                 Row(

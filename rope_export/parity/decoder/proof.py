@@ -73,7 +73,13 @@ class Proof:
     ) -> None:
         self.decoder, self.theirs, self.passages = decoder, theirs, passages
         self.greedy, self.verdicts = greedy, verdicts
-        self.whole = Whole(decoder.interface, decoder.sessions, verdicts, last=decoder.last)
+        self.whole = Whole(
+            decoder.interface,
+            decoder.sessions,
+            verdicts,
+            last=decoder.last,
+            judged=not theirs.int8_blocks,
+        )
         self.unknown: set[str] = set()
         self._kept: dict[int, Layer | None] = {}
 
@@ -97,11 +103,14 @@ class Proof:
             if not passage.text.massive:
                 self.whole.judge(passage)
         if generator is not None:
-            self.greedy.judge(self.report, generator, self.verdicts.seed, self.whole.tolerance)
+            verdicts, tolerance = self.verdicts, self.whole.tolerance
+            self.greedy.judge(self.report, generator, verdicts.seed, tolerance, verdicts.dtype)
         self._conclude()
 
     def _generate(self, progress: Progress) -> str | None:
         """The runtime that has generated the greedy texts, if it could."""
+        if not self.whole.judged:
+            return None
         progress("greedy text", 0.0)
         name, session = next(iter(self.decoder.sessions.items()))
         try:
@@ -216,6 +225,11 @@ class Proof:
 
     def _conclude(self) -> None:
         self.verdicts.finish()
+        if not self.whole.judged:
+            self._leave_out(
+                "logits and text were not judged: activations are rounded to int8, for which each "
+                "layer alone has bounds."
+            )
         if self.whole.doubtful:
             self._leave_out(
                 f"{self.whole.doubtful} tokens were not judged end to end: rounding may change "

@@ -9,6 +9,7 @@ store its result in the artifact's dtype, also where eager keeps float32 for a w
 the bound wider by a small factor; products and sums are accumulated in float32 or better.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,13 +24,17 @@ from rope_export.parity.decoder.rules import EXACT, MAKING, PLACING, RULES
 class Roundings(Float64):
     """Computes in float64, and beside every number how far rounding can take it.
 
-    dtype: of the artifact. longest: terms of the longest sum so far. unknown: operations without a
-    rule; what depends on them has no bound. margins: for each choice of the largest of several, by
+    dtype: of the artifact. int8_blocks: how many features share a scale, by the place of a weight
+    whose kernel rounds what it is multiplied with to int8. longest: terms of the longest sum so
+    far. unknown: operations without a rule; what depends on them has no bound. margins: for each choice of the largest of several, by
     how many times their deviation the last that was chosen is apart from the next.
     """
 
-    def __init__(self, widened: Widened, dtype: str) -> None:
+    def __init__(
+        self, widened: Widened, dtype: str, int8_blocks: Mapping[int, int] | None = None
+    ) -> None:
         super().__init__(widened)
+        self.int8_blocks = int8_blocks or {}
         self.dtype, self.u, self.v = dtype, UNIT_ROUNDOFF[dtype], ACCUMULATOR
         self.longest = 1
         self.unknown: set[str] = set()

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rope_export.parity.bounds import UNDERFLOW
 from rope_export.parity.decoder.deviation import Operation
+from rope_export.parity.layer.deviations import INT8
 
 Rule = Callable[[Operation], None]
 
@@ -84,9 +86,21 @@ def _summed(op: Operation, a: Tensor, b: Tensor) -> Tensor:
     to, terms = op.to, a.shape[-1]
     to.longest = max(to.longest, terms)
     own = to.v**2 * terms / 2
-    result = torch.matmul(to.squares(a) + own * a**2, to.widened.of(b, torch.square))
+    error = to.squares(a)
+    block = to.int8_blocks.get(to.widened.origin(b) or 0)
+    if block is not None:
+        error = error + _rounded_to_int8(a, block)
+    result = torch.matmul(error + own * a**2, to.widened.of(b, torch.square))
     result = result + own * op.values**2
     return result if to.of(b) is None else result + torch.matmul(a**2, to.squares(b))
+
+
+def _rounded_to_int8(x: Tensor, block: int) -> Tensor:
+    """As in `layer.deviations`: each block of features has the step that its largest needs."""
+    width = x.shape[-1]
+    blocks = F.pad(x.abs(), (0, -width % block)).unflatten(-1, (-1, block))
+    squares = 2 * (blocks.amax(dim=-1) / INT8 / 2) ** 2
+    return squares.repeat_interleave(block, dim=-1)[..., :width]
 
 
 def _averaged(op: Operation, w: Tensor, b: Tensor, scores: Tensor) -> Tensor:

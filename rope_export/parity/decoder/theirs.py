@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from rope_export.artifacts.decoder import DecoderManifest
 from rope_export.checkpoints import NO_ADAPTER, Model, open_model
 from rope_export.checkpoints.checkpoint import Checkpoint
 from rope_export.decoder.source import config_of
 from rope_export.decoder.weights import DecoderWeights
 from rope_export.errors import UnavailableError
+from rope_export.parity.decoder.deployed import quantize
 from rope_export.parity.decoder.exact import Widened, mark_angles
 from rope_export.reading.models import eager, quiet, reason
 from rope_export.reading.verdict import Reading, installed
@@ -27,20 +29,21 @@ class Theirs:
     """transformers' model in the dtype of the artifact, with eager attention.
 
     layers: its decoder layers. reading: by whose code its weights were read. widened: its weights
-    in float64, as far as they are kept.
+    in float64, as far as they are kept. int8_blocks: how many features share a scale, by the place
+    of a weight whose kernel in onnxruntime rounds its input to int8.
     """
 
     model: Any
     layers: nn.ModuleList
     reading: Reading
     widened: Widened
+    int8_blocks: Mapping[int, int]
 
 
-def their_model(
-    facts: Mapping[str, Any], path: str, adapter: str | None, dtype: DType, layers: int
-) -> Theirs:
-    """The model of an artifact's source. facts: of the source, by the manifest.
+def their_model(manifest: DecoderManifest, path: str, adapter: str | None) -> Theirs:
+    """The model of an artifact's source, with weights as they are deployed.
 
+    path, adapter: where source and adapter are now.
     Raises: UnavailableError if transformers is not installed or cannot make the model;
         CheckpointError for a source that cannot be read.
     """
@@ -50,6 +53,7 @@ def their_model(
             "transformers is not installed, whose model is the reference; "
             "pip install 'rope_export[hf]'"
         )
+    facts, dtype = manifest.source, cast(DType, manifest.dtype)
     source = open_model(
         path,
         part=facts.get("part"),
@@ -64,13 +68,15 @@ def their_model(
             raise UnavailableError(
                 f"transformers cannot make the model: {reason(error)}"
             ) from error
-    model.eval().requires_grad_(False)
+        model.eval().requires_grad_(False)
+        blocks = quantize(model, manifest)
     mark_angles(model)
     return Theirs(
         model=model,
-        layers=_stack(model, layers),
+        layers=_stack(model, len(manifest.layers)),
         reading=Reading(status="proven", against=against, reason=limit),
         widened=Widened(model.parameters()),
+        int8_blocks=blocks,
     )
 
 

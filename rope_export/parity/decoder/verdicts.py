@@ -39,14 +39,17 @@ class Verdicts:
         exact, eager = (x[judged_tokens] for x in (part.exact, part.eager))
         if not exact.size:
             return
-        squares = None if part.squares is None else part.squares[judged_tokens]
-        unit = _units(exact, squares)
-        ceilings, bounds = UNBOUNDED, None
-        if squares is not None:
-            ceilings = errors(TIMES * np.sqrt(squares) / unit, exact / unit)
-            bounds = floors(self.dtype, 1, ceilings, exact.size)
-        else:
-            bounds = floors(self.dtype, exact.shape[-1], dict.fromkeys(METRICS, 0.0), exact.size)
+        squares, rough = (
+            None if x is None else x[judged_tokens] for x in (part.squares, part.rough)
+        )
+        unit = _units(exact, rough)
+        ceilings = UNBOUNDED
+        floor = floors(self.dtype, exact.shape[-1], dict.fromkeys(METRICS, 0.0), exact.size)
+        if squares is not None and rough is not None:
+            ceilings, most = (
+                errors(TIMES * np.sqrt(x) / unit, exact / unit) for x in (squares, rough)
+            )
+            floor = floors(self.dtype, 1, most, exact.size)
         eager_errors = errors((eager - exact) / unit, exact / unit)
         for runtime, value in {"eager": None, **runtimes}.items():
             error = eager_errors
@@ -59,7 +62,7 @@ class Verdicts:
                 output=output,
                 errors=error,
                 eager_errors=eager_errors,
-                bounds=Bounds(ceilings=ceilings, floors=bounds),
+                bounds=Bounds(ceilings=ceilings, floors=floor),
             )
             self.report.rows += rows
             for row in rows:

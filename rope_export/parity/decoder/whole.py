@@ -17,7 +17,8 @@ from rope_export.sessions import Session
 class Whole:
     """The rows of the logits, and of what a call may not change.
 
-    last: whether the logits are those of the last new token alone. tolerance: the largest of one
+    last: whether the logits are those of the last new token alone. judged: whether logits are
+    judged; without, only what a call may not change. tolerance: the largest of one
     logit so far, as a share of the norm of its token's. doubtful: tokens that are not judged.
     """
 
@@ -28,9 +29,11 @@ class Whole:
         verdicts: Verdicts,
         *,
         last: bool,
+        judged: bool,
     ) -> None:
         self.interface, self.sessions, self.verdicts = interface, sessions, verdicts
-        self.last, self.tolerance, self.doubtful = last, 0.0, 0
+        self.last, self.judged = last, judged
+        self.tolerance, self.doubtful = 0.0, 0
         self.floors = Floors(verdicts.dtype)
         self._margins: dict[tuple[str, int], np.ndarray] = {}
 
@@ -54,7 +57,7 @@ class Whole:
             except RopeExportError as error:
                 self.failed(passage.text.name, runtime, "every output", error)
         certain = np.ones(passage.text.rows, dtype=bool)
-        for call in range(len(exact)):
+        for call in range(len(exact)) if self.judged else ():
             sure = self._sure(passage, call, certain)
             tokens = last_new(sure, passage.new(call)) if self.last else sure
             tolerance = self.verdicts.logits(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rope_export.artifacts.decoder import DecoderArtifact
 from rope_export.artifacts.folder import Folder, model_hashes
@@ -21,7 +21,7 @@ from rope_export.parity.subject import Progress, Request, Streamed
 from rope_export.parity.subjects.opening import open_on
 from rope_export.reading.verdict import Reading
 from rope_export.sessions import Session
-from rope_export.spec import AttentionSpec, DType
+from rope_export.spec import AttentionSpec
 
 
 class DecoderSubject(Streamed):
@@ -91,8 +91,7 @@ class DecoderSubject(Streamed):
         source = self.facts.source
         if path is None or ("adapter" in source and adapter is None):
             raise UnavailableError("the source is gone; give it with `source`")
-        dtype = cast(DType, self.facts.dtype)
-        return their_model(source, path, adapter, dtype, len(self.facts.layers))
+        return their_model(self.facts, path, adapter)
 
     def _where(self, name: str) -> str | None:
         """Where the source or its adapter is now, if it is still there."""
