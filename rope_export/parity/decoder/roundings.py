@@ -26,8 +26,9 @@ class Roundings(Float64):
 
     dtype: of the artifact. int8_blocks: how many features share a scale, by the place of a weight
     whose kernel rounds what it is multiplied with to int8. longest: terms of the longest sum so
-    far. unknown: operations without a rule; what depends on them has no bound. margins: for each choice of the largest of several, by
-    how many times their deviation the last that was chosen is apart from the next.
+    far. unknown: operations without a rule; what depends on them has no bound. margins: for each
+    choice of the largest of several, by how many times their deviation the last that was chosen is
+    apart from the next.
     """
 
     def __init__(
