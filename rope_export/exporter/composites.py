@@ -53,8 +53,8 @@ def _in_place(run: Callable[..., ExportedProgram]) -> Callable[..., ExportedProg
 def decompose(program: ExportedProgram, table: Container[Any]) -> bool:
     """Decompose a program in place, as torch does by tracing it with a table of decompositions.
 
-    Returns: whether it is done; False, and nothing but unused nodes is changed, where an operator has no replacement
-    here.
+    Returns: whether it is done; False, and nothing but unused nodes is changed, where an operator
+        has no replacement here.
     """
     graph = program.graph
     graph.eliminate_dead_code()
