@@ -1,11 +1,13 @@
 """From transformers' causal LM to a decoder's ONNX model without contents of weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import onnx_ir as ir
+import torch
 from torch import nn
 
 from rope_export.arrays import numpy_dtype
@@ -18,6 +20,7 @@ from rope_export.decoder.quantized import QuantizedProjection
 from rope_export.decoder.shared import LAST, Shared, parts_of
 from rope_export.decoder.skeleton import Skeleton
 from rope_export.decoder.stamping import Function, Stamp, function_of, merged_before, stamped
+from rope_export.errors import SpecError
 from rope_export.exporter.translation import cleaned, traced
 from rope_export.interface import CachePair, Interface, TensorType
 from rope_export.lowerings import SCALES
@@ -112,7 +115,8 @@ class _Tracing:
         lower_modules(skeleton.model, self.form, "around")
         inputs = [interface.input(interface.main_input), interface.input(str(interface.positions))]
         inputs += [TensorType(name=LAST, dtype="int64", shape=("batch",))] if self.last else []
-        traced_model = traced(skeleton, inputs, [interface.main_output], self.opset)
+        with _named("the model around its layers", self.lm.model):
+            traced_model = traced(skeleton, inputs, [interface.main_output], self.opset)
         model = cleaned(traced_model, skeleton)
         origins = {}
         for name in [x for x in model.graph.initializers if x in skeleton.state_dict()]:
@@ -210,7 +214,9 @@ class _Tracing:
         inputs = [hidden, *(self.interface.input(name) for name in [*caches, *self.lengths])]
         inputs += [*(part.tensor for part in parts), *node.call.extras]
         outputs = ["hidden_states_out", "present_key", "present_value"]
-        model = cleaned(traced(body, inputs, outputs, self.opset), body)
+        with _named(f"{self.lm.layers_path}.{at}", layer):
+            traced_body = traced(body, inputs, outputs, self.opset)
+        model = cleaned(traced_body, body)
         function = function_of(model, f"layer{at}", body.state_dict().keys())
         origins = {}
         for name in function.weights:
@@ -255,6 +261,25 @@ def _origin(path: str, key: str, module: nn.Module) -> Origin:
     transposed = isinstance(module, Projection) and key == "weight"
     name = f"{path}.{key}" if path else key
     return Origin(key=name, name=name, transposed=transposed)
+
+
+@contextmanager
+def _named(what: str, module: nn.Module) -> Iterator[None]:
+    """Names the module that cannot be traced, and why.
+
+    Raises: SpecError.
+    """
+    try:
+        yield
+    except torch.onnx.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        line = next(iter(str(cause).strip().splitlines()), "")
+        raise SpecError(
+            f"{what} ({type(module).__name__}) cannot be traced, so the decoder is not exported "
+            f"whole: {type(cause).__name__}: {line[:160]}"
+        ) from error
 
 
 def _settings(layer: nn.Module) -> list[tuple[str, str, Any]]:

@@ -1,5 +1,6 @@
 """transformers' own causal LM for a config, without its weights, and where its layers are."""
 
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from rope_export.reading.models import Unread, built, model_class
 
 ATTENTION = re.compile("att|mixer|mla", re.IGNORECASE)
 """What the class of a module that attends is called."""
+
+STATES = {"cache", "past_key_values", "past_key_value", "cache_params", "layer_past"}
+"""What a module's forward calls the model's cache."""
 
 MASKS = "rope_export"
 """The name under which transformers finds an attention without masks: the layers make their own."""
@@ -47,13 +51,16 @@ def causal_lm(config: Any, dtype: torch.dtype) -> CausalLM:
     _made_real(model)
     model.tie_weights()
     path, layers = _stack(model, text)
+    attentions = tuple(_attention(layer, f"{path}.{at}") for at, layer in enumerate(layers))
+    for at, (layer, attention) in enumerate(zip(layers, attentions, strict=True)):
+        _refuse_states(layer, f"{path}.{at}", attention)
     return CausalLM(
         model=model,
         vocabulary=text.vocab_size,
         positions=_positions(text),
         layers=layers,
         layers_path=path,
-        attentions=tuple(_attention(layer, f"{path}.{at}") for at, layer in enumerate(layers)),
+        attentions=attentions,
     )
 
 
@@ -155,10 +162,26 @@ def _stack(model: Any, text: Any) -> tuple[str, nn.ModuleList]:
 
 def _attention(layer: nn.Module, path: str) -> str:
     """The path within a layer of the outermost module that attends."""
-    for name, module in layer.named_modules():
-        if name and ATTENTION.search(type(module).__name__) and not _is_norm(module):
-            return name
+    found = {name: type(x).__name__ for name, x in layer.named_modules() if name and not _is_norm(x)}
+    for kind in (re.compile("Attention"), ATTENTION):
+        for name, class_name in found.items():
+            if kind.search(class_name):
+                return name
     raise SpecError(f"{path} is a {type(layer).__name__}, in which nothing attends.")
+
+
+def _refuse_states(layer: nn.Module, path: str, attention: str) -> None:
+    """Refuses a layer in which more than its one attention takes the model's cache."""
+    for name, module in layer.named_modules():
+        if not name or name == attention or attention.startswith(f"{name}."):
+            continue
+        inside = name.startswith(f"{attention}.")
+        if STATES & inspect.signature(module.forward).parameters.keys() and not inside:
+            raise SpecError(
+                f"{path}.{name} is a {type(module).__name__}, which keeps a state of its own "
+                f"beside {path}.{attention}; decoders whose layers keep no state but the keys and "
+                f"values of one attention are exported whole, others layer by layer (`layer`)."
+            )
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -86,6 +86,8 @@ def export_decoder(
     with quiet():
         lm = causal_lm(config, getattr(torch, dtype))
     tensors = DecoderWeights(lm.model, opened, dtype)
+    for at, attention in enumerate(lm.attentions):
+        tensors.refuse_unread(at, f"{lm.layers_path}.{at}.{attention}")
     _check_room(out, tensors.nbytes)
     quantization = quantization_of(weights, block_size, accuracy_level)
     chosen = lowering_for_all(lowering, specs, cache, quantization)

@@ -17,7 +17,7 @@ from rope_export.decoder.drawing import Drawn
 from rope_export.decoder.naming import Recipe, Stand, recipes, state_of, ties
 from rope_export.decoder.nested import Nested
 from rope_export.decoder.packed import GgufTensors
-from rope_export.errors import CheckpointError
+from rope_export.errors import CheckpointError, SpecError
 from rope_export.spec import DType
 
 
@@ -63,6 +63,7 @@ class DecoderWeights:
         self._state = state_of(model)
         self._ties = ties(model)
         self.names = tuple(self._state)
+        self._parameters = frozenset(name for name, _ in model.named_parameters())
         self.shapes = {name: tuple(x.shape) for name, x in self._state.items()}
         self._stand = Stand(model.config, self._state)
         self._drawn: Drawn | None = None
@@ -130,6 +131,21 @@ class DecoderWeights:
         if self._drawn is None:
             return layer
         return self._drawn.layer(self.source, layer)
+
+    def refuse_unread(self, index: int, attention: str) -> None:
+        """Refuses a layer whose attention has a parameter, at this path in the model, that our
+        reading of the attention leaves out.
+
+        Raises: SpecError naming it.
+        """
+        read = set(self.layer(index).names.values())
+        for name in self.names:
+            inside = name in self._parameters and name.startswith(f"{attention}.")
+            if inside and read.isdisjoint(self._recipes[self._named(name)[0]].names):
+                raise SpecError(
+                    f"{name} is no part of the attention as it is read here, so the decoder is not "
+                    f"exported whole; export one of its layers with `layer`."
+                )
 
     def _opened(self, model: Any, source: Model) -> tuple[Tensors, dict[str, Recipe]]:
         """The source's tensors, and the recipes of what is made of them."""
