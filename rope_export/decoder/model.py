@@ -162,10 +162,10 @@ def _stack(model: Any, text: Any) -> tuple[str, nn.ModuleList]:
 
 def _attention(layer: nn.Module, path: str) -> str:
     """The path within a layer of the outermost module that attends."""
-    found = {name: type(x).__name__ for name, x in layer.named_modules() if name and not _is_norm(x)}
+    modules = {name: x for name, x in layer.named_modules() if name and not _is_norm(x)}
     for kind in (re.compile("Attention"), ATTENTION):
-        for name, class_name in found.items():
-            if kind.search(class_name):
+        for name, module in modules.items():
+            if kind.search(type(module).__name__):
                 return name
     raise SpecError(f"{path} is a {type(layer).__name__}, in which nothing attends.")
 
