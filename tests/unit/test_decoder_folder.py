@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rope_export.artifacts.artifact import Artifact, layer_of
-from rope_export.artifacts.decoder import DecoderArtifact
+from rope_export.artifacts.decoder import DecoderArtifact, save_decoder
 from rope_export.artifacts.saving import check_target
 from rope_export.cli import run
 from rope_export.errors import ArtifactError, InputError
@@ -80,6 +80,20 @@ def test_an_edited_companion_outlives_an_export_without_it(decoder):
     ]
     assert list(saved.companions) == ["genai_config.json"]
     assert "was changed" in saved.warnings[0]
+
+
+def test_an_edit_during_an_export_is_not_lost(decoder):
+    before = (decoder.path / "manifest.json").read_bytes()
+
+    def write(folder: Path) -> None:
+        edit(decoder.path, "config.json")
+        (folder / "model.onnx").write_bytes((decoder.path / "model.onnx").read_bytes())
+        (folder / "config.json").write_text("{}")
+
+    with pytest.raises(ArtifactError, match="was edited meanwhile"):
+        save_decoder(decoder.path, manifest("fixed"), write, {})
+    assert (decoder.path / "config.json").read_text() == '{"edited": true}'
+    assert (decoder.path / "manifest.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "tokenizer.json"])

@@ -45,7 +45,7 @@ def answers(session, asked, ends=frozenset(), receive=lambda row, token: False, 
     return answer_prompts(session, asked, frozenset(ends), Plan(**plan), receive)[0]
 
 
-@pytest.mark.parametrize("width", [1024, 2])
+@pytest.mark.parametrize("width", [1024, 2, 3])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_go_on_as_each_does_alone(decoders, monkeypatch, kind, count, width):
@@ -172,6 +172,8 @@ def test_rows_draw_on_their_own_and_a_seed_repeats_them(dtype):
     assert drawn(7, slice(0, 2)) == both
     assert [row[:1] for row in both] == first
     assert drawn(8, slice(0, 1)) != first
+    logits[:, 1] = logits[:, 0]  # rows that are alike draw differently
+    assert any(one != other for one, other in drawn(7, slice(0, 2)))
     assert drawn(None, slice(0, 1)) != drawn(None, slice(0, 1))
 
 

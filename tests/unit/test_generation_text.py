@@ -5,12 +5,19 @@ import json
 
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from rope_export.errors import InputError
 from rope_export.sessions.generation import Texts, settings_of
 from rope_export.sessions.generation.chat import Chat
-from tests.support.tokenizer_files import CHAT, byte_tokenizer, marked_tokenizer, word_tokenizer
+from tests.support.tokenizer_files import (
+    CHAT,
+    WORDS,
+    byte_tokenizer,
+    marked_tokenizer,
+    word_tokenizer,
+)
 
 TEXT = "naïve 日本語 🙂🇫🇷 end"
 
@@ -75,6 +82,15 @@ def test_a_text_ends_before_the_first_stop_text(tmp_path, stops, expected):
 def test_special_tokens_are_not_part_of_a_text(tmp_path):
     opened = texts(tmp_path, word_tokenizer())
     assert "".join(grown(opened, [], opened.prompt("the end cat", chat=False))[0]) == "the cat"
+
+
+def test_a_chat_template_brings_its_own_special_tokens(tmp_path):
+    tokenizer = word_tokenizer()
+    tokenizer.post_processor = TemplateProcessing(single="end $A", special_tokens=[("end", 15)])
+    opened = texts(tmp_path, tokenizer)
+    (tmp_path / "chat_template.jinja").write_text("end {{ messages[0].content }}")
+    assert opened.prompt("cat", chat=False) == [15, WORDS.index("cat")]
+    assert opened.prompt("cat", chat=True) == [15, WORDS.index("cat")]
 
 
 def test_a_folder_without_a_tokenizer_takes_tokens(tmp_path):

@@ -53,12 +53,11 @@ def decode_by_lookup(
     text, costs, trust = Lookup([*prompt, token]), Costs(), Trust()
     started = time.perf_counter()
     going = rows.take(row, token)
-    longest = min(slots, session.manifest.positions or slots)
     while going:
         cached = len(text.tokens) - 1
         width, candidates = text.candidates(LONGEST)
         trust.expect(width, cached + 1, candidates)
-        most = min(len(candidates), rows.room(row) - 1, longest - cached - 1)
+        most = min(len(candidates), rows.room(row) - 1)
         size = best_size(costs, trust.chances(width), 1 + most)
         before = time.perf_counter()
         tokens = [text.tokens[-1], *candidates[: size - 1]]
