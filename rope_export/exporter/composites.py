@@ -153,6 +153,8 @@ def _is_replaced(node: Node, sizes: _Sizes) -> bool:
     if node.target is aten.chunk.default:
         return isinstance(_chunked_size(node), int)
     value = node.meta.get("val")
+    if REPLACEMENTS[node.target] is not _view:
+        return isinstance(value, Tensor)
     return isinstance(value, Tensor) and all(map(sizes.has, value.shape))
 
 

@@ -1,5 +1,6 @@
 """What a user installs: the wheel, in fresh environments outside of the repository."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -49,6 +50,27 @@ def installed(wheel: Path, extras: str, folder: Path) -> Path:
     return programs
 
 
+def linked(wheel: Path, extras: str, folder: Path) -> Path:
+    """As `installed`, but what pip would install beside the wheel is linked to where it lies in the
+    environment of the tests, in the same version: unpacking torch takes longer than all else."""
+    venv.create(folder)
+    programs = folder / "bin"
+    pip = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "install", "--quiet"]
+    plan = ["--dry-run", "--report", "-", "--constraint", str(CONSTRAINTS), f"{wheel}[{extras}]"]
+    done = subprocess.run([*pip, *plan], check=True, cwd=folder, capture_output=True, text=True)
+    wanted = {one["metadata"]["name"]: one for one in json.loads(done.stdout)["install"]}
+    del wanted["rope_export"]
+    (packages,) = (folder / "lib").glob("python*/site-packages")
+    for name, one in wanted.items():
+        here = importlib.metadata.distribution(name)
+        assert here.version.partition("+")[0] == one["metadata"]["version"].partition("+")[0], name
+        for top in {file.parts[0] for file in here.files or () if file.parts[0] != ".."}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(Path(str(here.locate_file(top))))
+    subprocess.run([*pip, "--no-deps", "--no-compile", str(wheel)], check=True, cwd=folder)
+    return programs
+
+
 def ran(command: list[object], folder: Path) -> subprocess.CompletedProcess[str]:
     """A command in a folder outside of the repository, with nothing of it on Python's path."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
@@ -65,7 +87,7 @@ def ran(command: list[object], folder: Path) -> subprocess.CompletedProcess[str]
 @pytest.fixture(scope="module")
 def whole(wheel, tmp_path_factory) -> Path:
     """An environment as the README's command makes it."""
-    return installed(wheel, "export,cpu", tmp_path_factory.mktemp("whole") / "environment")
+    return linked(wheel, "export,cpu", tmp_path_factory.mktemp("whole") / "environment")
 
 
 @pytest.fixture(scope="module")
