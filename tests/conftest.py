@@ -4,7 +4,7 @@ import gc
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from rope_export import Artifact, export, open_session
 from rope_export.errors import UnavailableError
+from rope_export.parity.cases import Case, regular_cases
 from rope_export.runtimes import all_runtimes
 from rope_export.sessions import Session
 
@@ -78,6 +79,18 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+
+
+@pytest.fixture
+def short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`verify` without its prompts of 512 tokens, which take nearly half of the time of a tiny
+    layer: for tests about what a layer computes. Those of tests/properties/test_parity.py and of
+    real weights have all cases."""
+
+    def shorter(*args: Any, **options: Any) -> Iterator[Case]:
+        return (case for case in regular_cases(*args, **options) if case.sequence < 512)
+
+    monkeypatch.setattr("rope_export.parity.subjects.layer.regular_cases", shorter)
 
 
 @pytest.fixture(scope="session")

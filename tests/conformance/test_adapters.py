@@ -23,6 +23,8 @@ from rope_export.errors import ArtifactError, CheckpointError
 from rope_export.parity.layer.reading import ask_transformers
 from tests.support.peft_adapters import SMALL, adapted, merged, model_in, peft
 
+pytestmark = pytest.mark.usefixtures("short_prompts")
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -18,6 +18,8 @@ from rope_export.lowerings import lowered, lowerings, refusal
 from tests.conftest import TINY
 from tests.unit.test_features import GATED, LATENT, SUNK
 
+pytestmark = pytest.mark.usefixtures("short_prompts")
+
 LAYERS: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "attention_bias": True},
     "gemma3": {"model_type": "gemma3_text", "sliding_window": 4, "query_pre_attn_scalar": 16},

@@ -19,6 +19,8 @@ from rope_export.rope.default import DefaultRope
 from rope_export.spec import LatentSpec, NormSpec, PositionScale
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.usefixtures("short_prompts")
+
 NORMED = {"model_type": "qwen3"}
 CAPPED = {
     "model_type": "gemma2",

@@ -23,6 +23,8 @@ from rope_export.quantization import Packed, Quantization, unpack
 from tests.support.quantized_files import awq, gptq
 from tests.unit.test_gguf import written
 
+pytestmark = pytest.mark.usefixtures("short_prompts")
+
 
 def drawn(
     bits: int, inputs: int, size: int, *, zeros: Any = None, dtype: Any = "float16"

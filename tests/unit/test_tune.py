@@ -12,6 +12,8 @@ from rope_export.cli import run
 from rope_export.errors import InputError
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.usefixtures("short_prompts")
+
 SHORT = Plan(rounds=2, seconds=0.01, calls=1, warm_seconds=0.0, warm_calls=1)
 SHAPES = (Shape(batch=1, sequence=1, past=4), Shape(batch=2, sequence=3, past=0))
 
