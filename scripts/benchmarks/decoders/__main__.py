@@ -32,6 +32,8 @@ def main(arguments: list[str]) -> int:
         checkpoint=options.checkpoint,
         peers=_words(options.peers),
         weights=_words(options.weights),
+        pasts=tuple(map(int, _words(options.pasts))),
+        lookup=not options.no_lookup,
         threads=options.threads,
         rounds=options.rounds,
         export_rounds=options.export_rounds,
@@ -69,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, default=default, metavar="DIR")
     parser.add_argument("--peers", default=",".join(PEERS), metavar="NAME,NAME")
     parser.add_argument("--weights", default=",".join(WEIGHTS), metavar="NAME,NAME")
+    parser.add_argument("--pasts", default="5,512,2048", metavar="N,N", help="tokens of prompts")
+    parser.add_argument("--no-lookup", action="store_true", help="without `generate --lookup`")
     parser.add_argument("--threads", type=int, default=2, help="of each way to generate")
     parser.add_argument("--rounds", type=int, default=5, help="blocks of tokens of each way")
     parser.add_argument("--export-rounds", type=int, default=5, help="calls of each exporter")
@@ -82,10 +86,12 @@ def _command(options: argparse.Namespace) -> str:
     things are left."""
     default = _parser().parse_args([])
     words = ["python -m scripts.benchmarks.decoders"]
-    for name in ("checkpoint", "peers", "weights", "threads", "rounds", "export_rounds"):
+    kept = ("checkpoint", "peers", "weights", "pasts", "threads", "rounds", "export_rounds")
+    for name in kept:
         value = getattr(options, name)
         if value != getattr(default, name):
             words.append(f"--{name.replace('_', '-')} {value}")
+    words += ["--no-lookup"] if options.no_lookup else []
     return " ".join([*words, "--write"] if options.write else words)
 
 

@@ -21,10 +21,15 @@ from scripts.benchmarks.peers.layer import size
 
 DECODER = ("rope-export", "export", "{checkpoint}", "--decoder", "--out", "{out}", "--no-verify")
 FIXED = ("--lowering", "ort", "--cache", "fixed")
+FOUR_BITS = ("--weights", "int4", "--accuracy-level", "4")
 GENAI_CPU = (*GENAI, "-e", "cpu")
+
+ALL_LOGITS = "rope_export --logits all"
+"""What `--lookup` runs on."""
 
 FLOAT = (
     Exporter(name="rope_export", group=OURS, command=(*DECODER, *FIXED), forms=("ours", "plain")),
+    Exporter(name=ALL_LOGITS, group=OURS, command=(*DECODER, *FIXED, "--logits", "all"), forms=()),
     Exporter(
         name="onnxruntime-genai",
         group="genai",
@@ -46,8 +51,14 @@ INT4 = (
     Exporter(
         name="rope_export",
         group=OURS,
-        command=(*DECODER, *FIXED, "--weights", "int4", "--accuracy-level", "4"),
+        command=(*DECODER, *FIXED, *FOUR_BITS),
         forms=("ours", "plain"),
+    ),
+    Exporter(
+        name=ALL_LOGITS,
+        group=OURS,
+        command=(*DECODER, *FIXED, *FOUR_BITS, "--logits", "all"),
+        forms=(),
     ),
     Exporter(
         name="onnxruntime-genai",
@@ -90,15 +101,15 @@ def exported(
     rounds: int,
     progress: Callable[[str], None],
 ) -> list[Exported]:
-    """Every exporter's calls, whole processes that take turns; slow ones have one call alone."""
+    """Every exporter's calls, whole processes that take turns; some have one call alone."""
     results = [
         Exported(exporter=exporter, out=folder / str(at) / "exported")
         for at, exporter in enumerate(exporters)
     ]
     for number in range(rounds):
         for result in results:
-            slow = result.exporter.group == "optimum" and number > 0
-            if slow or result.problem is not None:
+            once = result.exporter.group == "optimum" or result.exporter.name == ALL_LOGITS
+            if (once and number > 0) or result.problem is not None:
                 continue
             progress(f"exporting with {result.exporter.name}, {number + 1} of {rounds}")
             shutil.rmtree(result.out.parent, ignore_errors=True)

@@ -10,7 +10,6 @@ import numpy as np
 from rope_export.bench.roofline import measured_bandwidth
 from scripts.benchmarks.decoders.workers import Answer, Worker, WorkerError
 
-PASTS = (5, 512, 2048)
 NEW = 33
 """Tokens of a block: the first, with the prompt, and 32 that are timed after it."""
 PAUSE_SECONDS = 0.1
@@ -41,7 +40,7 @@ def measured(
     workers: Mapping[str, Worker],
     text: Sequence[int],
     *,
-    pasts: Sequence[int] = PASTS,
+    pasts: Sequence[int],
     rounds: int,
     threads: int,
     progress: Callable[[str], None],

@@ -6,22 +6,29 @@ from dataclasses import dataclass
 
 from rope_export.bench.markdown import table_lines
 from scripts.benchmarks.decoders.exporting import Exported
-from scripts.benchmarks.decoders.measure import NEW, PASTS, TEXTS, Rates
+from scripts.benchmarks.decoders.lookup import LONGEST, Pair
+from scripts.benchmarks.decoders.measure import NEW, TEXTS, Rates
 
 EXPORT = (
     "Whole processes, imports included, that take turns: median of {rounds} calls, smallest and "
-    "largest (optimum-onnx: one call); the largest resident memory, which counts mapped pages of "
-    "the files that are read and written. Without verifying."
+    "largest (one call of optimum-onnx and of --logits all); the largest resident memory, which "
+    "counts mapped pages of the files that are read and written. Without verifying."
 )
 GENERATE = (
     "Tokens a second, greedy, batch 1, {threads} threads: {steps} tokens after a prompt of so "
-    "many, and the seconds to the first token after a prompt of {prompt}; medians of {rounds} "
-    "rounds, smallest and largest. Each way runs in a process and an environment of its own; a "
+    "many, and the seconds to the first token; medians of {rounds} rounds, smallest and largest. "
+    "Each way runs in a process and an environment of its own; a "
     "block of one takes turns with blocks of the others, in an order drawn anew in each round. "
     "The same text: prompts of {prompts} whose {texts} greedy tokens are those of transformers in "
     "float32. Of the limit: of the tokens a second at which weights and cache are read once, at "
     "the {bandwidth:.1f} GB/s that this memory gave, measured in every round ({low:.1f} to "
     "{high:.1f})."
+)
+LOOKUP = (
+    f"`rope-export generate --chat` with `--lookup` and without, on the same file with the logits "
+    f"of every token, in blocks that take turns: the ratio of the tokens a second of one round, "
+    f"median of the rounds. Answers of at most {LONGEST} tokens, to messages that ask to repeat a "
+    f"text and to others. The same text: answers that are token for token those without."
 )
 LOOPS = (
     "**ours**: `rope-export generate`'s loop. **genai**: onnxruntime-genai's own generator. "
@@ -40,6 +47,7 @@ class Facts:
     threads: int
     rounds: int
     export_rounds: int
+    pasts: tuple[int, ...]
     prompts: int
     model: str
     bandwidths: list[float]
@@ -59,13 +67,15 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """By the dtype of weights: exports, rates by way and past, and how many texts are the same."""
+    """By the dtype of weights: exports, rates by way and past, how many texts are the same, why
+    ways did not start, and what candidates from the text gave by the kind of prompt."""
 
     facts: Facts
     exports: Mapping[str, Sequence[Exported]]
     rates: Mapping[str, Mapping[str, Mapping[int, Rates]]]
     same: Mapping[str, Mapping[str, int | str]]
     refused: Mapping[str, Mapping[str, str]]
+    lookup: Mapping[str, Mapping[str, Sequence[Pair]]]
 
 
 def page_lines(results: Results) -> Iterator[str]:
@@ -88,14 +98,16 @@ def page_lines(results: Results) -> Iterator[str]:
     for weights in results.rates:
         yield from ("", f"## Generating, {weights} weights", "", _legend(facts), "", LOOPS, "")
         yield from _rates(results, weights)
-        yield from _ratios(results.rates[weights])
+        yield from _ratios(results.rates[weights], facts.pasts)
+    if results.lookup:
+        yield from ("", "## Candidates from the text", "", LOOKUP, "")
+        yield from _lookup(results.lookup)
 
 
 def _legend(facts: Facts) -> str:
     return GENERATE.format(
         threads=facts.threads,
         steps=NEW - 1,
-        prompt=PASTS[1],
         rounds=facts.rounds,
         prompts=facts.prompts,
         texts=TEXTS,
@@ -119,16 +131,19 @@ def _export(weights: str, exported: Exported) -> tuple[str, ...]:
 
 
 def _rates(results: Results, weights: str) -> Iterator[str]:
-    heads = ("way", *(f"after {past}" for past in PASTS), "of the limit")
+    pasts = results.facts.pasts
+    heads = [f"after {past}" for past in pasts] + ["of the limit"]
+    heads += [f"first token after {past}, s" for past in pasts[1:]] + ["the same text"]
     rows = []
     for name, rates in results.rates[weights].items():
-        shares = [_share(results.facts, weights, past, rates[past]) for past in PASTS]
-        cells = [_spread(rates[past].decode, rates[past].problem) for past in PASTS]
-        first = _spread(rates[PASTS[1]].first, rates[PASTS[1]].problem, digits=2)
-        rows.append((name, *cells, " / ".join(shares), first, results.same[weights].get(name, "")))
+        shares = [_share(results.facts, weights, past, rates[past]) for past in pasts]
+        cells = [_spread(rates[past].decode, rates[past].problem) for past in pasts]
+        firsts = [_spread(rates[past].first, rates[past].problem, digits=2) for past in pasts[1:]]
+        same = str(results.same[weights].get(name, ""))
+        rows.append((name, *cells, " / ".join(shares), *firsts, same))
     for name, reason in results.refused[weights].items():
-        rows.append((name, reason, *[""] * (len(PASTS) + 3)))
-    yield from table_lines((*heads, f"prefill {PASTS[1]}, s", "the same text"), rows)
+        rows.append((name, reason, *[""] * (len(heads) - 1)))
+    yield from table_lines(("way", *heads), rows)
 
 
 def _share(facts: Facts, weights: str, past: int, rates: Rates) -> str:
@@ -149,17 +164,17 @@ PAIRS = (
 """Whose tokens a second are divided by whose."""
 
 
-def _ratios(rates: Mapping[str, Mapping[int, Rates]]) -> Iterator[str]:
+def _ratios(rates: Mapping[str, Mapping[int, Rates]], pasts: Sequence[int]) -> Iterator[str]:
     """Ratios of the rates of one round, and their median."""
     rows = []
     for own, other in PAIRS:
         if own not in rates or other not in rates:
             continue
-        cells = [_ratio(rates[own][past].decode, rates[other][past].decode) for past in PASTS]
-        cells += [_ratio(rates[other][past].first, rates[own][past].first) for past in PASTS[1:]]
+        cells = [_ratio(rates[own][past].decode, rates[other][past].decode) for past in pasts]
+        cells += [_ratio(rates[other][past].first, rates[own][past].first) for past in pasts[1:]]
         rows.append((f"{own} ÷ {other}", *cells))
     if rows:
-        heads = [f"after {past}" for past in PASTS] + [f"prefill {past}" for past in PASTS[1:]]
+        heads = [f"after {past}" for past in pasts] + [f"prefill {past}" for past in pasts[1:]]
         yield ""
         yield from table_lines(("times as fast, median of the rounds", *heads), rows)
 
@@ -168,3 +183,16 @@ def _ratio(own: Sequence[float], other: Sequence[float]) -> str:
     if not own or not other:
         return ""
     return _spread([a / b for a, b in zip(own, other, strict=False)], None, digits=2)
+
+
+def _lookup(results: Mapping[str, Mapping[str, Sequence[Pair]]]) -> Iterator[str]:
+    rows = []
+    for weights, kinds in results.items():
+        for kind, pairs in kinds.items():
+            ratios = [f"{pair.ratio:.2f}" for pair in pairs if pair.plain]
+            same = f"{sum(pair.same for pair in pairs)} of {len(pairs)}"
+            middle = statistics.median(pair.ratio for pair in pairs if pair.plain)
+            tokens = ", ".join(str(pair.tokens) for pair in pairs)
+            rows.append((weights, kind, f"{middle:.2f}", ", ".join(ratios), tokens, same))
+    heads = ("weights", "answers", "times as fast, median", "each", "tokens", "the same text")
+    yield from table_lines(heads, rows)

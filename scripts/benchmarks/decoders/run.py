@@ -15,12 +15,14 @@ from tokenizers import Tokenizer
 from rope_export.bench.machine import cpu_name
 from rope_export.bench.roofline import cores
 from scripts.benchmarks.decoders.exporting import (
+    ALL_LOGITS,
     FLOAT,
     INT4,
     Exported,
     exported,
     shared_checkpoint,
 )
+from scripts.benchmarks.decoders.lookup import Pair, looked_up
 from scripts.benchmarks.decoders.measure import Rates, agreements, measured
 from scripts.benchmarks.decoders.page import Facts, Results
 from scripts.benchmarks.decoders.workers import Way, opened
@@ -47,11 +49,13 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What to measure. peers: of genai, optimum, eager; ours are always measured. weights: keys of
-    WEIGHTS."""
+    WEIGHTS. lookup: candidates from the text as well."""
 
     checkpoint: Path
     peers: tuple[str, ...]
     weights: tuple[str, ...]
+    pasts: tuple[int, ...]
+    lookup: bool
     threads: int
     rounds: int
     export_rounds: int
@@ -70,6 +74,7 @@ def compared(settings: Settings, folder: Path, progress: Progress) -> Results:
     rates: dict[str, dict[str, dict[int, Rates]]] = {}
     same: dict[str, dict[str, int | str]] = {}
     refused: dict[str, dict[str, str]] = {}
+    lookup: dict[str, dict[str, list[Pair]]] = {}
     bandwidths: list[float] = []
     warm({exporter.environment for exporter in _exporters(settings, settings.weights)})
     for weights in settings.weights:
@@ -90,13 +95,25 @@ def compared(settings: Settings, folder: Path, progress: Progress) -> Results:
             rates[weights], more = measured(
                 {name: worker for name, worker in workers.items() if timed or name != EAGER},
                 text,
+                pasts=settings.pasts,
                 rounds=settings.rounds,
                 threads=settings.threads,
                 progress=_within(progress, weights),
             )
         bandwidths += more
+        for one in exports[weights]:
+            if one.exporter.name == ALL_LOGITS and one.problem is None:
+                lookup[weights] = looked_up(
+                    one.out,
+                    folder,
+                    threads=settings.threads,
+                    rounds=settings.rounds,
+                    progress=_within(progress, weights),
+                )
     facts = _facts(settings, checkpoint, exports, bandwidths, load)
-    return Results(facts=facts, exports=exports, rates=rates, same=same, refused=refused)
+    return Results(
+        facts=facts, exports=exports, rates=rates, same=same, refused=refused, lookup=lookup
+    )
 
 
 def _within(progress: Progress, weights: str) -> Progress:
@@ -109,6 +126,7 @@ def _exporters(settings: Settings, weights: Sequence[str]) -> list[Exporter]:
         for kind in weights
         for exporter in WEIGHTS[kind]
         if exporter.group in (OURS, *settings.peers)
+        and (settings.lookup or exporter.name != ALL_LOGITS)
     ]
 
 
@@ -142,6 +160,7 @@ def _facts(
         threads=settings.threads,
         rounds=settings.rounds,
         export_rounds=settings.export_rounds,
+        pasts=settings.pasts,
         prompts=len(PROMPTS),
         model=settings.checkpoint.name,
         bandwidths=bandwidths,

@@ -16,25 +16,36 @@ from typing import Any
 
 import numpy as np
 
-Generate = Callable[[list[int], int], Iterator[int]]
-"""From a prompt's ids and a count, that many tokens one by one, whatever they are."""
+Generate = Callable[[list[int], int, list[int]], Iterator[Any]]
+"""From a prompt's ids, a count and tokens that end a text, that many tokens one by one, or tokens
+with the time when they came. Only ours end before."""
 
 
-def generate_ours(folder: str, threads: int) -> Generate:
+def generate_ours(folder: str, threads: int, *, lookup: bool = False) -> Generate:
     """An artifact as `rope-export generate` runs it."""
     from rope_export import open_session
+    from rope_export.sessions.generation import Plan, answer_prompts
 
     session = open_session(folder, threads=threads)
 
-    def generate(ids: list[int], new: int) -> Iterator[int]:
-        stream = session.start(1, capacity=len(ids) + new)
-        tokens = np.array([ids], np.int64)
-        for _ in range(new):
-            logits = np.asarray(stream.step(tokens))
-            tokens = logits[:, -1:].argmax(-1)
-            yield int(tokens[0, 0])
+    def generate(ids: list[int], new: int, ends: list[int]) -> Iterator[Any]:
+        times: list[tuple[float, int]] = []
+
+        def receive(row: int, token: int | None) -> bool:
+            if token is not None:
+                times.append((time.perf_counter(), token))
+            return False
+
+        plan = Plan(max_tokens=new, lookup=lookup)
+        answer_prompts(session, [ids], frozenset(ends), plan, receive)
+        yield from times
 
     return generate
+
+
+def generate_by_lookup(folder: str, threads: int) -> Generate:
+    """The same with `--lookup`."""
+    return generate_ours(folder, threads, lookup=True)
 
 
 def generate_genai(folder: str, threads: int) -> Generate:
@@ -49,7 +60,7 @@ def generate_genai(folder: str, threads: int) -> Generate:
     config.overlay(json.dumps({"model": overlay}))
     model = genai.Model(config)
 
-    def generate(ids: list[int], new: int) -> Iterator[int]:
+    def generate(ids: list[int], new: int, ends: list[int]) -> Iterator[int]:
         chosen = genai.GeneratorParams(model)
         chosen.set_search_options(do_sample=False, max_length=len(ids) + new)
         generator = genai.Generator(model, chosen)
@@ -94,7 +105,7 @@ def _transformers(model: Any) -> Generate:
         def end(self) -> None:
             pass
 
-    def generate(ids: list[int], new: int) -> Iterator[Any]:
+    def generate(ids: list[int], new: int, ends: list[int]) -> Iterator[Any]:
         times, prompt = Times(), torch.tensor([ids])
         options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None}
         model.generate(
@@ -131,7 +142,7 @@ def generate_plain(folder: str, threads: int) -> Generate:
 
     shared = search["past_present_share_buffer"]
 
-    def generate(ids: list[int], new: int) -> Iterator[int]:
+    def generate(ids: list[int], new: int, ends: list[int]) -> Iterator[int]:
         held = {name: zeros(len(ids) + new if shared else 0, name) for name in caches}
         binding, past, tokens = session.io_binding(), 0, np.array([ids], np.int64)
         for _ in range(new):
@@ -158,6 +169,7 @@ def generate_plain(folder: str, threads: int) -> Generate:
 
 KINDS = {
     "ours": generate_ours,
+    "lookup": generate_by_lookup,
     "genai": generate_genai,
     "optimum": generate_optimum,
     "eager": generate_eager,
@@ -172,7 +184,7 @@ def main(kind: str, folder: str, threads: int) -> None:
         asked = json.loads(line)
         before = time.perf_counter()
         tokens, times = [], []
-        for token in generate(asked["ids"], asked["new"]):
+        for token in generate(asked["ids"], asked["new"], asked["ends"]):
             when, token = token if isinstance(token, tuple) else (time.perf_counter(), token)
             tokens.append(token)
             times.append(when - before)

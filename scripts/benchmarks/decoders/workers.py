@@ -66,19 +66,25 @@ class Worker:
                 cwd=log.parent,
                 text=True,
             )
-        self._answer()
+        try:
+            self._answer()
+        except WorkerError:
+            self.close()
+            raise
 
-    def generate(self, ids: Sequence[int], new: int) -> Answer:
-        """`new` greedy tokens after `ids`, whatever they are. Raises: WorkerError."""
+    def generate(self, ids: Sequence[int], new: int, ends: Sequence[int] = ()) -> Answer:
+        """`new` greedy tokens after `ids`; ours end with one of `ends`. Raises: WorkerError."""
         if self._process.stdin is None or self._process.poll() is not None:
             raise WorkerError(self._reason())
-        self._process.stdin.write(json.dumps({"ids": list(ids), "new": new}) + "\n")
+        self._process.stdin.write(
+            json.dumps({"ids": list(ids), "new": new, "ends": list(ends)}) + "\n"
+        )
         self._process.stdin.flush()
         return Answer(**self._answer())
 
     def close(self) -> None:
-        self._process.terminate()
-        self._process.wait()
+        with self._process as process:  # closes its pipes as well
+            process.terminate()
 
     def _answer(self) -> dict[str, Any]:
         line = self._process.stdout.readline() if self._process.stdout else ""
