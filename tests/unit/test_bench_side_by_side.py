@@ -95,10 +95,20 @@ def test_the_page_has_every_figure(tmp_path):
         "optimum-onnx, optimum": {5: Rates(problem="it broke")},
     }
     facts = Facts(
-        date="today", cpu="a CPU", load=0.0, threads=2, rounds=2,
-        export_rounds=3, pasts=(5,), prompts=8, model="SmolLM2",
-        bandwidths=[1e8], bytes={"float32": 2_000_000}, slot=0,
-        versions={"genai": {"onnxruntime-genai": "0.18.0"}}, command="the command",
+        date="today",
+        cpu="a CPU",
+        load=0.0,
+        threads=2,
+        rounds=2,
+        export_rounds=3,
+        pasts=(5,),
+        prompts=8,
+        model="SmolLM2",
+        bandwidths=[1e8],
+        bytes={"float32": 2_000_000},
+        slot=0,
+        versions={"genai": {"onnxruntime-genai": "0.18.0"}},
+        command="the command",
     )
     pair = Pair(plain=[10.0, 10.0], lookup=[20.0, 40.0], tokens=64)
     results = Results(
