@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY
+from tests.support.decoder_folder import decoder_folder
+from tests.support.tokenizer_files import CHAT, word_tokenizer
 
 ROOT = Path(__file__).parents[2]
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -93,7 +95,7 @@ def whole(wheel, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def light(wheel, tmp_path_factory) -> Path:
     """An environment to deploy in: neither torch nor onnx."""
-    return installed(wheel, "cpu", tmp_path_factory.mktemp("light") / "environment")
+    return installed(wheel, "cpu,generate", tmp_path_factory.mktemp("light") / "environment")
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +148,20 @@ def test_running_an_artifact_needs_no_torch(light, artifact, tmp_path) -> None:
     done = ran([light / "python", "-c", code], tmp_path)
     assert done.stdout == "(1, 5, 64) False\n", done.stderr
     assert ran([light / "rope-export", "inspect", artifact], tmp_path).returncode == 0
+
+
+def test_generating_text_needs_no_torch(light, tmp_path) -> None:
+    companions = {
+        "tokenizer.json": word_tokenizer().to_str(),
+        "tokenizer_config.json": json.dumps({"chat_template": CHAT}),
+    }
+    decoder = decoder_folder(tmp_path / "decoder", companions=companions).path
+    prompt = ["--prompt", "the cat sat", "--max-tokens", "4"]
+    for chat in ([], ["--chat"]):
+        done = ran([light / "rope-export", "generate", decoder, *prompt, *chat], tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+        assert "3 tokens in" in done.stderr
 
 
 WITHOUT_TORCH = {
