@@ -57,11 +57,15 @@ class ModelFolder(Folder[M]):
         return replace(self, path=path)
 
     def copied(self, place: Path) -> Self:
-        """A copy of the files and of where they come from, for what takes only paths.
+        """A copy of the files and of where they come from, for what takes only paths; of the files
+        beside them as they are now.
 
         Raises: ArtifactError if the folder holds others by now.
         """
         self.read().write(place)
+        for name in self.companions:
+            if (self.path / name).exists():
+                (place / name).write_bytes(contents.read(self.path / name))
         (place / MANIFEST).write_bytes(contents.read_verified(self.path / MANIFEST, self.digest))
         evidence.write(place, {n: x for n, x in self.evidence.items() if n == "source"})
         return type(self)(place, self.facts, self.digest)

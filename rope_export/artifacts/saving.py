@@ -105,7 +105,10 @@ def check_folder(folder: Path, *, kind: type[Folder], name: Path | None = None) 
                 raise ArtifactError(f"{name}: its {MANIFEST} does not list {file}.")
         evidence.read(folder)
         if existing.artifact is not existing:
-            check_folder(existing.artifact.path, kind=type(existing.artifact))
+            inner = existing.artifact
+            check_folder(inner.path, kind=type(inner))
+            for file in changed(inner.path, inner.companions):
+                raise ArtifactError(f"{inner.path / file}: was edited")
     except ArtifactError as error:
         raise ArtifactError(
             f"{paths.shown(name)}: is not {kind.title} as rope_export wrote it, and would be lost "

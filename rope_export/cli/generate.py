@@ -91,7 +91,7 @@ def generate_text(
     place = folder.artifact.path
     texts, asked = _asked(place, prompts, ids, chat, stop)
     settings = settings_of(place)
-    output.warn(folder.warnings)
+    output.warn(folder.artifact.warnings)
     if settings.ignored:
         output.notes([f"generation_config.json: {', '.join(settings.ignored)}: not followed"])
     with open_session(path, runtime, threads=threads) as session:

@@ -193,7 +193,8 @@ def save(
         (place / PLAN).write_bytes(plan)
         inner = place / ARTIFACT
         inner.mkdir()
-        for name in (*artifact.facts.files, MANIFEST):
+        beside = [name for name in artifact.companions if (artifact.path / name).exists()]
+        for name in (*artifact.facts.files, *beside, MANIFEST):
             shutil.copyfile(artifact.path / name, inner / name)
         evidence.write(inner, source)
 

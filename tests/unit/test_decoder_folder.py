@@ -8,10 +8,15 @@ import pytest
 
 from rope_export.artifacts.artifact import Artifact, layer_of
 from rope_export.artifacts.decoder import DecoderArtifact, save_decoder
+from rope_export.artifacts.folder import model_hashes
 from rope_export.artifacts.saving import check_target
 from rope_export.cli import run
+from rope_export.engines import plan
+from rope_export.engines.plan import EngineManifest, Options
+from rope_export.engines.profiles import Range
 from rope_export.errors import ArtifactError, InputError
 from tests.support.decoder_folder import SPEC, decoder_folder, manifest
+from tests.support.plans import FUSION, NETWORK
 
 COMPANIONS = {"config.json": "{}\n", "genai_config.json": '{"model": {}}\n'}
 
@@ -146,3 +151,31 @@ def test_inspect_shows_a_decoder_in_short(decoder, capsys):
     assert "past_key_values.0-1.key float32(batch, 2, capacity, 8)" in shown
     assert "0-1: spec 0" in shown
     assert "genai_config.json: 0.0 MB" in shown
+
+
+def test_an_engine_takes_the_companions_along(decoder, tmp_path):
+    """As they are now, so that texts can be generated from its folder; an edit there is kept."""
+    edit(decoder.path, "genai_config.json")
+    sizes = {axis: Range(min=1, opt=1, max=1) for axis in ("batch", "sequence")}
+    facts = EngineManifest(
+        engine="tensorrt",
+        version="10",
+        compute_capabilities=("8.9",),
+        gpu=None,
+        ranges=(sizes,),
+        options=Options(),
+        inputs=(),
+        outputs=(),
+        network=NETWORK,
+        fusion=FUSION,
+        model=model_hashes(decoder),
+    )
+    (tmp_path / "copy").mkdir()
+    engine = plan.save(tmp_path / "engine", decoder.copied(tmp_path / "copy"), facts, b"plan")
+    inner = engine.path / "artifact"
+    for name in COMPANIONS:
+        assert (inner / name).read_text() == (decoder.path / name).read_text()
+    (warning,) = engine.artifact.warnings
+    assert "genai_config.json: was changed" in warning
+    with pytest.raises(InputError, match=r"is not an engine .*genai_config\.json: was edited"):
+        plan.save(engine.path, decoder, facts, b"plan")
