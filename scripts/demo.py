@@ -1,4 +1,4 @@
-"""Export layer 0 of a checkpoint in both lowerings, float32 and float16, and show the proof."""
+"""Export a whole model and its layer 0 from a checkpoint, show the proof, and let it write."""
 
 import sys
 from pathlib import Path
@@ -6,50 +6,56 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rope_export import Artifact, export, verify
+from rope_export import export, export_decoder, verify
+from rope_export.artifacts.folder import Folder
+from rope_export.cli import run
 from rope_export.cli.output import out, progress
 from rope_export.parity import Report
 from rope_export.parity.report.tables import summary
 
-LOWERINGS = ("portable", "standard")
-DTYPES = ("float32", "float16")
+LAYERS = (("portable", "float32"), ("standard", "float32"), ("standard", "float16"))
+"""Lowering and dtype of each artifact of layer 0."""
+PROMPT = "The capital of France is"
 
 
 def main(source: str, folder: str) -> int:
-    exports: list[tuple[Artifact, Report]] = []
+    exports: list[tuple[Folder, Report]] = []
     with progress() as step:
-        for lowering in LOWERINGS:
-            for dtype in DTYPES:
-                step(f"{lowering}, {dtype}", None)
-                path = Path(folder) / f"layer0-{lowering}-{dtype}"
-                artifact = export(
-                    source,
-                    out=path,
-                    lowering=lowering,
-                    dtype=dtype,  # type: ignore[arg-type]
-                    padding=True,
-                )
-                report = verify(artifact, source=source, progress=step)
-                exports.append((artifact, report))
+        step("the whole model", None)
+        decoder = export_decoder(source, out=Path(folder) / "model")
+        exports.append((decoder, verify(decoder, source=source, progress=step)))
+        for lowering, dtype in LAYERS:
+            step(f"layer 0, {lowering}, {dtype}", None)
+            artifact = export(
+                source,
+                out=Path(folder) / f"layer0-{lowering}-{dtype}",
+                lowering=lowering,
+                dtype=dtype,  # type: ignore[arg-type]
+                padding=True,
+            )
+            exports.append((artifact, verify(artifact, source=source, progress=step)))
     console = out()
-    for artifact, report in exports:
+    for opened, report in exports:
         if not report.passed:
-            console.print(summary(report, str(artifact.path)))
-    console.print(overview(exports, f"layer 0 of {Path(source).name} against eager PyTorch"))
-    console.print(f"rope-export verify {exports[-1][0].path} --all shows every case.")
-    return 0 if all(report.passed for _, report in exports) else 1
+            console.print(summary(report, str(opened.path)))
+    console.print(overview(exports, f"{Path(source).name} against PyTorch"))
+    console.print(f"rope-export verify {decoder.path} --all shows every case.")
+    console.print(f"rope-export generate {decoder.path} --prompt {PROMPT!r} --max-tokens 24:")
+    console.print(PROMPT, end="")
+    status = run(["generate", str(decoder.path), "--prompt", PROMPT, "--max-tokens", "24"])
+    return status if all(report.passed for _, report in exports) else 1
 
 
-def overview(exports: list[tuple[Artifact, Report]], title: str) -> Table:
+def overview(exports: list[tuple[Folder, Report]], title: str) -> Table:
     """The artifacts with their verdicts, and the largest share of its tolerance that each used."""
     grid = Table(title=title, title_justify="left")
     heads = ("artifact", "verdict", "weights", "reading", "comparisons", "failed", "tolerance used")
     for name in heads:
         grid.add_column(name)
-    for artifact, report in exports:
+    for opened, report in exports:
         ran = [row.used for row in report.rows if row.runtime not in ("eager", "file")]
         grid.add_row(
-            str(artifact.path),
+            str(opened.path),
             report.status,
             report.weights,
             report.reading.status,

@@ -1,6 +1,6 @@
 """The generated parts of the README: `python -m scripts.readme`.
 
-Writes the output of its three commands, the table of what is supported, and the picture of errors
+Writes the output of its commands, the table of what is supported, and the picture of errors
 beside tolerances. With --check nothing is written, and the status is 1 if the README differs.
 """
 
@@ -33,9 +33,10 @@ PICTURE = ROOT / "docs" / "pictures" / "error_and_tolerance.svg"
 CHECKPOINT = "checkpoints/smollm2-135m"
 
 COMMANDS = (
+    f"rope-export export {CHECKPOINT} --decoder --out build/smollm2 --no-verify",
+    'rope-export generate build/smollm2 --prompt "The capital of France is" --max-tokens 8',
     f"rope-export export {CHECKPOINT} --layer 0 --out build/layer0 --no-verify",
     "rope-export verify build/layer0 --runtime onnxruntime",
-    "rope-export inspect build/layer0 | head -n 7",
 )
 
 PICTURED = (("standard", "growing", "float32"), ("ort", "fixed", "float16"))
