@@ -20,39 +20,46 @@ MEMORY = 0.92
 """What an earlier observation counts for, beside the one after it."""
 
 
+NOTHING = (0.0,) * LONGEST
+
+
 class Costs:
     """Seconds of a pass over n tokens."""
 
     def __init__(self) -> None:
         self._measured: dict[int, deque[float]] = {}
+        self._known: dict[int, float] = {}
 
     def add(self, size: int, seconds: float) -> None:
         """The first pass of a size pays for memory that later ones have: it counts for what was
         expected of it, if it took longer."""
         if size not in self._measured:
-            one = self._measured.get(1)
-            if one:
-                seconds = min(seconds, self.relative(size) * median(one))
+            if 1 in self._known:
+                seconds = min(seconds, self.relative(size) * self._known[1])
             self._measured[size] = deque(maxlen=KEPT)
         self._measured[size].append(seconds)
+        self._known[size] = median(self._measured[size])
 
     def relative(self, size: int) -> float:
         """The cost of a pass over `size` tokens beside one over a single token.
 
         Between two sizes that were measured it grows evenly; after the last as between those.
         """
-        known = {at: median(times) for at, times in sorted(self._measured.items())}
-        if 1 not in known:
+        if 1 not in self._known:
             return 1 + GUESS * (size - 1)
-        sizes, costs = list(known), [max(1.0, seconds / known[1]) for seconds in known.values()]
+        if size in self._known:
+            return self._cost(size)
+        sizes = sorted(self._known)
         at = bisect_left(sizes, size)
+        before, cost = sizes[at - 1], self._cost(sizes[at - 1])
         if at < len(sizes):
-            if sizes[at] == size:
-                return costs[at]
-            share = (size - sizes[at - 1]) / (sizes[at] - sizes[at - 1])
-            return costs[at - 1] + share * (costs[at] - costs[at - 1])
-        slope = (costs[-1] - 1) / (sizes[-1] - 1) if len(sizes) > 1 else GUESS
-        return costs[-1] + slope * (size - sizes[-1])
+            share = (size - before) / (sizes[at] - before)
+            return cost + share * (self._cost(sizes[at]) - cost)
+        slope = (cost - 1) / (before - 1) if before > 1 else GUESS
+        return cost + slope * (size - before)
+
+    def _cost(self, known: int) -> float:
+        return max(1.0, self._known[known] / self._known[1])
 
 
 class Trust:
@@ -96,13 +103,13 @@ class Trust:
 
     def chances(self, width: int) -> list[float]:
         """How likely the first n candidates are all right, for n from 1 on."""
-        hits = self._right.get(width, [0.0] * LONGEST)
-        seen = self._seen.get(width, [0.0] * LONGEST)
-        prior = 1 - 1 / (width + 1)
-        return [
-            (hit + prior ** (at + 1)) / (count + 1)
-            for at, (hit, count) in enumerate(zip(hits, seen, strict=True))
-        ]
+        hits, seen = self._right.get(width, NOTHING), self._seen.get(width, NOTHING)
+        guess = chances = 1 - 1 / (width + 1)
+        found = []
+        for hit, count in zip(hits, seen, strict=True):
+            found.append((hit + chances) / (count + 1))
+            chances *= guess
+        return found
 
 
 def best_size(costs: Costs, chances: list[float], most: int) -> int:
@@ -110,9 +117,13 @@ def best_size(costs: Costs, chances: list[float], most: int) -> int:
 
     chances: how likely the first n candidates are all right. most: tokens that a pass may have.
     """
-    best, rate, expected = 1, 1.0, 1.0
-    for size in range(2, most + 1):
-        expected += chances[size - 2]
-        if size in SIZES and expected / costs.relative(size) > rate:
-            best, rate = size, expected / costs.relative(size)
+    best, rate, expected, counted = 1, 1.0, 1.0, 1
+    for size in SIZES[1:]:
+        if size > most:
+            break
+        expected += sum(chances[counted - 1 : size - 1])
+        counted = size
+        gain = expected / costs.relative(size)
+        if gain > rate:
+            best, rate = size, gain
     return best

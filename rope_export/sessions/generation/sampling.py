@@ -73,30 +73,33 @@ def likeliest(logits: np.ndarray) -> list[int]:
 
 
 def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> tuple[np.ndarray, np.ndarray]:
-    """The most likely tokens whose probabilities add up to `top_p`, and these, in falling order.
+    """The most likely tokens whose probabilities add up to `top_p`, in falling order, and how
+    likely each is beside the others.
 
-    logits: (vocabulary). Without `top_p` below 1 all tokens, in any order.
+    logits: (vocabulary). With a `top_p` of 1 all tokens, as they are numbered.
     Source: Holtzman et al., arXiv:1904.09751, section 3.1.
     """
-    scaled = plain_floats(logits).astype(np.float64) / temperature
-    chances = np.exp(scaled - scaled.max())
-    chances /= chances.sum()
+    scaled = plain_floats(logits) / temperature
+    scaled -= scaled.max()
     if top_p == 1:
-        return np.arange(len(chances)), chances
-    order = _most_likely(chances, LIKELY)
-    if chances[order].sum() < top_p:
-        order = _most_likely(chances, len(chances))
-    before = np.cumsum(chances[order]) - chances[order]
-    kept = order[before < top_p]
-    return kept, chances[kept]
+        return np.arange(len(scaled)), np.exp(scaled.astype(np.float64))
+    whole = float(np.exp(scaled).sum(dtype=np.float64))
+    order = _most_likely(scaled, LIKELY)
+    chances = np.exp(scaled[order].astype(np.float64)) / whole
+    if chances.sum() < top_p:
+        order = _most_likely(scaled, len(scaled))
+        chances = np.exp(scaled[order].astype(np.float64)) / whole
+    before = np.cumsum(chances) - chances
+    kept = before < top_p
+    return order[kept], chances[kept]
 
 
-def _most_likely(chances: np.ndarray, count: int) -> np.ndarray:
+def _most_likely(scores: np.ndarray, count: int) -> np.ndarray:
     """The places of the `count` largest, in falling order."""
-    if count < len(chances):
-        chosen = np.argpartition(chances, -count)[-count:]
-        return chosen[np.argsort(-chances[chosen], kind="stable")]
-    return np.argsort(-chances, kind="stable")
+    if count < len(scores):
+        chosen = np.argpartition(scores, -count)[-count:]
+        return chosen[np.argsort(-scores[chosen], kind="stable")]
+    return np.argsort(-scores, kind="stable")
 
 
 def plain_floats(logits: np.ndarray) -> np.ndarray:
