@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 
 from rope_export import export_decoder, verify
 from rope_export.artifacts.decoder import DecoderArtifact
+from rope_export.errors import ArtifactError
 from rope_export.parity.decoder import greedy
 from rope_export.parity.decoder.cases import regular_texts
 from rope_export.parity.report.result import Report
@@ -124,8 +125,14 @@ FAULTS: dict[str, tuple[Change, int | None, str]] = {
 }
 
 
+DEFAULT = {"one weight of one layer", "cache misplaced", "no mask", "epsilon", "head"}
+
+
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.long) for name in FAULTS],
+)
 def test_a_planted_fault_is_found_and_its_layer_named(llama, tmp_path, name):
     change, layer, where = FAULTS[name]
     report = verify(planted(llama, tmp_path / "out", change), runtimes=["onnxruntime"])
@@ -144,6 +151,7 @@ def failed_layers(report: Report) -> set[int]:
     return entering | {int(x.split(".")[1]) for x in names if x.startswith("present")}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("briefly")
 def test_another_base_is_found_in_the_first_layer(llama, tmp_path):
     """The frequencies are one initializer or constant, which all layers share."""
@@ -160,3 +168,99 @@ def test_another_base_is_found_in_the_first_layer(llama, tmp_path):
     report = verify(planted(llama, tmp_path / "out", change), runtimes=["onnxruntime"])
     assert report.status == "failed"
     assert min(failed_layers(report)) == 0
+
+
+def test_nothing_is_compared_without_the_source(llama, tmp_path):
+    orphan = planted(llama, tmp_path / "out", lambda graph: None, source=tmp_path / "gone")
+    report = verify(orphan, runtimes=["onnxruntime"])
+    assert (report.status, report.weights) == ("nothing compared", "unproven")
+    assert report.skipped == [
+        {"runtime": "onnxruntime", "reason": "the source is gone; give it with `source`"}
+    ]
+    assert not orphan.evidence.get("parity")
+
+
+@pytest.mark.usefixtures("briefly")
+def test_evidence_is_recorded_and_a_source_may_be_given(llama, tmp_path):
+    source = llama.evidence["source"]
+    moved = planted(llama, tmp_path / "out", lambda graph: None, source=tmp_path / "gone")
+    assert verify(moved, source=source, runtimes=["onnxruntime"]).passed
+    assert moved.evidence["parity"]["status"] == "passed"
+
+
+def test_a_changed_tokenizer_is_refused(llama, tmp_path):
+    copy = planted(llama, tmp_path / "out", lambda graph: None, companions={"tokenizer.json": "{}"})
+    (copy.path / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json: was changed since the export"):
+        verify(copy)
+
+
+KINDS = {
+    "gemma2": (
+        transformers.Gemma2Config(**SMALL, sliding_window=6, query_pre_attn_scalar=8),
+        {"cache": "fixed", "lowering": "standard"},
+    ),
+    "qwen3, float16": (transformers.Qwen3Config(**SMALL), {"cache": "growing", "dtype": "float16"}),
+    "mixtral": (
+        transformers.MixtralConfig(**SMALL, num_local_experts=4),
+        {"cache": "growing", "logits": "all"},
+    ),
+    "yarn": (
+        transformers.LlamaConfig(
+            **SMALL,
+            rope_parameters={
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "rope_theta": 10_000.0,
+            },
+        ),
+        {"cache": "fixed"},
+    ),
+    "int4": (
+        transformers.LlamaConfig(**SMALL),
+        {"cache": "growing", "weights": "int4", "block_size": 16, "accuracy_level": 1},
+    ),
+    "int4, activations in int8": (
+        transformers.LlamaConfig(**SMALL),
+        {"cache": "growing", "weights": "int4", "block_size": 16, "accuracy_level": 4},
+    ),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoders_of_other_kinds_pass(kind, tmp_path):
+    config, options = KINDS[kind]
+    source = checkpoint(tmp_path / "source", config)
+    artifact = export_decoder(source, out=tmp_path / "out", **options)
+    report = verify(artifact, runtimes=["onnxruntime"])
+    assert report.status == "passed", report.problems
+    cases = {row.case.partition(",")[0] for row in report.rows}
+    assert ("unequal rows" in cases) == (options["cache"] == "fixed")
+    if kind == "gemma2":
+        assert "beyond the window of 6" in cases
+    if kind == "yarn":
+        assert "across position 64" in cases
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("briefly")
+def test_one_wrong_weight_in_twelve_layers(tmp_path):
+    config = transformers.LlamaConfig(**{**SMALL, "num_hidden_layers": 12})
+    source = checkpoint(tmp_path / "source", config)
+    sound = export_decoder(source, out=tmp_path / "sound", lowering="ort", cache="fixed")
+    name = "model.layers.7.self_attn.o_proj.weight"
+    report = verify(
+        planted(sound, tmp_path / "out", scaled(name, 1.02, (3, 5))), runtimes=["onnxruntime"]
+    )
+    assert failed_layers(report) == {7}
+    assert report.problems[0].startswith("layers.7 is the first outside of its tolerance")
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("briefly")
+def test_thirty_sound_draws_raise_no_alarm(llama):
+    for seed in range(30):
+        report = verify(llama, runtimes=["onnxruntime"], seed=seed)
+        assert report.status == "passed", report.problems

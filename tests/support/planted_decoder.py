@@ -1,6 +1,6 @@
 """Decoders whose ONNX model was changed after the export, with a manifest that goes with it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,28 @@ from rope_export.artifacts.decoder import DecoderArtifact, save_decoder
 Change = Callable[[onnx.GraphProto], None]
 
 
-def planted(artifact: DecoderArtifact, path: Path, change: Change) -> DecoderArtifact:
-    """The artifact with `change` made to its graph, at `path`."""
+def planted(
+    artifact: DecoderArtifact,
+    path: Path,
+    change: Change,
+    *,
+    source: Path | None = None,
+    companions: Mapping[str, str] = {},
+) -> DecoderArtifact:
+    """The artifact with `change` made to its graph, at `path`.
+
+    source: where it says that its source is, if not where it is. companions: texts by name.
+    """
     model = onnx.load(artifact.path / "model.onnx")
     change(model.graph)
-    measured = {"source": artifact.evidence["source"]}
-    return save_decoder(
-        path, artifact.facts, lambda folder: onnx.save(model, folder / "model.onnx"), measured
-    )
+
+    def write(folder: Path) -> None:
+        onnx.save(model, folder / "model.onnx")
+        for name, text in companions.items():
+            (folder / name).write_text(text)
+
+    measured = {"source": str(source or artifact.evidence["source"])}
+    return save_decoder(path, artifact.facts, write, measured)
 
 
 def scaled(name: str, by: float, place: tuple = (...,)) -> Change:

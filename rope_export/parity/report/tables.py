@@ -16,6 +16,9 @@ from rope_export.parity.rows import CALLS_FAILED, Row
 MOST = 10
 """Worst rows that are shown, so that the whole fits a screen."""
 
+MOST_FAILED = 20
+"""Rows that failed and are shown: a fault of the first layers of a decoder may show in hundreds."""
+
 GAP = 2
 """Blanks between two columns."""
 
@@ -23,16 +26,17 @@ Spell = Callable[[str], str]
 
 
 def summary(report: Report, title: str, spell: Spell = str) -> RenderableType:
-    """The verdict, everything that failed, and the worst row of each runtime and output.
+    """The verdict, what failed, and the worst row of each runtime and output.
 
     spell: rewrites the lines for those who read them.
     """
     parts: list[RenderableType] = [Text(spell(line)) for line in short_lines(report)]
     failed = [row for row in _without_repeats(report) if row.status == "failed"]
     if failed:
-        parts.append(
-            _Grid(worst_of(failed, lambda x: (x.case, x.runtime, x.output)), "failed", whole=True)
-        )
+        rows = worst_of(failed, lambda x: (x.case, x.runtime, x.output))
+        parts.append(_Grid(rows[:MOST_FAILED], "failed", whole=True))
+        if len(rows) > MOST_FAILED:
+            parts.append(Text(f"... and {len(rows) - MOST_FAILED} more that failed."))
     worst = worst_rows(report)
     if worst:
         parts.append(_Grid(worst[:MOST], f"{title}, the worst case of each output"))

@@ -5,9 +5,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rope_export.artifacts import companions
 from rope_export.artifacts.decoder import DecoderArtifact
 from rope_export.artifacts.folder import Folder, model_hashes
-from rope_export.errors import UnavailableError
+from rope_export.errors import ArtifactError, UnavailableError
 from rope_export.parity.decoder.cases import not_visible, regular_texts
 from rope_export.parity.decoder.cut import Cutter
 from rope_export.parity.decoder.greedy import Greedy
@@ -23,11 +24,24 @@ from rope_export.reading.verdict import Reading
 from rope_export.sessions import Session
 from rope_export.spec import AttentionSpec
 
+TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges")
+"""How the names of a tokenizer's files begin."""
+
 
 class DecoderSubject(Streamed):
-    """One exported decoder."""
+    """One exported decoder.
+
+    Raises: ArtifactError if a file of its tokenizer was changed: what it makes of a text is then
+        not what was exported.
+    """
 
     def __init__(self, artifact: DecoderArtifact, request: Request) -> None:
+        for name in companions.changed(artifact.path, artifact.companions):
+            if name.startswith(TOKENIZER):
+                raise ArtifactError(
+                    f"{artifact.path / name}: was changed since the export, and a tokenizer is "
+                    f"part of what is proven. Put it back, or export again."
+                )
         self.artifact, self.request, self.facts = artifact, request, artifact.facts
         self.specs = [AttentionSpec.from_json(spec) for spec in self.facts.specs]
 
@@ -42,7 +56,6 @@ class DecoderSubject(Streamed):
             return Report(
                 weights="unproven",
                 reading=Reading(status="unproven", reason=str(error)),
-                skipped=[{"runtime": "eager", "reason": str(error)}],
             )
         return Report(
             weights="proven",
