@@ -1,6 +1,7 @@
 """A report on a screen: the verdict and the worst rows, or every case."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -18,6 +19,12 @@ MOST = 10
 
 MOST_FAILED = 20
 """Rows that failed and are shown: a fault of the first layers of a decoder may show in hundreds."""
+
+WHOLE = ("logits", "text")
+"""Outputs of a whole decoder, before those of its layers."""
+
+LAYER = re.compile(r"^(layers|present)\.\d+")
+"""How the names of outputs begin that each layer of a decoder has."""
 
 GAP = 2
 """Blanks between two columns."""
@@ -64,10 +71,14 @@ def table(report: Report, title: str, spell: Spell = str) -> RenderableType:
 
 def worst_rows(report: Report) -> list[Row]:
     """The row of each runtime and output that passed and used most of its tolerance, the runtimes'
-    before eager's, the largest share first."""
+    before eager's, of a decoder logits and text first, the largest share first. What every layer of
+    a decoder has is one output."""
     passed = [row for row in report.rows if row.status == "passed" and row.runtime != "file"]
-    worst = worst_of(passed, lambda row: (row.runtime, row.output))
-    return sorted(worst, key=lambda row: (row.runtime == "eager", row.runtime, -row.used))
+    worst = worst_of(passed, lambda row: (row.runtime, LAYER.sub("layers", row.output)))
+    return sorted(
+        worst,
+        key=lambda row: (row.runtime == "eager", row.runtime, row.output not in WHOLE, -row.used),
+    )
 
 
 def worst_of(rows: Iterable[Row], key: Callable[[Row], tuple[str, ...]]) -> list[Row]:
