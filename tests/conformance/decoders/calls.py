@@ -118,7 +118,7 @@ def answered(session: Session, calls: Calls) -> list[Tensor]:
         if interface.lengths is not None:
             given[interface.lengths] = np.full(BATCH, part.start, np.int64)
         outputs = session.run({k: np.ascontiguousarray(v) for k, v in given.items()})
-        caches = {pair.input: outputs[pair.output] for pair in interface.caches}
+        caches = {pair.input: np.asarray(outputs[pair.output]) for pair in interface.caches}
         logits.append(torch.as_tensor(outputs["logits"]))
     return logits
 

@@ -19,7 +19,7 @@ import transformers
 from rich.console import Console
 
 from rope_export import open_session
-from rope_export.decoder.pipeline import export_decoder
+from rope_export.decoder.pipeline import Cache, Logits, export_decoder
 from rope_export.errors import InputError
 from rope_export.parity.bounds import UNIT_ROUNDOFF, tolerance
 from rope_export.reading.models import quiet
@@ -33,7 +33,7 @@ LIMIT = 900
 """Seconds for one model."""
 AGREES = 1e-4
 """What transformers in float32 may differ from itself in float64, with padding and without."""
-CACHES = {"growing": "all", "fixed": "last"}
+CACHES: dict[Cache, Logits] = {"growing": "all", "fixed": "last"}
 """The caches that are proven, each with the logits that its artifact gives."""
 
 
@@ -84,7 +84,7 @@ def _summary(verdicts: list[Verdict]) -> int:
     return 1 if bad else 0
 
 
-def prove(family: str, name: str, kind: str, caches: tuple[str, ...] = tuple(CACHES)) -> Verdict:
+def prove(family: str, name: str, kind: str, caches: tuple[Cache, ...] = tuple(CACHES)) -> Verdict:
     """The verdict on one model; a worker's whole work."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -116,7 +116,7 @@ def _class(family: str, name: str) -> Any:
 
 
 def _compared(
-    family: str, cls: Any, kind: str, folder: Path, caches: tuple[str, ...]
+    family: str, cls: Any, kind: str, folder: Path, caches: tuple[Cache, ...]
 ) -> dict[str, Any]:
     """Status, reason and figures of a model."""
     try:
@@ -149,9 +149,9 @@ def _compared(
         ]
         figures["errors"][cache] = max(errors)
         figures["lowering"] = artifact.manifest.lowering
-        for error, own in zip(errors, eager, strict=True):
+        for found, own in zip(errors, eager, strict=True):
             allowed = tolerance(min(own, AGREES), _floor(exact))
-            figures["used"] = max(figures["used"], error / allowed)
+            figures["used"] = max(figures["used"], found / allowed)
     if figures["used"] <= 1:
         return {"status": "proven", "reason": "", **figures}
     return {"status": "wrong", "reason": "differs from transformers", **figures}
