@@ -40,7 +40,9 @@ def warnings(folder: Path, companions: Mapping[str, File]) -> tuple[str, ...]:
             if not os.path.lexists(folder / name):
                 sentences.append(f"{where}: is missing; the export had written it.")
             elif changed(folder, {name: written}):
-                sentences.append(f"{where}: was changed since the export.")
+                sentences.append(
+                    f"{where}: was edited; it is not what the export wrote, and a new one keeps it."
+                )
         except ArtifactError as error:
             sentences.append(str(error))
     return tuple(sentences)

@@ -138,8 +138,7 @@ def export_layer(
             from rope_export.parity import verify
 
             report = verify(artifact, source=source, progress=step)
-    if report is not None:
-        output.warn(report.notes)
+    output.warn(artifact.warnings if report is None else report.notes)
     parity = output.report_json(report, context) if report else None
     if as_json:
         facts = {"artifact": str(artifact.path), "manifest": manifest_facts(artifact.manifest)}

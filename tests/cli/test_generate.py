@@ -130,7 +130,7 @@ def test_an_edited_companion_is_a_warning(decoder, tmp_path, capsys):
     (edited / "generation_config.json").write_text(json.dumps({"eos_token_id": 15}))
     _, err = printed(capsys, str(edited), "--prompt", PROMPT, "--max-tokens", "2")
     assert "warning: " in err
-    assert "generation_config.json: was changed since the export" in err
+    assert "generation_config.json: was edited" in err
 
 
 REFUSED = {

@@ -50,7 +50,7 @@ def test_an_edited_companion_is_a_warning_and_a_changed_model_is_refused(decoder
     (decoder.path / "config.json").unlink()
     missing, changed = Artifact.open(decoder.path).warnings
     assert "config.json: is missing" in missing
-    assert "genai_config.json: was changed since the export" in changed
+    assert "genai_config.json: was edited" in changed
     assert run(["inspect", str(decoder.path), "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["companions"].keys() == COMPANIONS.keys()
@@ -69,7 +69,7 @@ def test_a_new_export_replaces_companions_but_those_that_were_edited(decoder):
         assert (decoder.path / "config.json").read_text() == '{"new": 1}'
         assert (decoder.path / "genai_config.json").read_text() == '{"edited": true}'
         (warning,) = saved.warnings
-        assert "genai_config.json: was changed since the export" in warning
+        assert "genai_config.json: was edited" in warning
     edit(decoder.path, "genai_config.json", '{"new": 2}')
     assert Artifact.open(decoder.path).warnings == ()
 
@@ -84,7 +84,7 @@ def test_an_edited_companion_outlives_an_export_without_it(decoder):
         "model.onnx",
     ]
     assert list(saved.companions) == ["genai_config.json"]
-    assert "was changed" in saved.warnings[0]
+    assert "was edited" in saved.warnings[0]
 
 
 def test_an_edit_during_an_export_is_not_lost(decoder):
@@ -176,6 +176,6 @@ def test_an_engine_takes_the_companions_along(decoder, tmp_path):
     for name in COMPANIONS:
         assert (inner / name).read_text() == (decoder.path / name).read_text()
     (warning,) = engine.artifact.warnings
-    assert "genai_config.json: was changed" in warning
+    assert "genai_config.json: was edited" in warning
     with pytest.raises(InputError, match=r"is not an engine .*genai_config\.json: was edited"):
         plan.save(engine.path, decoder, facts, b"plan")
