@@ -72,6 +72,20 @@ def test_everything_that_failed_is_printed_whole() -> None:
     assert all(f" {x}x1, past 3" in text for x in range(40))
 
 
+def test_what_failed_in_many_layers_is_a_line_for_each_kind() -> None:
+    """Of a decoder: the worst layer, and every case of the logits."""
+    failed = [
+        row(output=f"layers.{x + 1}/hidden_states", error=1.0 + x, status="failed")
+        for x in range(40)
+    ]
+    failed += [row(case=f"text {x}", output="logits", error=1.0, status="failed") for x in (1, 2)]
+    lines = printed(Report(weights="proven", rows=[ROW, *failed]))
+    assert [line for line in lines if "hidden_states" in line] == [
+        line for line in lines if "layers.40/hidden_states" in line
+    ]
+    assert sum("logits" in line for line in lines) == 2
+
+
 def test_of_many_outputs_the_worst_are_printed() -> None:
     """A decoder has two for each layer."""
     rows = [row(output=f"present.{x}.key", error=x * 1e-9) for x in range(60)]

@@ -17,9 +17,6 @@ from rope_export.parity.rows import CALLS_FAILED, Row
 MOST = 10
 """Worst rows that are shown, so that the whole fits a screen."""
 
-MOST_FAILED = 20
-"""Rows that failed and are shown: a fault of the first layers of a decoder may show in hundreds."""
-
 WHOLE = ("logits", "text")
 """Outputs of a whole decoder, before those of its layers."""
 
@@ -33,17 +30,14 @@ Spell = Callable[[str], str]
 
 
 def summary(report: Report, title: str, spell: Spell = str) -> RenderableType:
-    """The verdict, what failed, and the worst row of each runtime and output.
+    """The verdict, everything that failed, and the worst row of each runtime and output.
 
     spell: rewrites the lines for those who read them.
     """
     parts: list[RenderableType] = [Text(spell(line)) for line in short_lines(report)]
     failed = [row for row in _without_repeats(report) if row.status == "failed"]
     if failed:
-        rows = worst_of(failed, lambda x: (x.case, x.runtime, x.output))
-        parts.append(_Grid(rows[:MOST_FAILED], "failed", whole=True))
-        if len(rows) > MOST_FAILED:
-            parts.append(Text(f"... and {len(rows) - MOST_FAILED} more that failed."))
+        parts.append(_Grid(worst_of(failed, _failure), "failed", whole=True))
     worst = worst_rows(report)
     if worst:
         parts.append(_Grid(worst[:MOST], f"{title}, the worst case of each output"))
@@ -79,6 +73,14 @@ def worst_rows(report: Report) -> list[Row]:
         worst,
         key=lambda row: (row.runtime == "eager", row.runtime, row.output not in WHOLE, -row.used),
     )
+
+
+def _failure(row: Row) -> tuple[str, ...]:
+    """What is shown apart from others that failed: every case of an output, but for those of a
+    decoder's layers, which may be hundreds."""
+    if LAYER.match(row.output):
+        return row.runtime, LAYER.sub("layers", row.output)
+    return row.case, row.runtime, row.output
 
 
 def worst_of(rows: Iterable[Row], key: Callable[[Row], tuple[str, ...]]) -> list[Row]:
