@@ -87,12 +87,12 @@ def test_what_failed_in_many_layers_is_a_line_for_each_kind() -> None:
 
 
 def test_of_many_outputs_the_worst_are_printed() -> None:
-    """A decoder has two for each layer."""
-    rows = [row(output=f"present.{x}.key", error=x * 1e-9) for x in range(60)]
+    """Those of no layer, of which each is a line."""
+    rows = [row(output=f"state.{x}", error=x * 1e-9) for x in range(60)]
     lines = printed(Report(weights="proven", rows=rows))
     assert len(lines) <= 24
-    assert [line.split()[1] for line in lines if "present." in line] == [
-        f"present.{x}.key" for x in range(59, 59 - MOST, -1)
+    assert [line.split()[1] for line in lines if "state." in line] == [
+        f"state.{x}" for x in range(59, 59 - MOST, -1)
     ]
     assert any("50 outputs more" in line for line in lines)
 
