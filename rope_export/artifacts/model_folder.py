@@ -9,6 +9,9 @@ from rope_export.artifacts.contents import DATA, MODEL, Contents
 from rope_export.artifacts.folder import MANIFEST, Folder
 from rope_export.artifacts.manifest import ModelFacts
 
+ORIGIN = ("source", "adapter")
+"""Entries of the evidence that tell where the weights are from."""
+
 M = TypeVar("M", bound=ModelFacts)
 
 
@@ -67,5 +70,5 @@ class ModelFolder(Folder[M]):
             if (self.path / name).exists():
                 (place / name).write_bytes(contents.read(self.path / name))
         (place / MANIFEST).write_bytes(contents.read_verified(self.path / MANIFEST, self.digest))
-        evidence.write(place, {n: x for n, x in self.evidence.items() if n == "source"})
+        evidence.write(place, {n: x for n, x in self.evidence.items() if n in ORIGIN})
         return type(self)(place, self.facts, self.digest)

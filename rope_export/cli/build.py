@@ -1,5 +1,7 @@
 """rope-export build: a TensorRT engine from an artifact."""
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from rope_export.engines import Engine
     from rope_export.engines.fusion import Fusion
     from rope_export.engines.network import NetworkFacts
+
+LAID_OUT = r"(_myl\d+)?_\d+$"
+"""The end of a kernel's name, which numbers it."""
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -142,5 +147,7 @@ def fused(network: "NetworkFacts", fusion: "Fusion") -> str:
         f"{network.kv_cache_updates} KV-cache updates"
     )
     if fusion.fused:
-        return f"attention fused ({', '.join(fusion.kernels)}); {counts}"
+        kernels = Counter(re.sub(LAID_OUT, "", kernel) for kernel in fusion.kernels)
+        told = ", ".join(f"{count} {kernel}" for kernel, count in sorted(kernels.items()))
+        return f"attention fused ({told}); {counts}"
     return f"attention NOT fused: {fusion.reason}; remedy: {fusion.remedy}; {counts}"

@@ -161,7 +161,9 @@ class _Tracing:
     @cached_property
     def shared(self) -> Shared:
         fixed = self.interface.cache == "fixed"
-        return Shared(list(self.attentions.values()), fixed=fixed, last=self.last)
+        covering = fixed and self.interface.covered == "capacity"
+        layers = list(self.attentions.values())
+        return Shared(layers, fixed=fixed, last=self.last, covering=covering)
 
     @cached_property
     def pairs(self) -> dict[int, tuple[CachePair, CachePair]]:

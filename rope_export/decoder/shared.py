@@ -53,13 +53,16 @@ class Part:
 class Shared(nn.Module):
     """Computes every `Part` of a decoder's layers from the inputs of a call.
 
-    layers: one lowered attention layer of each kind. fixed: whether the cache is.
+    layers: one lowered attention layer of each kind. fixed: whether the cache is. covering: whether
+    its mask has every slot, and its lengths are always given.
     """
 
-    def __init__(self, layers: Sequence[RotaryAttention], *, fixed: bool, last: bool) -> None:
+    def __init__(
+        self, layers: Sequence[RotaryAttention], *, fixed: bool, last: bool, covering: bool = False
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.fixed, self.last = fixed, last
+        self.fixed, self.last, self.covering = fixed, last, covering
         self.parts = self._parts()
 
     @property
@@ -73,7 +76,9 @@ class Shared(nn.Module):
         batch, sequence = position_ids.shape
         lengths = None
         if given:
-            lengths = _lengths(attention_mask, given[0], batch, sequence)
+            lengths = given[0]
+            if not self.covering:
+                lengths = _lengths(attention_mask, lengths, batch, sequence)
         cache: Cache = GrowingCache(key=past, value=past)
         if lengths is not None:
             cache = FixedCache(key=past, value=past, lengths=lengths)
@@ -97,7 +102,7 @@ class Shared(nn.Module):
                 batch=positions.shape[0],
                 sequence=positions.shape[1],
                 cache=cache,
-                attention_mask=mask if operators.stale_slots == "any" else _widened(mask, cache),
+                attention_mask=mask if self._covers(operators) else _widened(mask, cache),
                 device=positions.device,
             )
             # Tokens that may attend to nothing are padding, which no other token attends to.
@@ -106,6 +111,10 @@ class Shared(nn.Module):
                 for name, tensor in tensors_of(group).items():
                     values.setdefault((type(group), group.facts, name), tensor)
         return values
+
+    def _covers(self, operators: Lowering) -> bool:
+        """Whether a lowering can take the mask as it is."""
+        return self.covering or operators.stale_slots == "any"
 
     @torch.no_grad()
     def _parts(self) -> list[Part]:
@@ -116,7 +125,8 @@ class Shared(nn.Module):
             slots = sizes["capacity"] if self.fixed else sizes["past"]
             past = torch.zeros(batch, 1, slots, 1)
             lengths = torch.full((batch,), sizes["past"]) if self.fixed else None
-            mask = torch.ones(batch, sizes["total"], dtype=torch.int64)
+            covered = slots if self.covering else sizes["total"]
+            mask = torch.ones(batch, covered, dtype=torch.int64)
             cache: Cache = GrowingCache(key=past, value=past)
             if lengths is not None:
                 cache = FixedCache(key=past, value=past, lengths=lengths)

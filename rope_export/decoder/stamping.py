@@ -4,6 +4,7 @@ Each body becomes a local function whose inputs are also its weights; inlined, t
 function differ in nothing but the tensors that they name.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -103,6 +104,20 @@ def stamped(skeleton: ir.Model, stamps: Sequence[Stamp], values: Mapping[str, ir
         RemoveUnusedNodesPass(),
     ):
         tidy(skeleton)
+    _name_nodes(graph, len(stamps))
+
+
+def _name_nodes(graph: ir.Graph, layers: int) -> None:
+    """Names the nodes of each layer after it and their operators, as profilers show them."""
+    borders = {RESIDUAL.format(at): at for at in range(layers + 1)}
+    layer, counts = layers, Counter[str]()
+    for node in graph:
+        if layer < layers:
+            name = f"layers.{layer}/{node.op_type}"
+            node.name = f"{name}_{counts[name]}" if counts[name] else name
+            counts[name] += 1
+        for output in node.outputs:
+            layer = borders.get(str(output.name), layer)
 
 
 def _call(

@@ -69,7 +69,7 @@ def build(module: Module, order: Order, progress: Progress) -> Built:
         progress("parsing")
         builder = trt.Builder(log)
         parsed = _parsed(module, builder, model, order, log)
-        facts = network.facts(trt, parsed)
+        facts, names = network.facts(trt, parsed), network.names(trt, parsed)
         config = _config(module, builder, order)
         progress("building")
         log.errors.clear()  # those logged while it looked for a GPU
@@ -79,7 +79,7 @@ def build(module: Module, order: Order, progress: Progress) -> Built:
     if order.timing_cache is not None:
         cache = bytes(memoryview(config.get_timing_cache().serialize()))
         swap.write(order.timing_cache, cache)
-    report = fusion.read_fusion(log.lines, facts, order.dtype)
+    report = fusion.read_fusion(log.lines, facts, order.dtype, names)
     return Built(plan=bytes(memoryview(plan)), network=facts, fusion=report)
 
 

@@ -104,6 +104,7 @@ def build_engine(
     with tempfile.TemporaryDirectory(prefix="rope_export-") as private:
         # What is built from and kept is this copy, whatever happens to the folder meanwhile.
         copied = source.copied(Path(private))
+        _check_optional(source)
         network.refuse(source.model, copied.model.read_bytes())
         order = Order(
             model=copied.model,
@@ -138,6 +139,15 @@ def build_engine(
         )
         progress("writing")
         return plan.save(out, copied, facts, built.plan)
+
+
+def _check_optional(source: Folder) -> None:
+    """Raises: InputError for a model with an input that may be left out, which no plan has."""
+    for name in source.manifest.interface.optional:
+        raise InputError(
+            f"{source.path}: {name} may be left out of a call, which TensorRT has no form for; "
+            f"export with lowering 'tensorrt', which always takes it."
+        )
 
 
 def _check_options(options: Options) -> None:

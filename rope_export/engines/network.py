@@ -1,6 +1,7 @@
 """From an ONNX file to a TensorRT network that computes the same, and what is in it."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ KERNEL_HEADS = range(16, 257, 8)
 Source: NVIDIA TensorRT documentation, "Work with transformers", multi-head attention fusion."""
 
 
+SCORES = 4
+"""Axes that scores have at least; those of a router, which chooses experts, have fewer."""
+
+
 class NetworkFacts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The layers of a parsed network that compute rotation and attention.
+    """The layers of a parsed network that compute rotation and attention, of one layer of a model
+    or of all of them.
 
     rotary, attention, kv_cache_updates: layers of each kind. causal: how each attention layer
     counts causality, "NONE" where a mask holds it. decomposed: attention layers that the builder
-    may take apart, having no kernel documented for them. softmax: softmaxes outside attention
-    layers. head_dims: head size of each attention layer.
+    may take apart, having no kernel documented for them. softmax: softmaxes of scores outside
+    attention layers. head_dims: head size of each attention layer.
     """
 
     rotary: int
@@ -82,9 +88,35 @@ def facts(trt: Any, network: Any) -> NetworkFacts:
         kv_cache_updates=kinds.count(trt.LayerType.KV_CACHE_UPDATE),
         causal=tuple(_causal(trt, attention) for attention in attentions),
         decomposed=sum(bool(attention.decomposable) for attention in attentions),
-        softmax=kinds.count(trt.LayerType.SOFTMAX),
+        softmax=len(list(_softmaxes(trt, network))),
         head_dims=tuple(attention.get_input(0).shape[-1] for attention in attentions),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """What the parts of a network are called in its file. attention: each attention layer. softmax:
+    each softmax of scores outside of those. inputs: of the network."""
+
+    attention: tuple[str, ...] = ()
+    softmax: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+
+
+def names(trt: Any, network: Any) -> Names:
+    """The names in a parsed network."""
+    return Names(
+        attention=tuple(str(attention.name) for attention in _attentions(trt, network)),
+        softmax=tuple(str(softmax.name) for softmax in _softmaxes(trt, network)),
+        inputs=tuple(str(network.get_input(at).name) for at in range(network.num_inputs)),
+    )
+
+
+def _softmaxes(trt: Any, network: Any) -> Iterator[Any]:
+    for at in range(network.num_layers):
+        layer = network.get_layer(at)
+        if layer.type == trt.LayerType.SOFTMAX and len(layer.get_input(0).shape) >= SCORES:
+            yield layer
 
 
 def _attentions(trt: Any, network: Any) -> Iterator[Any]:

@@ -18,7 +18,7 @@ from rope_export import gpu
 from rope_export.artifacts import contents, evidence, folder, saving
 from rope_export.artifacts.folder import MANIFEST, Folder
 from rope_export.artifacts.manifest import FORMAT_VERSION, File
-from rope_export.artifacts.model_folder import ModelFolder
+from rope_export.artifacts.model_folder import ORIGIN, ModelFolder
 from rope_export.engines import module
 from rope_export.engines.fusion import Fusion
 from rope_export.engines.network import NetworkFacts
@@ -121,6 +121,10 @@ class Engine(Folder[EngineManifest]):
             )
         return cls(path, facts, digest, inner)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.inner.warnings
+
     def read_plan(self) -> bytes:
         """The plan's bytes, which are those that the manifest names.
 
@@ -187,7 +191,7 @@ def save(
 
     artifact: what it was built from; it is copied.
     """
-    source = {name: value for name, value in artifact.evidence.items() if name == "source"}
+    source = {name: value for name, value in artifact.evidence.items() if name in ORIGIN}
 
     def write_files(place: Path) -> None:
         (place / PLAN).write_bytes(plan)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def fix_axes(model: Path, sizes: Mapping[str, int], to: Path) -> None:
     """Write `model` to `to` with each axis named in `sizes` as that number, wherever it stands.
 
-    The weights stay as they are; a file of their own is copied beside `to`.
+    The weights stay as they are; a file of their own is linked beside `to`, or copied where that
+    cannot be.
     Raises: InputError if no input has an axis of that name.
     """
     with extra("export", "fixing an axis of an ONNX file"):
@@ -36,7 +37,10 @@ def fix_axes(model: Path, sizes: Mapping[str, int], to: Path) -> None:
                     [axis if axis is None else sizes.get(str(axis), axis) for axis in _axes(value)]
                 )
     for location in external_data.locations(model.read_bytes()):
-        shutil.copyfile(model.parent / location, to.parent / location)
+        try:
+            (to.parent / location).hardlink_to(model.parent / location)
+        except OSError:  # another file system, or one that has no links
+            shutil.copyfile(model.parent / location, to.parent / location)
     ir.save(loaded, to)
 
 
