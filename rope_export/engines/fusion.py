@@ -16,6 +16,7 @@ MADE_OF = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 """A node of the file that a kernel computes."""
 LAYERS = "Layers:\n"
 """The beginning of the list of layers that the builder logs at the end, in full detail."""
+UNNAMED = Names()
 NAMED = 8
 """How many layers a reason names."""
 SCRATCH = re.compile(r"(?:Max|Total) Scratch Memory: (\d+) bytes")
@@ -70,7 +71,7 @@ def one_line(errors: Sequence[str]) -> str:
 
 
 def read_fusion(
-    lines: Sequence[str], network: NetworkFacts, dtype: str, names: Names = Names()
+    lines: Sequence[str], network: NetworkFacts, dtype: str, names: Names = UNNAMED
 ) -> Fusion:
     """The kernels that a build's log shows for its attention.
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from rope_export.arrays import fill_cache, numpy_dtype, to_numpy
+from rope_export.errors import ProfileError
 from rope_export.interface import Interface
-from rope_export.parity.cases import SPARE
 from rope_export.parity.decoder.blocks import Block
 from rope_export.parity.decoder.cut import ENTERING, ZEROS, Cut
 from rope_export.parity.decoder.passage import Passage
@@ -39,17 +39,29 @@ def numbers(interface: Interface, passage: Passage, call: int, capacity: int) ->
 
 
 class Calls:
-    """The calls of one text on a session, each with what the one before it has cached."""
+    """The calls of one text on a session, each with what the one before it has cached.
+
+    Raises: ProfileError for a text that is longer than the only cache that the session takes.
+    """
 
     def __init__(self, session: Session, passage: Passage) -> None:
         self.session, self.passage, self.interface = session, passage, session.interface
-        self.capacity = session.capacity or passage.text.total + SPARE
-        sizes = {"batch": passage.text.rows, "past": 0, "capacity": self.capacity}
+        text = passage.text
+        self.capacity = session.capacity or text.capacity
+        if self.capacity < text.total:
+            raise ProfileError(f"the text takes {text.total} slots, of {self.capacity}.")
+        sizes = {
+            "batch": text.rows,
+            "past": int(text.lengths[0].max()),
+            "capacity": self.capacity,
+        }
         self.caches: Arrays = {}
         for pair in self.interface.caches:
             tensor = self.interface.input(pair.input)
-            empty = np.full(tensor.sized(sizes), STALE, numpy_dtype(tensor.dtype))
-            self.caches[pair.input] = empty
+            cache = np.full(tensor.sized(sizes), STALE, numpy_dtype(tensor.dtype))
+            if text.past:
+                fill_cache(cache, passage.drawn[pair.input], pair.axis, text.past)
+            self.caches[pair.input] = cache
 
     def run(self, call: int) -> tuple[Arrays, Arrays]:
         """The inputs of one call and its outputs.
@@ -69,7 +81,7 @@ def layer_inputs(
     cut: Cut, block: Block, passage: Passage, interface: Interface, call: int, layer: int
 ) -> Arrays:
     """The inputs of a cut layer: what the reference has for it."""
-    capacity = passage.text.total + SPARE
+    capacity = passage.text.capacity
     given = numbers(interface, passage, call, capacity)
     given |= {ENTERING: block.entering, ZEROS: np.zeros_like(block.entering)}
     starts, _ = passage.bounds(call)

@@ -6,6 +6,7 @@ from zlib import crc32
 
 import numpy as np
 
+from rope_export.parity.cases import SPARE
 from rope_export.spec import AttentionSpec
 
 LONGEST_WINDOW = 600
@@ -17,14 +18,17 @@ class Text:
     """Several rows of tokens, read in several calls.
 
     counts (calls, rows): new tokens of each row in each call. left (rows): padding before a row's
-    first token, a part of its first call. first: position of the first token. massive: whether the
-    first token of each row is far larger than the others when it enters a layer; then each layer
-    alone is judged.
+    first token, a part of its first call. past (rows): slots that are filled before the first call,
+    with drawn numbers. spare: slots of a fixed cache that are free after the last. first: position
+    of the first token. massive: whether the first token of each row is far larger than the others
+    when it enters a layer; then each layer alone is judged.
     """
 
     name: str
     counts: tuple[tuple[int, ...], ...]
     left: tuple[int, ...] = ()
+    past: tuple[int, ...] = ()
+    spare: int = SPARE
     first: int = 0
     massive: bool = False
 
@@ -35,7 +39,8 @@ class Text:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row before each call, and after the last, (calls + 1, rows)."""
-        return np.concatenate([np.zeros((1, self.rows), int), np.cumsum(self.counts, axis=0)])
+        past = np.array([self.past or (0,) * self.rows], int)
+        return np.concatenate([past, past + np.cumsum(self.counts, axis=0)])
 
     @property
     def total(self) -> int:
@@ -43,11 +48,16 @@ class Text:
         return int(self.lengths[-1].max())
 
     @property
+    def capacity(self) -> int:
+        """Slots of a fixed cache."""
+        return self.total + self.spare
+
+    @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """Rows that are of one length in every call: they are one batch for transformers."""
         by_counts: dict[tuple[int, ...], list[int]] = {}
         for row in range(self.rows):
-            by_counts.setdefault(tuple(x[row] for x in self.counts), []).append(row)
+            by_counts.setdefault(tuple(self.lengths[:, row].tolist()), []).append(row)
         return tuple(map(tuple, by_counts.values()))
 
     def mask(self) -> np.ndarray:

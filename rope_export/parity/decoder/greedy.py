@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from rope_export.arrays import to_numpy
+from rope_export.errors import ProfileError
 from rope_export.parity.bounds import UNIT_ROUNDOFF
 from rope_export.parity.decoder.exact import Float64
 from rope_export.parity.decoder.passage import called
@@ -48,18 +49,22 @@ class Greedy:
     def generate(self, session: Session) -> None:
         """Have a session generate the texts, and begin the reference's forwards of them.
 
-        Raises: RopeExportError if the runtime fails.
+        Raises: ProfileError if an engine is too small for them; RopeExportError if the runtime
+            fails.
         """
-        stream = session.start(batch=PROMPTS, capacity=self.ids.shape[1] + self.tokens)
-        step, mask = self.ids * self.mask, self.mask
+        slots = self.ids.shape[1] + self.tokens
+        if session.capacity is not None and session.capacity < slots:
+            raise ProfileError(f"the texts take {slots} slots, of {session.capacity}.")
+        stream = session.start(batch=PROMPTS, capacity=session.capacity or slots)
+        ids, shown = self.ids, self.mask
+        step, mask = ids * shown, shown
         for _ in range(self.tokens):
-            positions = np.maximum(np.cumsum(self.mask, axis=1) - 1, 0)[:, -step.shape[1] :]
+            positions = np.maximum(np.cumsum(shown, axis=1) - 1, 0)[:, -step.shape[1] :]
             logits = stream.step(step, positions, mask)
             step = np.argmax(to_numpy(logits)[:, -1].astype(np.float32), axis=-1)[:, None]
             mask = np.ones_like(step)
-            self.ids, self.mask = (
-                np.concatenate(x, axis=1) for x in ((self.ids, step), (self.mask, mask))
-            )
+            ids, shown = (np.concatenate(x, axis=1) for x in ((ids, step), (shown, mask)))
+        self.ids, self.mask = ids, shown
         self.walks = [self._walk(row) for row in range(PROMPTS)]
 
     def _walk(self, row: int) -> Walk:

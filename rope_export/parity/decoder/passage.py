@@ -5,11 +5,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rope_export.arrays import numpy_dtype, to_torch
+from rope_export.interface import Interface
 from rope_export.parity.decoder.cases import Text
 from rope_export.parity.decoder.exact import Float64
 from rope_export.parity.decoder.theirs import Theirs
@@ -28,18 +31,27 @@ class Group:
 class Passage:
     """A text with its numbers, and the forwards of its rows.
 
-    ids, mask, positions (rows, total). vocabulary: size.
+    ids, mask, positions (rows, total). vocabulary: size. drawn: what the text's past holds, by the
+    caches of `interface`, (rows, heads, past, width).
     """
 
-    def __init__(self, text: Text, theirs: Theirs, vocabulary: int, seed: int) -> None:
+    def __init__(
+        self,
+        text: Text,
+        theirs: Theirs,
+        vocabulary: int,
+        seed: int,
+        interface: Interface | None = None,
+    ) -> None:
         self.text, self.theirs = text, theirs
+        self.drawn = {} if interface is None else _drawn(text, interface, seed)
         self.ids = text.ids(vocabulary, seed)
         self.mask, self.positions = text.mask(), text.positions()
         self.groups = [
             Group(
                 rows=rows,
-                exact=Walk(theirs, self._forward(rows), lambda: Float64(theirs.widened)),
-                eager=Walk(theirs, self._forward(rows), nullcontext),
+                exact=Walk(theirs, self._forward(rows, True), lambda: Float64(theirs.widened)),
+                eager=Walk(theirs, self._forward(rows, False), nullcontext),
             )
             for rows in text.groups
         ]
@@ -91,11 +103,17 @@ class Passage:
             every.append(last_new(whole, self.new(call)) if last else whole)
         return every
 
-    def _forward(self, rows: tuple[int, ...]) -> Callable[[Any], list[Tensor]]:
+    def _forward(self, rows: tuple[int, ...], wide: bool) -> Callable[[Any], list[Tensor]]:
+        """wide: whether its past is to be in float64."""
+
         def forward(model: Any) -> list[Tensor]:
             from transformers import DynamicCache
 
             cache = DynamicCache()
+            for layer, (key, value) in self._past(rows).items():
+                if wide:
+                    key, value = key.double(), value.double()
+                cache.update(key, value, layer)
             every = []
             for call in range(len(self.text.counts)):
                 start, end = (int(x[rows[0]]) for x in self.bounds(call))
@@ -111,6 +129,27 @@ class Passage:
             return every
 
         return forward
+
+    def _past(self, rows: tuple[int, ...]) -> dict[int, list[Tensor]]:
+        """Keys and values of each layer before the first call, where there are any."""
+        start = int(self.text.lengths[0][rows[0]])
+        layers: dict[int, list[Tensor]] = {}
+        for name, values in self.drawn.items() if start else ():
+            past = to_torch(np.ascontiguousarray(values[list(rows), :, :start]))
+            layers.setdefault(int(name.split(".")[1]), []).append(past)
+        return layers
+
+
+def _drawn(text: Text, interface: Interface, seed: int) -> dict[str, np.ndarray]:
+    """Normal numbers for every slot of a text's past, by the caches."""
+    drawn: dict[str, np.ndarray] = {}
+    for pair in interface.caches if text.past else ():
+        tensor, slots = interface.input(pair.input), max(text.past)
+        shape = tensor.sized({"batch": text.rows, "past": slots, "capacity": slots})
+        stream = np.random.Generator(np.random.PCG64([seed, crc32(pair.input.encode())]))
+        values = stream.standard_normal(shape, np.float32)
+        drawn[pair.input] = values.astype(numpy_dtype(tensor.dtype))
+    return drawn
 
 
 def called(

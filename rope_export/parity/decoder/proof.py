@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rope_export.errors import InputError, RopeExportError
+from rope_export.errors import InputError, ProfileError, RopeExportError
 from rope_export.interface import Interface
 from rope_export.parity.bounds import TIMES
 from rope_export.parity.decoder.blocks import Block, block_of
@@ -108,17 +108,21 @@ class Proof:
         self._conclude()
 
     def _generate(self, progress: Progress) -> str | None:
-        """The runtime that has generated the greedy texts, if it could."""
+        """The first runtime that can generate the greedy texts, if it did."""
         if not self.whole.judged:
             return None
         progress("greedy text", 0.0)
-        name, session = next(iter(self.decoder.sessions.items()))
-        try:
-            self.greedy.generate(session)
-        except RopeExportError as error:
-            self.whole.failed(CASE, name, "text", error)
-            return None
-        return name
+        for name, session in self.decoder.sessions.items():
+            try:
+                self.greedy.generate(session)
+            except ProfileError:
+                continue
+            except RopeExportError as error:
+                self.whole.failed(CASE, name, "text", error)
+                return None
+            return name
+        self._leave_out("no text was generated: it lies outside of the profiles.")
+        return None
 
     def _layers(self, progress: Progress) -> None:
         calls = max(len(passage.text.counts) for passage in self.passages)
@@ -235,6 +239,8 @@ class Proof:
                 f"{self.whole.doubtful} tokens were not judged end to end: rounding may change "
                 f"their experts, or those of a token before them."
             )
+        for runtime, count in self.whole.outside.items():
+            self._leave_out(f"{count} texts lie outside of the profiles of {runtime}.")
         if self.unknown:
             names = ", ".join(sorted(self.unknown))
             self._leave_out(f"eager's own error has no ceiling: no rule for {names}.")

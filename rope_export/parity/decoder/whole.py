@@ -1,10 +1,11 @@
 """The whole model: from the first token to the last logit, with caches of the artifact's own."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
 
-from rope_export.errors import RopeExportError
+from rope_export.errors import ProfileError, RopeExportError
 from rope_export.interface import Interface, TensorType
 from rope_export.parity.bounds import TIMES
 from rope_export.parity.decoder.calls import Arrays, Calls, changed_bits
@@ -20,6 +21,7 @@ class Whole:
     last: whether the logits are those of the last new token alone. judged: whether logits are
     judged; without, only what a call may not change. tolerance: the largest of one
     logit so far, as a share of the norm of its token's. doubtful: tokens that are not judged.
+    outside: texts that have a call outside of the profiles of an engine, by the runtime.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Whole:
         self.interface, self.sessions, self.verdicts = interface, sessions, verdicts
         self.last, self.judged = last, judged
         self.tolerance, self.doubtful = 0.0, 0
+        self.outside: Counter[str] = Counter()
         self.floors = Floors(verdicts.dtype)
         self._margins: dict[tuple[str, int], np.ndarray] = {}
 
@@ -54,6 +57,8 @@ class Whole:
                     inputs, outputs = calls.run(call)
                     if self._well_formed(passage, call, runtime, inputs, outputs, logits.shape):
                         results[call][runtime] = outputs["logits"].astype(np.float64)
+            except ProfileError:
+                self.outside[runtime] += 1
             except RopeExportError as error:
                 self.failed(passage.text.name, runtime, "every output", error)
         certain = np.ones(passage.text.rows, dtype=bool)

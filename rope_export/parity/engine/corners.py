@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rope_export.engines.profiles import Profile
 from rope_export.parity.cases import Case
+from rope_export.parity.decoder.cases import Text
 
 
 def corner_cases(profiles: Sequence[Profile]) -> dict[Case, Profile]:
@@ -18,6 +19,19 @@ def corner_cases(profiles: Sequence[Profile]) -> dict[Case, Profile]:
             for case in _cases(sizes):
                 cases.setdefault(case, profile)
     return cases
+
+
+def corner_texts(profiles: Sequence[Profile]) -> dict[Text, Profile]:
+    """The corners of the profiles as texts of one call each, whose past is drawn."""
+    return {
+        Text(
+            name=f"corner {case.name}",
+            counts=((case.sequence,) * case.batch,),
+            past=tuple(case.starts.tolist()) if case.past else (),
+            spare=case.spare,
+        ): profile
+        for case, profile in corner_cases(profiles).items()
+    }
 
 
 def _cases(sizes: Mapping[str, int]) -> Iterator[Case]:

@@ -1,6 +1,6 @@
 """A whole decoder as a subject: eager and the reference are transformers' own model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from rope_export.artifacts import companions
 from rope_export.artifacts.decoder import DecoderArtifact
 from rope_export.artifacts.folder import Folder, model_hashes
 from rope_export.errors import ArtifactError, UnavailableError
-from rope_export.parity.decoder.cases import not_visible, regular_texts
+from rope_export.parity.decoder.cases import Text, not_visible, regular_texts
 from rope_export.parity.decoder.cut import Cutter
 from rope_export.parity.decoder.greedy import Greedy
 from rope_export.parity.decoder.passage import Passage
@@ -29,7 +29,7 @@ TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges")
 
 
 class DecoderSubject(Streamed):
-    """One exported decoder.
+    """One exported decoder. opened: the folder whose sessions are judged.
 
     Raises: ArtifactError if a file of its tokenizer was changed: what it makes of a text is then
         not what was exported.
@@ -43,6 +43,7 @@ class DecoderSubject(Streamed):
                     f"part of what is proven. Put it back, or export again."
                 )
         self.artifact, self.request, self.facts = artifact, request, artifact.facts
+        self.opened: Folder = artifact
         self.specs = [AttentionSpec.from_json(spec) for spec in self.facts.specs]
 
     @property
@@ -66,7 +67,7 @@ class DecoderSubject(Streamed):
 
     def open(self, runtime: str) -> Session:
         self._theirs  # noqa: B018, without which nothing is compared
-        return open_on(self.artifact, runtime)
+        return open_on(self.opened, runtime)
 
     def prove(
         self, sessions: Mapping[str, Session], report: Report, seed: int, progress: Progress
@@ -88,11 +89,16 @@ class DecoderSubject(Streamed):
                 name: run for name in sessions if (run := layer_runner(name)) is not None
             },
         )
-        texts = regular_texts(self.specs, facts.cache, facts.positions)
-        passages = [Passage(text, theirs, facts.vocabulary, seed) for text in texts]
+        passages = [
+            Passage(text, theirs, facts.vocabulary, seed, facts.interface) for text in self.texts()
+        ]
         greedy = Greedy(theirs, facts.vocabulary, seed)
         verdicts = Verdicts(report, facts.dtype, seed)
         Proof(decoder, theirs, passages, greedy, verdicts).run(progress)
+
+    def texts(self) -> Iterable[Text]:
+        """The texts that it is judged on."""
+        return regular_texts(self.specs, self.facts.cache, self.facts.positions)
 
     def record(self, evidence: Mapping[str, Any]) -> str | None:
         return self.artifact.record(parity={**evidence, "files": model_hashes(self.artifact)})

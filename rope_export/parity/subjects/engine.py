@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from rope_export.artifacts.decoder import DecoderArtifact
 from rope_export.artifacts.folder import Folder, model_hashes
 from rope_export.engines.plan import Engine
-from rope_export.errors import InputError
 from rope_export.interface import Interface
 from rope_export.parity.cases import Case
 from rope_export.parity.comparison import Arrays, Expected
@@ -13,6 +13,7 @@ from rope_export.parity.engine.corners import corner_cases
 from rope_export.parity.engine.numbers import compared_numbers, structure_rows
 from rope_export.parity.report.result import Report
 from rope_export.parity.subject import Call, Property, Request, Revealing, Streamed, Subject
+from rope_export.parity.subjects.decoder_engine import DecoderEngineSubject
 from rope_export.parity.subjects.opening import open_on, subject_of
 from rope_export.sessions import Session
 
@@ -87,10 +88,10 @@ def fits(opened: Folder) -> bool:
     return isinstance(opened, Engine)
 
 
-def make_subject(engine: Engine, request: Request) -> EngineSubject:
-    """Raises: CheckpointError and ArtifactError if the weights cannot be had; InputError for an
-    engine of a whole decoder."""
+def make_subject(engine: Engine, request: Request) -> EngineSubject | DecoderEngineSubject:
+    """Raises: CheckpointError and ArtifactError if the weights cannot be had."""
+    if isinstance(engine.artifact, DecoderArtifact):
+        return DecoderEngineSubject(engine, engine.artifact, request)
     model = subject_of(engine.artifact, request)
-    if isinstance(model, Streamed):
-        raise InputError(f"{engine.path}: engines of whole decoders are not compared yet.")
+    assert not isinstance(model, Streamed)
     return EngineSubject(engine, model, request)
