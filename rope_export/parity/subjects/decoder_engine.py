@@ -15,12 +15,12 @@ from rope_export.parity.subject import Progress, Request
 from rope_export.parity.subjects.decoder import DecoderSubject
 from rope_export.sessions import Session
 
-AFFORDABLE = 2**25
+AFFORDABLE = 2**23
 """Numbers of one call that are compared unless asked for more: of its logits, or of the scores of
-one layer, of which the float64 reference and its bounds hold several copies. Four times as many may
-be cached, which are only kept."""
+one layer, of which the float64 reference and its bounds hold several copies. Sixteen times as many
+may be cached, which are only kept."""
 
-CACHED = 4
+CACHED = 16
 
 
 class DecoderEngineSubject(DecoderSubject):
