@@ -240,7 +240,7 @@ class Proof:
                 f"their experts, or those of a token before them."
             )
         for runtime, count in self.whole.outside.items():
-            self._leave_out(f"{count} texts lie outside of the profiles of {runtime}.")
+            self._leave_out(f"texts outside of the profiles of {runtime}: {count}.")
         if self.unknown:
             names = ", ".join(sorted(self.unknown))
             self._leave_out(f"eager's own error has no ceiling: no rule for {names}.")
