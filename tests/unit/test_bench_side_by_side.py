@@ -45,7 +45,18 @@ def test_every_loop_gives_the_greedy_tokens(tmp_path, cache):
         assert answer.ids == wanted
         assert len(answer.seconds) == 5
         assert answer.rate == pytest.approx(4 / sum(answer.seconds[1:]))
-    assert same == {"ours": 2, "plain": 2}
+    assert same == {"ours": 64, "plain": 64}
+
+
+def test_agreement_ends_with_the_first_other_token():
+    from scripts.benchmarks.decoders.workers import Answer
+
+    class Fixed(Late):
+        def generate(self, ids, new, ends=()):
+            return Answer(ids=[int(x) for x in self.seconds], seconds=[])
+
+    workers = {"reference": Fixed("1234"), "other": Fixed("1294")}
+    assert agreements(workers, [[0], [1]], "reference") == {"reference": 8, "other": 4}
 
 
 def test_a_process_that_does_not_start_says_why(tmp_path):
@@ -115,13 +126,13 @@ def test_the_page_has_every_figure(tmp_path):
         facts=facts,
         exports={"float32": [one]},
         rates={"float32": rates},
-        same={"float32": {"rope_export, ours": 8}},
+        same={"float32": {"rope_export, ours": 250}},
         refused={"float32": {"eager": "not here"}},
         lookup={"float32": {"repeating": [pair]}},
     )
     text = "\n".join(page_lines(results))
     assert "| rope_export | float32 | 5.0 (4.0–9.0) | 3 | 2 |" in text  # noqa: RUF001
-    assert "| rope_export, ours | 42.0 (40.0–44.0) | 84 % | 8 |" in text  # noqa: RUF001
+    assert "| rope_export, ours | 42.0 (40.0–44.0) | 84 % | 250 of 256 |" in text  # noqa: RUF001
     assert "| 1.55 (1.10–2.00) |" in text  # noqa: RUF001 - 40 / 20 and 44 / 40
     assert "| optimum-onnx, optimum | it broke |" in text
     assert "| eager | not here |" in text

@@ -82,7 +82,8 @@ def _block(worker: Worker, ids: Sequence[int], rates: Rates) -> Answer | None:
 def agreements(
     workers: Mapping[str, Worker], prompts: Sequence[Sequence[int]], reference: str
 ) -> dict[str, int | str]:
-    """Of how many prompts each way gives the reference's greedy tokens, or why it gives none."""
+    """How many tokens of each way's greedy answers are the reference's, up to the first of an
+    answer that is not; or why there are none."""
     texts: dict[str, list[list[int]] | str] = {}
     for name, worker in workers.items():
         try:
@@ -91,6 +92,14 @@ def agreements(
             texts[name] = str(error)
     wanted = texts[reference]
     return {
-        name: own if isinstance(own, str) else sum(a == b for a, b in zip(own, wanted, strict=True))
+        name: own
+        if isinstance(own, str)
+        else sum(_leading(a, b) for a, b in zip(own, wanted, strict=True))
         for name, own in texts.items()
     }
+
+
+def _leading(own: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens are the same before the first that is not."""
+    pairs = enumerate(zip(own, other, strict=True))
+    return next((at for at, (a, b) in pairs if a != b), len(own))

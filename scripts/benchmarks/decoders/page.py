@@ -19,8 +19,9 @@ GENERATE = (
     "many, and the seconds to the first token; medians of {rounds} rounds, smallest and largest. "
     "Each way runs in a process and an environment of its own; a "
     "block of one takes turns with blocks of the others, in an order drawn anew in each round. "
-    "The same text: prompts of {prompts} whose {texts} greedy tokens are those of transformers in "
-    "float32. Of the limit: of the tokens a second at which weights and cache are read once, at "
+    "As PyTorch: tokens of {prompts} greedy answers of {texts} that are those of transformers in "
+    "float32, up to the first of an answer that is not; quantized weights give other texts. Of "
+    "the limit: of the tokens a second at which weights and cache are read once, at "
     "the {bandwidth:.1f} GB/s that this memory gave, measured in every round ({low:.1f} to "
     "{high:.1f})."
 )
@@ -67,7 +68,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """By the dtype of weights: exports, rates by way and past, how many texts are the same, why
+    """By the dtype of weights: exports, rates by way and past, how many tokens are PyTorch's, why
     ways did not start, and what candidates from the text gave by the kind of prompt."""
 
     facts: Facts
@@ -133,13 +134,14 @@ def _export(weights: str, exported: Exported) -> tuple[str, ...]:
 def _rates(results: Results, weights: str) -> Iterator[str]:
     pasts = results.facts.pasts
     heads = [f"after {past}" for past in pasts] + ["of the limit"]
-    heads += [f"first token after {past}, s" for past in pasts[1:]] + ["the same text"]
+    heads += [f"first token after {past}, s" for past in pasts[1:]] + ["as PyTorch"]
     rows = []
     for name, rates in results.rates[weights].items():
         shares = [_share(results.facts, weights, past, rates[past]) for past in pasts]
         cells = [_spread(rates[past].decode, rates[past].problem) for past in pasts]
         firsts = [_spread(rates[past].first, rates[past].problem, digits=2) for past in pasts[1:]]
         same = str(results.same[weights].get(name, ""))
+        same += f" of {results.facts.prompts * TEXTS}" if same.isdigit() else ""
         rows.append((name, *cells, " / ".join(shares), *firsts, same))
     for name, reason in results.refused[weights].items():
         rows.append((name, reason, *[""] * (len(heads) - 1)))
