@@ -84,19 +84,20 @@ def agreements(
 ) -> dict[str, int | str]:
     """How many tokens of each way's greedy answers are the reference's, up to the first of an
     answer that is not; or why there are none."""
-    texts: dict[str, list[list[int]] | str] = {}
+    texts: dict[str, list[list[int]]] = {}
+    agreeing: dict[str, int | str] = {}
     for name, worker in workers.items():
         try:
             texts[name] = [worker.generate(prompt, TEXTS).ids for prompt in prompts]
         except WorkerError as error:
-            texts[name] = str(error)
-    wanted = texts[reference]
-    return {
-        name: own
-        if isinstance(own, str)
-        else sum(_leading(a, b) for a, b in zip(own, wanted, strict=True))
-        for name, own in texts.items()
-    }
+            agreeing[name] = str(error)
+    wanted = texts.get(reference)
+    for name, own in texts.items():
+        if wanted is None:
+            agreeing[name] = "not compared"
+        else:
+            agreeing[name] = sum(_leading(a, b) for a, b in zip(own, wanted, strict=True))
+    return agreeing
 
 
 def _leading(own: Sequence[int], other: Sequence[int]) -> int:
