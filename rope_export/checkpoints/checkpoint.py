@@ -15,7 +15,7 @@ from rope_export.checkpoints.layout import Piece, TensorLayout
 from rope_export.checkpoints.locators import Locator
 from rope_export.checkpoints.model import Layer, Model, with_notes
 from rope_export.checkpoints.parts import named_parts
-from rope_export.checkpoints.placing import layer_deltas
+from rope_export.checkpoints.placing import every_delta, layer_deltas
 from rope_export.checkpoints.stacks import prefix_of, shared_names
 from rope_export.checkpoints.tensors import (
     Reader,
@@ -25,7 +25,7 @@ from rope_export.checkpoints.tensors import (
     reader,
 )
 from rope_export.checkpoints.unpacking import Unpacking, unpacked_tensors
-from rope_export.errors import CheckpointError, SpecError
+from rope_export.errors import SpecError
 from rope_export.spec import AttentionSpec, DType
 
 
@@ -117,14 +117,17 @@ class Checkpoint(Model):
         return tuple(name for name in names if not (attends and name.startswith(attention)))
 
     def tensor(self, name: str) -> Tensor:
-        if self.to_merge is not None:
-            raise CheckpointError(
-                f"tensor {name!r}: the adapter {self.adapter} is merged into attention layers "
-                f"alone. Merge it with PEFT's merge_and_unload() first."
-            )
         if name not in self.tensors.names:
             raise SpecError(f"tensor {name!r}: {self.path} has no tensor of that name.")
-        return self.tensors.read(name)
+        return self._read(name)
+
+    @cached_property
+    def _read(self) -> Reader:
+        """Reads any tensor, with what an adapter adds."""
+        if self.to_merge is None:
+            return self.tensors.read
+        deltas = every_delta(self.to_merge, self.tensors.names)
+        return merged(self.tensors.read, self.to_merge, deltas)
 
     @cached_property
     def _stack(self) -> tuple[TensorLayout, str]:

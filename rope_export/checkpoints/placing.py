@@ -69,13 +69,38 @@ def _prefixes(stack: str, rest: str, files: Iterable[str]) -> set[str]:
     return {prefix for prefix in prefixes if _is_same_stack(stack, prefix)}
 
 
+def every_delta(adapter: Adapter, files: Collection[str]) -> dict[str, Delta]:
+    """What the adapter adds to the checkpoint's tensors, by their full names there.
+
+    Raises: CheckpointError for a module that the checkpoint does not have, or has several like, and
+        for what is no LoRA pair.
+    """
+    if adapter.others:
+        raise CheckpointError(f"{adapter.where}: has {adapter.others[0]!r}; {SUPPORTED}")
+    deltas = {}
+    for module in adapter.modules:
+        before, rest = _parts(module)
+        prefixes = _prefixes(before, rest, files)
+        if len(prefixes) != 1:
+            raise CheckpointError(
+                f"{adapter.where}: adapts {module!r}, of which the checkpoint has "
+                f"{len(prefixes)}. Was the adapter made for this model? {SUPPORTED}"
+            )
+        deltas[f"{prefixes.pop()}{rest}.weight"] = adapter.delta(module)
+    return deltas
+
+
 def _is_known(module: str, files: Iterable[str]) -> bool:
     """Whether the checkpoint has the weight of a module that is not on the layer's path."""
+    return bool(_prefixes(*_parts(module), files))
+
+
+def _parts(module: str) -> tuple[str, str]:
+    """What stands before the stack in a module's name, and the rest of it."""
     parts = module.split(".")
     numbers = [at for at, part in enumerate(parts) if part.isdigit()]
     at = max(0, numbers[0] - 1) if numbers else len(parts) - 1
-    before = "".join(f"{part}." for part in parts[:at])
-    return bool(_prefixes(before, ".".join(parts[at:]), files))
+    return "".join(f"{part}." for part in parts[:at]), ".".join(parts[at:])
 
 
 def _is_same_stack(one: str, other: str) -> bool:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from rope_export.checkpoints import open_model
 from rope_export.errors import CheckpointError
 from tests.conftest import TINY
-from tests.support.peft_adapters import adapted, model_in, peft
+from tests.support.peft_adapters import adapted, merged, model_in, peft
 
 ATTENTION = "base_model.model.model.layers.0.self_attn."
 
@@ -162,8 +162,10 @@ def test_pickled_adapters_are_refused(base, tmp_path) -> None:
         open_model(base, adapter=adapter).layer()
 
 
-def test_tensors_that_an_adapter_may_change_are_not_read(base: Path, plain_adapter: Path) -> None:
-    model = open_model(base, adapter=plain_adapter)
-    with pytest.raises(CheckpointError, match="merged into attention layers alone"):
-        model.tensor(model.shared[0])
-    assert open_model(base).tensor(model.shared[0]).ndim == 2
+def test_any_tensor_of_a_model_has_what_the_adapter_adds(base: Path, plain_adapter: Path) -> None:
+    """As PEFT merges it; those that it leaves alone are the file's own."""
+    model, plain = open_model(base, adapter=plain_adapter), open_model(base)
+    name = "model.layers.1.self_attn.q_proj.weight"
+    assert torch.equal(model.tensor(name), merged(base, plain_adapter, layer=1)["q_proj.weight"])
+    for other in (*model.shared, *model.beside(0)):
+        assert torch.equal(model.tensor(other), plain.tensor(other))

@@ -9,7 +9,33 @@ import transformers
 from rope_export.bench.markdown import table_lines
 from tests.conformance.decoders.models import MULTIMODAL, TEXT
 
-SAMPLE = ("LlamaForCausalLM",)
+SAMPLE = (
+    "ApertusForCausalLM",
+    "BeamForCausalLM",
+    "Cohere2ForCausalLM",
+    "CohereCompassForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "FalconForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma4ForCausalLM",
+    "Glm4MoeForCausalLM",
+    "GPTJForCausalLM",
+    "GPTNeoXForCausalLM",
+    "GptOssForCausalLM",
+    "GraniteForCausalLM",
+    "Llama4ForCausalLM",
+    "LlamaForCausalLM",
+    "MiniCPM3ForCausalLM",
+    "MixtralForCausalLM",
+    "NanoChatForCausalLM",
+    "NemotronForCausalLM",
+    "Olmo2ForCausalLM",
+    "PersimmonForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "StableLmForCausalLM",
+    "Qwen2VLForConditionalGeneration",
+)
 """Decoders that have every feature between them; CI proves these."""
 
 
