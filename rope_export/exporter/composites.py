@@ -105,15 +105,22 @@ def _is_composite(node: Node, table: Container[Any]) -> bool:
 class _Sizes:
     """The nodes of a graph that compute symbolic sizes, by what they compute.
 
-    Of several that compute the same, the last of those under whose symbol the others are known.
+    Of several that read the same size of an input, the last of those under whose symbol the others
+    are known; of several that compute one, the first, for nodes that come after it.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.nodes: dict[Any, Node] = {}
+        self._computed: dict[Any, Node] = {}
+        self._order = {node: at for at, node in enumerate(graph.nodes)}
         for node in self._all():
             value = node.meta["val"].node
-            self.nodes[getattr(value, "_expr", value.expr)] = node
+            expression = getattr(value, "_expr", value.expr)
+            if node.target is aten.sym_size.int:
+                self.nodes[expression] = node
+            else:
+                self._computed.setdefault(expression, node)
 
     def _all(self) -> Iterator[Node]:
         return (node for node in self.graph.nodes if isinstance(node.meta.get("val"), SymInt))
@@ -125,24 +132,41 @@ class _Sizes:
             if one is not None and one.target is node.target is aten.sym_size.int:
                 node.replace_all_uses_with(one)
 
-    def has(self, size: int | SymInt) -> bool:
-        """Whether there is a node for the size, or for what it is a multiple of."""
-        if not isinstance(size, SymInt) or size.node.expr in self.nodes:
+    def has(self, size: int | SymInt, user: Node) -> bool:
+        """Whether there is a node for the size, or for every factor of it, before its user."""
+        if not isinstance(size, SymInt) or self._known(size.node.expr, user) is not None:
             return True
-        number, rest = size.node.expr.as_coeff_Mul()
-        return bool(number.is_Integer) and rest in self.nodes
+        number, factors = size.node.expr.as_coeff_mul()
+        return bool(number.is_Integer) and all(factor in self.nodes for factor in factors)
 
-    def argument(self, size: int | SymInt) -> int | Node:
+    def _known(self, expression: Any, user: Node) -> Node | None:
+        """The node that computes a size, if there is one before its user."""
+        if expression in self.nodes:
+            return self.nodes[expression]
+        node = self._computed.get(expression)
+        return node if node is not None and self._order[node] < self._order[user] else None
+
+    def argument(self, size: int | SymInt, user: Node) -> int | Node:
         """The size as an argument of a node."""
         if not isinstance(size, SymInt):
             return size
         expression = size.node.expr
+        known = self._known(expression, user)
+        if known is not None:
+            return known
         if expression not in self.nodes:
-            number, rest = expression.as_coeff_Mul()
-            node = self.graph.call_function(operator.mul, (int(number), self.nodes[rest]))
-            node.meta["val"] = size
+            number, (first, *others) = expression.as_coeff_mul()
+            node = self.nodes[first]
+            for factor in [*map(self.nodes.get, others), *([int(number)] if number != 1 else [])]:
+                node = self._product(factor, node)
             self.nodes[expression] = node
         return self.nodes[expression]
+
+    def _product(self, factor: Any, node: Node) -> Node:
+        product = self.graph.call_function(operator.mul, (factor, node))
+        value = factor.meta["val"] if isinstance(factor, Node) else factor
+        product.meta["val"] = value * node.meta["val"]
+        return product
 
 
 def _is_replaced(node: Node, sizes: _Sizes) -> bool:
@@ -155,7 +179,7 @@ def _is_replaced(node: Node, sizes: _Sizes) -> bool:
     value = node.meta.get("val")
     if REPLACEMENTS[node.target] is not _view:
         return isinstance(value, Tensor)
-    return isinstance(value, Tensor) and all(map(sizes.has, value.shape))
+    return isinstance(value, Tensor) and all(sizes.has(x, node) for x in value.shape)
 
 
 def _drop(node: Node, sizes: _Sizes) -> None:
@@ -181,7 +205,7 @@ def _cast(node: Node, sizes: _Sizes) -> None:
 
 def _view(node: Node, sizes: _Sizes) -> None:
     x: Any = node.args[0]
-    shape = [sizes.argument(size) for size in node.meta["val"].shape]
+    shape = [sizes.argument(size, node) for size in node.meta["val"].shape]
     if _storage(x) == _storage(node):
         node.target, node.args = aten.view.default, (x, shape)
         return
