@@ -115,6 +115,7 @@ class FixedCaches:
 
     def __init__(self, interface: "Interface", runner: "Runner", batch: int, capacity: int) -> None:
         self._interface, self._runner = interface, runner
+        self._covered = interface.covered or "capacity"
         self._sizes = {"batch": batch, "capacity": capacity}
         self.tensors: dict[str, Array] = {}
         self.of_torch: bool | None = None
@@ -134,7 +135,7 @@ class FixedCaches:
         sizes = {**self._sizes, "total": int(lengths.max()) + sequence}
         axes = self._checked.axes(inputs, sizes)
         if mask is not None:
-            covered = sizes[self._interface.covered or "capacity"]
+            covered = sizes[self._covered]
             every_slot = self._masked(mask, lengths)[:, :covered]
             inputs = _with_mask(self._interface, inputs, every_slot)
         try:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from rope_export.arrays import Array
     from rope_export.artifacts.manifest import ModelFacts
+    from rope_export.interface import Interface
     from rope_export.runtimes import Runner
 
 
@@ -43,6 +44,8 @@ class Stream:
             capacity = _capacity(capacity, runner.capacity)
         self.batch, self.capacity = batch, capacity
         self._manifest, self.interface = manifest, manifest.interface
+        self._main = self.interface.input(self.interface.main_input)
+        self._position_axes = _leading(self.interface)
         self._lengths = np.zeros(batch, np.int64)
         self._shown = np.zeros(batch, np.int64)
         self._caches: Caches = (
@@ -151,7 +154,7 @@ class Stream:
 
     def _tokens(self, tokens: "Array | None", main: "dict[str, Array]") -> "Array":
         """The main input as a plain tensor."""
-        expected = self.interface.input(self.interface.main_input)
+        expected = self._main
         if main:
             if tokens is not None or main.keys() != {expected.name}:
                 raise TypeError(f"step() takes {expected.name} once, and no {', '.join(main)}.")
@@ -193,9 +196,8 @@ class Stream:
         name = str(self.interface.positions)
         if position_ids is None:
             positions = self._counted(tokens.shape[1], padded)
-            axes = self.interface.input(name).shape[:-2]
-            sizes = [axis for axis in axes if isinstance(axis, int)]
-            return like(tokens, np.broadcast_to(positions, (*sizes, *positions.shape)).copy())
+            shape = (*self._position_axes, *positions.shape)
+            return like(tokens, np.broadcast_to(positions, shape).copy())
         position_ids = plain(name, position_ids)
         if is_torch(position_ids) != is_torch(tokens):
             raise TensorError("inputs mix numpy arrays and torch tensors; give one kind.")
@@ -243,6 +245,14 @@ def _check_size(name: str, count: int | None) -> None:
     if count < 1:
         rule = "a stream has at least one row" if name == "batch" else "a cache has a slot or more"
         raise InputError(f"{name}={count}: {rule}.")
+
+
+def _leading(interface: "Interface") -> tuple[int, ...]:
+    """The sizes of the axes of positions before batch and sequence."""
+    if interface.positions is None:
+        return ()
+    shape = interface.input(interface.positions).shape[:-2]
+    return tuple(axis for axis in shape if isinstance(axis, int))
 
 
 def _capacity(capacity: int | None, only: int | None) -> int:
