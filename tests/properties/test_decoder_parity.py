@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from rope_export import export_decoder, verify
 from rope_export.artifacts.decoder import DecoderArtifact
 from rope_export.errors import ArtifactError
-from rope_export.parity.decoder import greedy
+from rope_export.parity.decoder import greedy, theirs
 from rope_export.parity.decoder.cases import regular_texts
 from rope_export.parity.report.result import Report
 from rope_export.parity.subjects import decoder as subject
@@ -178,6 +178,13 @@ def test_nothing_is_compared_without_the_source(llama, tmp_path):
         {"runtime": "onnxruntime", "reason": "the source is gone; give it with `source`"}
     ]
     assert not orphan.evidence.get("parity")
+
+
+def test_nothing_is_compared_without_transformers(llama, monkeypatch):
+    monkeypatch.setattr(theirs, "installed", lambda: None)
+    report = verify(llama, runtimes=["onnxruntime"])
+    assert report.status == "nothing compared"
+    assert "pip install 'rope_export[hf]'" in report.skipped[0]["reason"]
 
 
 @pytest.mark.usefixtures("briefly")

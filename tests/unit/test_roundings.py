@@ -160,3 +160,17 @@ def test_the_margin_of_a_choice_is_in_deviations():
         squares = roundings.squares(made)
     expected = (3.0 - 1.5) / float((squares[0, 2] + squares[0, 1]).sqrt())
     assert float(roundings.margins[0]) == pytest.approx(expected)
+
+
+def test_a_kernel_that_rounds_to_int8_has_wider_bounds():
+    """A block of two features has the step of its largest, 1/127 of that; half of it is the most
+    that one feature is off by."""
+    weight = nn.Parameter(torch.eye(4), requires_grad=False)
+    x = torch.tensor([[4.0, 1.0, -0.5, 0.25]])
+    widened = Widened([weight])
+    squares = []
+    for blocks in ({}, {weight.data_ptr(): 2}):
+        with Roundings(widened, "float32", blocks) as roundings:
+            squares.append(roundings.squares(torch.nn.functional.linear(x, weight)))
+    most = np.array([4.0, 4.0, 0.5, 0.5]) / 127 / 2
+    np.testing.assert_allclose((squares[1] - squares[0])[0], 2 * most**2, rtol=1e-6)
