@@ -8,13 +8,14 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from rope_export import export_decoder, verify
+from rope_export import build_engine, export_decoder, verify
 from rope_export.artifacts.decoder import DecoderArtifact
-from rope_export.errors import ArtifactError
+from rope_export.errors import ArtifactError, ProfileError
 from rope_export.parity.decoder import greedy, theirs
 from rope_export.parity.decoder.cases import regular_texts
 from rope_export.parity.report.result import Report
 from rope_export.parity.subjects import decoder as subject
+from rope_export.sessions import Session
 from tests.support.planted_decoder import (
     Change,
     permuted,
@@ -271,3 +272,28 @@ def test_thirty_sound_draws_raise_no_alarm(llama):
     for seed in range(30):
         report = verify(llama, runtimes=["onnxruntime"], seed=seed)
         assert report.status == "passed", report.problems
+
+
+@pytest.mark.long
+def test_the_engine_of_a_decoder_is_judged_by_its_structure_and_its_model(llama, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    source = llama.evidence["source"]
+    artifact = export_decoder(source, out=tmp_path / "out", lowering="tensorrt", cache="fixed")
+    report = verify(build_engine(artifact, out=tmp_path / "engine", engine="tensorrt-rtx"))
+    assert report.status == "passed", report.problems
+    assert report.numbers is not None
+    cases = {row.case for row in report.rows}
+    assert {"structure of the network", "short", "unequal rows, call 3"} <= cases
+
+
+@pytest.mark.usefixtures("briefly")
+def test_texts_outside_of_the_profiles_are_counted_and_not_failed(llama, monkeypatch):
+    def refused(*_, **__):
+        raise ProfileError("batch 3 is outside of the profiles")
+
+    monkeypatch.setattr(Session, "run", refused)
+    monkeypatch.setattr(Session, "start", refused)
+    report = verify(llama, runtimes=["onnxruntime"])
+    assert report.status == "passed"
+    assert "texts outside of the profiles of onnxruntime: 3." in report.left_out
+    assert "no text was generated: it lies outside of the profiles." in report.left_out
