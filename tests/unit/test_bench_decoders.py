@@ -9,8 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rope_export.artifacts.decoder import DecoderArtifact
-from rope_export.bench import Choice, Plan, Shape, benchmark, proof, table
+from rope_export.bench import Choice, Plan, Shape, benchmark, harness, proof, table
 from rope_export.bench.decoder_work import DecoderWork
+from rope_export.bench.roofline import Limits
 from rope_export.decoder.pipeline import export_decoder
 from rope_export.errors import InputError
 from rope_export.parity.report.result import Report
@@ -20,6 +21,13 @@ from tests.support.decoder_folder import decoder_folder
 QUICK = Plan(rounds=2, seconds=0.0, calls=1, warm_seconds=0.0, warm_calls=1)
 SHAPES = (Shape(batch=1, sequence=1, past=8), Shape(batch=2, sequence=4, past=0))
 CONFIG = TINY | {"vocab_size": 96, "intermediate_size": 160, "max_position_embeddings": 128}
+
+
+@pytest.fixture(autouse=True)
+def _known_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring the machine takes seconds, and has tests of its own."""
+    limits = Limits(threads=1, bandwidth=48e9, rate=119e9, cache_bytes=0)
+    monkeypatch.setattr(harness, "measured_limits", lambda threads: limits)
 
 
 @pytest.fixture
