@@ -84,6 +84,8 @@ def _causal(config: Any, text: Any) -> Any:
             chosen: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(candidate)]
             chosen = chosen[0] if isinstance(chosen, tuple) else chosen
             candidate.architectures = [chosen.__name__]
+            if hasattr(config, "tie_word_embeddings"):  # the whole model's, which is what counts
+                candidate.tie_word_embeddings = config.tie_word_embeddings
             return candidate
     if "ForConditionalGeneration" in getattr(_own_class(config), "__name__", ""):
         return config

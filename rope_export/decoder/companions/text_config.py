@@ -26,7 +26,8 @@ def client_config(source: Model, config: Any, tokenizer: Mapping[str, bytes]) ->
     else:
         outer = {name: source.config.get(name) for name in TOKENS}
         facts = _plain(text) | {name: value for name, value in outer.items() if value is not None}
-        facts["tie_word_embeddings"] = config.tie_word_embeddings
+        if hasattr(config, "tie_word_embeddings"):
+            facts["tie_word_embeddings"] = config.tie_word_embeddings
         facts["architectures"] = _causal_class(text)
     return {name: value for name, value in facts.items() if name not in OF_THE_SOURCE}
 
