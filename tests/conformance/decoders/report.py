@@ -108,6 +108,16 @@ def _lines(verdicts: list[Verdict]) -> Iterable[str]:
         ("family", "model", "the line it gives"),
         [(f"`{x.family}`", x.name, x.reason) for x in shown if x.status != "proven"],
     )
+    yield ""
+    yield "## Not proven"
+    yield ""
+    yield "transformers does not make, save or run the tiny model of these by itself."
+    yield ""
+    unbuilt = [x for x in verdicts if x.status == "not built"]
+    yield from table_lines(
+        ("family", "model", "what transformers says"),
+        [(f"`{x.family}`", x.name, x.reason) for x in unbuilt],
+    )
 
 
 def _figures(verdict: Verdict) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ growing cache and a fixed one. What is done is kept under build/conformance.
 """
 
 import argparse
+import re
 import tempfile
 import time
 import warnings
@@ -135,7 +136,8 @@ def _compared(
             for calls, x in zip(every, wanted, strict=True)
         ]
     except Exception as error:  # of transformers' own code
-        return {"status": "not built", "reason": _first_line(error)}
+        line = re.sub(rf"\S*{re.escape(str(folder))}/", "", _first_line(error))
+        return {"status": "not built", "reason": line}
     figures: dict[str, Any] = {"eager": max(eager), "errors": {}, "used": 0.0}
     for cache in caches:
         artifact = export_decoder(
