@@ -74,6 +74,9 @@ class Calls:
 
         self._outputs, self._make, self._device = interface.outputs, context, device
         self._fixed = interface.cache == "fixed"
+        # Of these a call's shapes are made; others, such as slots in use, change in every call.
+        shapes = (tensor.shape for tensor in interface.inputs)
+        self._axes = sorted({axis for x in shapes for axis in x if isinstance(axis, str)})
         self._free: list[_Held] = []
         self._lock, self._slots = Lock(), BoundedSemaphore(CONTEXTS)
         self._graphs: OrderedDict[Any, _Graph | None] = OrderedDict()
@@ -133,7 +136,8 @@ class Calls:
         self, profile: int, inputs: Tensors, axes: Mapping[str, int], caches: Tensors
     ) -> _Graph | None:
         """The graph of a stream that decodes into its own cache, from the second call on."""
-        key = (profile, *axes.items(), *(x.data_ptr() for x in caches.values()))
+        sizes = (axes[name] for name in self._axes)
+        key = (profile, *sizes, *(x.data_ptr() for x in caches.values()))
         with self._lock:
             if key not in self._graphs:
                 self._graphs[key] = None

@@ -40,6 +40,13 @@ class Runner(Protocol):
         """
         ...
 
+    def allocate(
+        self, types: Sequence[TensorType], axes: Mapping[str, int], like: "Array"
+    ) -> "dict[str, Array]":
+        """Uninitialised caches for a stream of calls whose main input is like this, where the
+        runner takes them without a copy."""
+        return allocate(types, axes, like)
+
     def prepare(self, kept: "Mapping[str, Array]", into: "Mapping[str, Array]") -> "Prepared":
         """Many calls over the same tensors: a function of the other inputs and of the axes, which
         gives every output.

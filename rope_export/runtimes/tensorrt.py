@@ -1,7 +1,7 @@
 """TensorRT's two runtimes, which run the plan of an engine's folder on the current GPU."""
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rope_export import gpu
 from rope_export.arrays import address, is_torch, to_numpy, to_torch
@@ -10,7 +10,8 @@ from rope_export.engines.calls import Calls
 from rope_export.engines.plan import Engine, check_gpu, check_version
 from rope_export.engines.profiles import selected
 from rope_export.errors import ProfileError, RopeExportError, TensorError, UnavailableError
-from rope_export.runtimes.base import NeedsPackages, Runner, written
+from rope_export.interface import TensorType
+from rope_export.runtimes.base import NeedsPackages, Runner, allocate, written
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,8 @@ class EngineRunner(Runner):
     """Tensors on the GPU are bound by address, others are copied there and back.
 
     Outputs are allocated here, for every call anew, but those of a fixed cache: they are written
-    where their inputs lie, by a Session in a copy, by a Stream in its own cache.
+    where their inputs lie, by a Session in a copy, by a Stream in its own cache, which lies on the
+    GPU whatever the tokens are.
     """
 
     def __init__(
@@ -89,6 +91,33 @@ class EngineRunner(Runner):
     def run(
         self, inputs: "Mapping[str, Array]", axes: Mapping[str, int], into: "Mapping[str, Array]"
     ) -> "dict[str, Array]":
+        outputs, in_place = self._computed(inputs, axes, into)
+        apart = self._apart({n: x for n, x in outputs.items() if x is not in_place.get(n)}, inputs)
+        return written(apart, {n: x for n, x in into.items() if n in apart}) | dict(into)
+
+    def allocate(
+        self, types: Sequence[TensorType], axes: Mapping[str, int], like: "Array"
+    ) -> "dict[str, Array]":
+        import torch
+
+        return allocate(types, axes, torch.empty(0, device=self._device.place))
+
+    def follow(
+        self,
+        inputs: "Mapping[str, Array]",
+        caches: Mapping[str, Any],
+        pairs: Mapping[str, str],
+        axes: Mapping[str, int],
+    ) -> "tuple[dict[str, Array], dict[str, Any]]":
+        """The caches stay on the GPU."""
+        outputs, _ = self._computed({**inputs, **caches}, axes, {})
+        held = {before: outputs.pop(after) for before, after in pairs.items()}
+        return self._apart(outputs, inputs), held
+
+    def _computed(
+        self, inputs: "Mapping[str, Array]", axes: Mapping[str, int], into: "Mapping[str, Array]"
+    ) -> "tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]":
+        """Every output, on the GPU, and those of them that were written where they are wanted."""
         import torch
 
         if self._calls is None:
@@ -104,14 +133,17 @@ class EngineRunner(Runner):
             if tensors[pair.input].data_ptr() == address(into[pair.output])
         }
         with torch.no_grad():
-            outputs = self._calls.run(profile, tensors, axes, in_place)
+            return self._calls.run(profile, tensors, axes, in_place), in_place
+
+    def _apart(
+        self, outputs: "Mapping[str, torch.Tensor]", inputs: "Mapping[str, Array]"
+    ) -> "dict[str, Array]":
+        """The outputs of the kind and on the device of the main input."""
         like = inputs[self._interface.main_input]
-        apart = {
+        return {
             name: tensor.to(like.device) if is_torch(like) else to_numpy(tensor)
             for name, tensor in outputs.items()
-            if tensor is not in_place.get(name)
         }
-        return written(apart, {n: x for n, x in into.items() if n in apart}) | dict(into)
 
     def _on_device(self, name: str, value: "Array") -> "torch.Tensor":
         tensor = value if is_torch(value) else to_torch(to_numpy(value))

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from rope_export.arrays import dtype_name, is_torch, like, writable
-from rope_export.runtimes.base import allocate
 from rope_export.sessions.slots import clear
 
 if TYPE_CHECKING:
@@ -80,7 +79,8 @@ class GrowingCaches:
     ) -> "dict[str, Array]":
         axes = self._checked.axes(inputs, self._sizes(lengths, inputs))
         if not self._held:
-            self._held = _zeros(self._interface, {"batch": self._batch, "past": 0}, inputs)
+            sizes = {"batch": self._batch, "past": 0}
+            self._held = _zeros(self._runner, self._interface, sizes, inputs)
             self.of_torch = is_torch(inputs[self._interface.main_input])
         if mask is not None and self._mask is not None:
             mask = np.concatenate((self._mask, mask), axis=1)
@@ -173,7 +173,7 @@ class FixedCaches:
         if self._prepared is None or self._lengths is None:
             main = inputs[self._interface.main_input]
             if not self.tensors:
-                self.tensors = _zeros(self._interface, self._sizes, inputs)
+                self.tensors = _zeros(self._runner, self._interface, self._sizes, inputs)
                 self.of_torch = is_torch(main)
             with writable(main):
                 self._lengths = like(main, lengths.copy())
@@ -210,13 +210,16 @@ def _with_mask(
 
 
 def _zeros(
-    interface: "Interface", sizes: "Mapping[str, int]", inputs: "Mapping[str, Array]"
+    runner: "Runner",
+    interface: "Interface",
+    sizes: "Mapping[str, int]",
+    inputs: "Mapping[str, Array]",
 ) -> "dict[str, Array]":
     """Every cache of a stream's first call, all zeros."""
     main = inputs[interface.main_input]
     types = [interface.input(pair.input) for pair in interface.caches]
     with writable(main):
-        caches = allocate(types, sizes, main)
+        caches = runner.allocate(types, sizes, main)
     for cache in caches.values():
         cache[...] = 0
     return caches

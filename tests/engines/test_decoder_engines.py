@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
 from rope_export import build_engine, export_decoder, open_session, verify
 from rope_export.artifacts.decoder import DecoderArtifact
@@ -154,6 +155,10 @@ def test_a_stream_on_the_plan_gives_what_the_model_gives(engine, cache) -> None:
         call["addresses"][pair.input] for call in machine.calls for pair in session.interface.caches
     }
     assert cache == "growing" or len(places) == 4
+    assert machine.device.replays == (2 if cache == "fixed" else 0)
+    held = streams[0]._caches.tensors.values()  # of a plan, on its device, whatever the tokens are
+    assert len(held) == 4
+    assert all(isinstance(tensor, torch.Tensor) for tensor in held)
     with pytest.raises(ProfileError, match="batch = 3"):
         session.start(batch=3, capacity=CAPACITY).step(np.ones((3, 1), np.int64))
 
