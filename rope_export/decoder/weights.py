@@ -91,7 +91,8 @@ class DecoderWeights:
     def tensor(self, name: str) -> Tensor:
         """A parameter or persistent buffer by its name in transformers' model.
 
-        Returns: of the model's shape, contiguous, rounded to `dtype` where it has fractions.
+        Returns: of the model's shape, contiguous, rounded to `dtype` where it has fractions, but
+            for those that transformers keeps in float32.
         Raises: CheckpointError naming the source's tensor: damaged, of another shape or dtype, with
             values that are not finite or beyond `dtype`; SpecError for a name that there is not.
         """
@@ -180,7 +181,8 @@ class DecoderWeights:
                     f"tensor {shown!r} has shape {tuple(value.shape)}, the config asks for {shape}."
                 )
             return value.contiguous()
-        return deployed(shown, value, shape, self.dtype)
+        kept = self._state[name].dtype is torch.float32  # in any model, such as a router's weights
+        return deployed(shown, value, shape, "float32" if kept else self.dtype)
 
     def _check_complete(self) -> None:
         """Refuses a source that lacks a parameter, or a file with some of it."""

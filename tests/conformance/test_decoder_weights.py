@@ -88,6 +88,19 @@ def test_values_are_rounded_once(dtype, tmp_path) -> None:
     assert_same(weights_of(folder, dtype), theirs.state_dict())
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_transformers_keeps_in_float32_is_not_rounded(dtype, tmp_path) -> None:
+    """Routers and what they are corrected by."""
+    from transformers import DeepseekV3ForCausalLM
+
+    folder = tiny_folder("deepseek_v3", DeepseekV3ForCausalLM, tmp_path)
+    with quiet():
+        theirs = DeepseekV3ForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    kept = {name for name, x in theirs.state_dict().items() if x.dtype is torch.float32}
+    assert any(name.endswith("gate.weight") for name in kept)
+    assert_same(weights_of(folder, dtype), theirs.state_dict())
+
+
 @pytest.mark.parametrize("kind", ["llava", "gemma3"])
 def test_the_text_decoder_of_a_multimodal_folder(kind, tmp_path) -> None:
     """A causal LM in it, under other names there."""
