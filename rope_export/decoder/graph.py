@@ -223,7 +223,9 @@ class _Tracing:
         origins = {}
         for name in function.weights:
             owner, _, key = name.rpartition(".")
-            origins[name] = _origin(owner.removeprefix("layer."), key, body.get_submodule(owner))
+            origins[name] = _origin(
+                f"{owner}."[len("layer.") :].rstrip("."), key, body.get_submodule(owner)
+            )
         return function, origins
 
     def placed(self, at: int, first: int, weight: str, origin: Origin) -> tuple[str, Origin]:
