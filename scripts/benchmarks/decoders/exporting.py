@@ -73,12 +73,14 @@ INT4 = (
 
 @dataclass
 class Exported:
-    """What an exporter's calls took and gave, the folder of the last; problem: why it gave none."""
+    """What an exporter's calls took and gave, the folder of the last; problem: why it gave none;
+    bytes: of its model."""
 
     exporter: Exporter
     out: Path
     costs: list[Cost] = field(default_factory=list)
     problem: str | None = None
+    bytes: int = 0
 
     @property
     def seconds(self) -> float:
@@ -87,10 +89,6 @@ class Exported:
     @property
     def peak(self) -> float:
         return statistics.median(cost.peak for cost in self.costs)
-
-    @property
-    def bytes(self) -> int:
-        return size(self.out)
 
 
 def exported(
@@ -116,6 +114,7 @@ def exported(
             result.out.parent.mkdir(parents=True)
             try:
                 result.costs.append(export(result.exporter, checkpoint, result.out))
+                result.bytes = size(result.out)
             except NotInstalledError as error:
                 result.problem = f"not installed: {error}"
             except ExportError as error:
