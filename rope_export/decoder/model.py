@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,8 +197,3 @@ def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
         holder[int(name)] = module
     else:
         setattr(holder, name, module)
-
-
-def distinct(items: Sequence[Any]) -> list[int]:
-    """For each item the index of the first that is equal to it."""
-    return [items.index(item) for item in items]
