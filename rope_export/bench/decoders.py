@@ -101,7 +101,7 @@ def decoder_rows(
     background: BackgroundLoad,
     progress: Callable[[str, float | None], None],
 ) -> list[Row]:
-    """Every decoder at every shape, in blocks that take turns.
+    """Every decoder at every shape, in blocks that alternate.
 
     proofs: of the decoders that take part.
     """

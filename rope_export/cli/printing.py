@@ -21,7 +21,7 @@ class Printer:
         *,
         quiet: bool,
     ) -> None:
-        """texts: turns tokens into text; without, the tokens themselves are printed."""
+        """texts: decodes tokens to text; without, the tokens themselves are printed."""
         self._growing = None if texts is None else [texts.growing(p, stops) for p in prompts]
         self._grown: list[list[str]] = [[] for _ in prompts]
         self._ended = [False] * len(prompts)

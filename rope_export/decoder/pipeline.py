@@ -148,7 +148,7 @@ def export_decoder(
 def _parts(weights_for: Collection[str]) -> frozenset[str]:
     for part in weights_for:
         if part not in PARTS:
-            raise InputError(f"weights_for={part!r}: use any of {', '.join(PARTS)}.")
+            raise InputError(f"`weights_for`={part}: use any of {', '.join(PARTS)}.")
     return frozenset(weights_for)
 
 

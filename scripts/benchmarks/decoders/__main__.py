@@ -2,7 +2,7 @@
 
 Exports a checkpoint with rope_export, onnxruntime-genai and optimum, each in a process and an
 environment of its own (made under build/peers the first time, some minutes), and generates with
-each, and with transformers in PyTorch, in blocks that take turns. Prints Markdown; with --write it
+each, and with transformers in PyTorch, in blocks that alternate. Prints Markdown; with --write it
 writes docs/benchmarks/decoders.md.
 """
 

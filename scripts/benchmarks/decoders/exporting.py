@@ -99,7 +99,7 @@ def exported(
     rounds: int,
     progress: Callable[[str], None],
 ) -> list[Exported]:
-    """Every exporter's calls, whole processes that take turns; some have one call alone."""
+    """Every exporter's calls, whole processes that alternate; some have one call alone."""
     results = [
         Exported(exporter=exporter, out=folder / str(at) / "exported")
         for at, exporter in enumerate(exporters)

@@ -62,7 +62,7 @@ def looked_up(
     rounds: int,
     progress: Callable[[str], None],
 ) -> dict[str, list[Pair]]:
-    """The pairs of every prompt by its kind; blocks take turns, the first round is not counted.
+    """The pairs of every prompt by its kind; blocks alternate, the first round is not counted.
 
     folder: a decoder with the logits of every token.
     Raises: WorkerError.

@@ -1,4 +1,4 @@
-"""Blocks of generated tokens that take turns, and the bandwidth of the memory between them."""
+"""Blocks of generated tokens that alternate, and the bandwidth of the memory between them."""
 
 import statistics
 import time

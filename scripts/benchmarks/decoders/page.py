@@ -10,7 +10,7 @@ from scripts.benchmarks.decoders.lookup import LONGEST, Pair
 from scripts.benchmarks.decoders.measure import NEW, TEXTS, Rates
 
 EXPORT = (
-    "Whole processes, imports included, that take turns: median of {rounds} calls, smallest and "
+    "Whole processes, imports included, that alternate: median of {rounds} calls, smallest and "
     "largest (one call of optimum-onnx and of --logits all); the largest resident memory, which "
     "counts mapped pages of the files that are read and written. Without verifying."
 )
@@ -18,7 +18,7 @@ GENERATE = (
     "Tokens a second, greedy, batch 1, {threads} threads: {steps} tokens after a prompt of so "
     "many, and the seconds to the first token; medians of {rounds} rounds, smallest and largest. "
     "Each way runs in a process and an environment of its own; a "
-    "block of one takes turns with blocks of the others, in an order drawn anew in each round. "
+    "block of one alternates with blocks of the others, in an order drawn anew in each round. "
     "As PyTorch: tokens of {prompts} greedy answers of {texts} that are those of transformers in "
     "float32, up to the first of an answer that is not; quantized weights give other texts. Of "
     "the limit: of the tokens a second at which weights and cache are read once, at "
@@ -27,7 +27,7 @@ GENERATE = (
 )
 LOOKUP = (
     f"`rope-export generate --chat` with `--lookup` and without, on the same file with the logits "
-    f"of every token, in blocks that take turns: the ratio of the tokens a second of one round, "
+    f"of every token, in blocks that alternate: the ratio of the tokens a second of one round, "
     f"median of the rounds. Answers of at most {LONGEST} tokens, to messages that ask to repeat a "
     f"text and to others. The same text: answers that are token for token those without."
 )
