@@ -14,6 +14,7 @@ def every_line(report: Report) -> Iterator[str]:
     for hidden in report.not_visible:
         yield f"not visible: {hidden['feature']}: {hidden['reason']}."
     yield from report.problems
+    yield from (x.line for x in report.located)
 
 
 def short_lines(report: Report) -> Iterator[str]:
@@ -23,6 +24,7 @@ def short_lines(report: Report) -> Iterator[str]:
         return
     yield from _verdict(report)
     yield from report.problems
+    yield from (x.line for x in report.located)
     yield from _named("skipped", [x["runtime"] for x in report.skipped])
     yield from _named("not visible", list(dict.fromkeys(x["feature"] for x in report.not_visible)))
     if report.left_out:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rope_export.parity.report.located import Located
 from rope_export.parity.rows import Row
 from rope_export.reading.verdict import Reading
 
@@ -25,6 +26,7 @@ class Report:
     not_visible: each fault that no case can show, by the "feature" that it concerns, with the
         "reason".
     overflow: whether float16 ended before the computation did, which a problem tells.
+    located: of rows that failed, the first tensor on the way that is wrong.
     notes: warnings that are not about the artifact, such as evidence that could not be kept.
     """
 
@@ -39,6 +41,7 @@ class Report:
     left_out: list[str] = field(default_factory=list)
     not_visible: list[dict[str, str]] = field(default_factory=list)
     overflow: bool = False
+    located: tuple[Located, ...] = ()
 
     @property
     def status(self) -> Literal["passed", "failed", "nothing compared"]:
@@ -73,4 +76,5 @@ class Report:
             "left_out": self.left_out,
             "notes": self.notes,
             "not_visible": self.not_visible,
+            "located": [x.to_json() for x in self.located],
         }
