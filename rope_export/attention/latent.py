@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rope_export.attention.layer import RotaryAttention
 from rope_export.attention.norm import Norm
+from rope_export.attention.operators import BY_FEATURE, BY_HEAD
 from rope_export.attention.request import (
     AttentionRequest,
     FixedCache,
@@ -63,20 +64,23 @@ class LatentAttention(RotaryAttention):
         visibility = self._visibility(visibility, hidden_states, cache, attention_mask)
         q = self.operators.split(self._queries(hidden_states), spec.head_dim).transpose(1, 2)
         q_nope, q_rope = q.split((latent.nope_dim, latent.rope_dim), dim=-1)
-        compressed = self.get_submodule("kv_a_proj")(hidden_states)
+        tap, by_head = self.operators.tap, self.operators.by_head
+        compressed = tap("kv_a_proj", self.get_submodule("kv_a_proj")(hidden_states), BY_FEATURE)
         new_latent, key_rope = compressed.split((latent.kv_rank, latent.rope_dim), dim=-1)
         rotation = self._rotation(rotation, position_ids, q.dtype)
         q_rope, key_rope = self.rotated(q_rope, key_rope[:, None], rotation)
-        q = torch.cat((self.scaled(q_nope, rotation), q_rope), dim=-1)
+        q = tap("q_ready", torch.cat((self.scaled(q_nope, rotation), q_rope), dim=-1), by_head)
         new_latent = self.kv_a_norm(new_latent)
         if latent.kv_factor != 1.0:
             new_latent = new_latent * latent.kv_factor
+        new_latent = tap("latent", new_latent, BY_FEATURE)
         present_latent, present_key_rope = new_latent, key_rope[:, 0]
         if not isinstance(cache, NoCache):
             lengths = cache.lengths if isinstance(cache, FixedCache) else None
             present_latent = self.operators.keep(cache.key, present_latent, lengths)
             present_key_rope = self.operators.keep(cache.value, present_key_rope, lengths)
         k, v = self._expand(present_latent, present_key_rope)
+        k, v = tap("keys", k, BY_HEAD), tap("values", v, BY_HEAD)
         heads, _, _ = self.operators.attend(
             AttentionRequest(
                 q=q,
@@ -88,16 +92,20 @@ class LatentAttention(RotaryAttention):
                 sinks=self.sinks,
             )
         )
-        output = self.output(heads, hidden_states)
+        output = self.output(tap("context", heads, by_head), hidden_states)
         return (output, present_latent, present_key_rope) if self.keeps_cache else (output,)
 
     def _queries(self, hidden_states: Tensor) -> Tensor:
         if self.latent.q_rank is None:
-            return self.get_submodule("q_proj")(hidden_states)
-        narrow = self.q_a_norm(self.get_submodule("q_a_proj")(hidden_states))
+            q = self.get_submodule("q_proj")(hidden_states)
+            return self.operators.tap("q_proj", q, BY_FEATURE)
+        narrow = self.get_submodule("q_a_proj")(hidden_states)
+        narrow = self.q_a_norm(self.operators.tap("q_a_proj", narrow, BY_FEATURE))
         if self.latent.q_factor != 1.0:
             narrow = narrow * self.latent.q_factor
-        return self.get_submodule("q_b_proj")(narrow)
+        narrow = self.operators.tap("q_latent", narrow, BY_FEATURE)
+        q = self.get_submodule("q_b_proj")(narrow)
+        return self.operators.tap("q_b_proj", q, BY_FEATURE)
 
     def _expand(self, latent: Tensor, key_rope: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (B, H, T, N + R) and values (B, H, T, V) of the whole cache."""

@@ -5,6 +5,7 @@ D head_dim, V value_dim, R rotary_dim, A axes of a position.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import ClassVar, Self
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rope_export.attention.norm import Norm
-from rope_export.attention.operators import EagerOperators, Operators
+from rope_export.attention.operators import BY_FEATURE, BY_SLOT, EagerOperators, Operators
 from rope_export.attention.request import (
     AttentionRequest,
     Cache,
@@ -127,8 +128,11 @@ class RotaryAttention(nn.Module):
         """
         cache = cache_of(past_key, past_value, key_cache, value_cache, cache_lengths)
         visibility = self._visibility(visibility, hidden_states, cache, attention_mask)
-        q, k, v = self.project(hidden_states)
+        tap, by_head = self.operators.tap, self.operators.by_head
+        projected = zip("qkv", self.project(hidden_states), strict=True)
+        q, k, v = (tap(name, x, by_head) for name, x in projected)
         q, k = self.rotated(q, k, self._rotation(rotation, position_ids, q.dtype))
+        q, k = tap("q_ready", q, by_head), tap("k_ready", k, by_head)
         heads, present_key, present_value = self.operators.attend(
             AttentionRequest(
                 q=q,
@@ -140,7 +144,7 @@ class RotaryAttention(nn.Module):
                 sinks=self.sinks,
             )
         )
-        output = self.output(heads, hidden_states)
+        output = self.output(tap("context", heads, by_head), hidden_states)
         return (output, present_key, present_value) if self.keeps_cache else (output,)
 
     def rotation(self, position_ids: Tensor | None, dtype: torch.dtype) -> Rotation:
@@ -160,6 +164,8 @@ class RotaryAttention(nn.Module):
         if spec.rope is None:
             return Rotation(facts=facts, query_factor=factor)
         cos, sin = self.cos_sin(position_ids, dtype=dtype)
+        cos = self.operators.tap("cos", cos, BY_FEATURE)
+        sin = self.operators.tap("sin", sin, BY_FEATURE)
         return Rotation(facts=facts, cos=cos, sin=sin, query_factor=factor)
 
     def _rotation(
@@ -191,7 +197,12 @@ class RotaryAttention(nn.Module):
             attention_mask=attention_mask,
             device=hidden_states.device,
         )
-        return self.operators.visibility(slots, self.spec)
+        visibility = self.operators.visibility(slots, self.spec)
+        allowed, bias = (
+            None if mask is None else self.operators.tap(name, mask, BY_SLOT)
+            for name, mask in (("allowed", visibility.allowed), ("bias", visibility.bias))
+        )
+        return replace(visibility, allowed=allowed, bias=bias)
 
     def _visibility(
         self,
@@ -217,6 +228,7 @@ class RotaryAttention(nn.Module):
     def _project(self, name: str, hidden_states: Tensor) -> Tensor:
         spec = self.spec
         x = self.get_submodule(f"{name}_proj")(hidden_states)
+        x = self.operators.tap(f"{name}_proj", x, BY_FEATURE)
         width = spec.value_head_dim if name == "v" else spec.head_dim
         norm: NormSpec | None = getattr(spec, f"{name}_norm")
         if norm is not None and norm.over == "all":
@@ -235,6 +247,9 @@ class RotaryAttention(nn.Module):
         cos, sin, rope = rotation.cos, rotation.sin, self.spec.rope
         if rope is not None and cos is not None and sin is not None:
             q, k = (self.operators.rotate(x, cos, sin, rope) for x in (q, k))
+        by_head = self.operators.by_head
+        q = self.operators.tap("q_rotated", q, by_head)
+        k = self.operators.tap("k_rotated", k, by_head)
         if self.spec.norm_after_rope:
             q, k = self._normed_after("q", q), self._normed_after("k", k)
         return self.scaled(q, rotation), k
@@ -269,13 +284,17 @@ class RotaryAttention(nn.Module):
         if norm is not None and norm.over != "all":
             heads = self.get_submodule("o_norm")(heads)
         if self.spec.gate == "head":
-            heads = heads * self.gate(hidden_states)[..., None]
+            heads = heads * self._tapped_gate(hidden_states)[..., None]
         heads = self.operators.join(heads)
         if norm is not None and norm.over == "all":
             heads = self.get_submodule("o_norm")(heads)
         if self.spec.gate == "feature":
-            heads = heads * self.gate(hidden_states)
-        return self.get_submodule("o_proj")(heads)
+            heads = heads * self._tapped_gate(hidden_states)
+        heads = self.operators.tap("heads", heads, BY_FEATURE)
+        return self.operators.tap("o_proj", self.get_submodule("o_proj")(heads), BY_FEATURE)
+
+    def _tapped_gate(self, hidden_states: Tensor) -> Tensor:
+        return self.operators.tap("gate", self.gate(hidden_states), BY_FEATURE)
 
     def gate(self, hidden_states: Tensor) -> Tensor:
         """What heads (B, S, H) or features (B, S, H * V) are multiplied by."""

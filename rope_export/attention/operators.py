@@ -4,6 +4,7 @@ Shapes as in `attention.layer`.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 import torch
@@ -19,6 +20,19 @@ from rope_export.attention.request import (
     visibility_facts,
 )
 from rope_export.spec import AttentionSpec, RopeSpec
+
+BY_HEAD = "batch head sequence channel"
+BY_TOKEN = "batch sequence head channel"
+BY_FEATURE = "batch sequence channel"
+BY_SLOT = "batch head sequence slot"
+"""Axes of tensors that can be looked at; see `Operators.tap`."""
+
+Tap = Callable[[str, Tensor, str], Tensor]
+
+
+def untapped(name: str, x: Tensor, axes: str) -> Tensor:
+    """As `Operators.tap` where nobody looks."""
+    return x
 
 
 class Operators(Protocol):
@@ -53,6 +67,19 @@ class Operators(Protocol):
     @abstractmethod
     def visibility(self, slots: Slots, spec: AttentionSpec) -> Visibility:
         """Which slots each new token sees, in the form that `attend` takes."""
+
+    def tap(self, name: str, x: Tensor, axes: str) -> Tensor:
+        """x itself: a tensor on the way that can be looked at, where somebody does.
+
+        name: as the layer calls it. axes: names of x's axes, in the order in which they lie, of
+        batch, head, sequence, slot and channel; several of x's may be one of them, or one several.
+        """
+        return x
+
+    @property
+    def by_head(self) -> str:
+        """The axes of q, k, v and heads."""
+        return BY_HEAD if self.heads_axis == 1 else BY_TOKEN
 
     @abstractmethod
     def attend(self, request: AttentionRequest) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +118,8 @@ class EagerOperators(Operators):
         k, v = self.extended(request)
         allowed = request.visibility.allowed
         assert allowed is not None
-        return attend(request.q, k, v, allowed, request.spec, request.sinks), k, v
+        heads = attend(request.q, k, v, allowed, request.spec, request.sinks, self.tap)
+        return heads, k, v
 
 
 def allowed_in(slots: Slots, spec: AttentionSpec) -> Tensor:
@@ -182,21 +210,28 @@ def allowed_slots(
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, spec: AttentionSpec, sinks: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    allowed: Tensor,
+    spec: AttentionSpec,
+    sinks: Tensor | None,
+    tap: Tap = untapped,
 ) -> Tensor:
     """Softmax attention over the allowed slots, heads in groups; zero where none is allowed.
 
     q: (B, H, S, D). k: (B, G, T, D). v: (B, G, T, V). allowed: bool, broadcast to (B, H, S, T).
     sinks: (H,), a score that takes part in the softmax and has no value. The softmax is in float32
-    at every dtype, float64 included, as in transformers' eager attention.
+    at every dtype, float64 included, as in transformers' eager attention. tap: see `Operators.tap`.
     Returns: (B, H, S, V).
     """
     group = q.shape[1] // k.shape[1]
     if torch.jit.is_tracing() or group > 1:
         k, v = (x.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (k, v))
-    scores = torch.matmul(q, k.transpose(2, 3)) * spec.softmax_scale
+    scores = tap("products", torch.matmul(q, k.transpose(2, 3)) * spec.softmax_scale, BY_SLOT)
     if spec.softcap is not None:
         scores = torch.tanh(scores / spec.softcap) * spec.softcap
+    scores = tap("scores", scores, BY_SLOT)
     scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
     if sinks is not None:
         sink = sinks[None, :, None, None].expand(scores.shape[0], -1, scores.shape[2], 1)
@@ -204,5 +239,6 @@ def attend(
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
     if sinks is not None:
         weights = weights[..., :-1]
+    weights = tap("probabilities", weights, BY_SLOT)
     # Changes nothing but the rows that may see nothing at all, which softmax made uniform.
     return torch.matmul(weights.masked_fill(~allowed, 0), v)

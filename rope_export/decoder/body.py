@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from rope_export.attention.layer import RotaryAttention
+from rope_export.attention.operators import BY_FEATURE, Operators
 from rope_export.decoder.forwards import results_of
 from rope_export.decoder.model import set_submodule
 from rope_export.decoder.shared import Part, grouped
@@ -18,6 +20,9 @@ CACHES = {
     (True, True): ("latent_cache", "key_rope_cache"),
 }
 """What our attention calls its cache, by whether it is MLA and whether it is fixed."""
+
+AROUND = "/"
+"""How the names of tensors begin that can be looked at and are not the attention's own."""
 
 
 class InPlace(nn.Module):
@@ -35,9 +40,31 @@ class InPlace(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else next(iter(kwargs.values()))
+        hidden = self.attention.operators.tap("hidden_states", hidden, BY_FEATURE)
         output, *present = self.attention(hidden, **self.arguments)
         self.present = tuple(present)
         return (output, *[None] * (self.results - 1)) if self.results > 1 else output
+
+
+def look_at(module: nn.Module, name: str, operators: Operators) -> None:
+    """Has what a module of a layer gives be looked at, by its name, and of a norm what it takes:
+    the residual."""
+
+    def seen(name: str, value: Any) -> Any:
+        plain = isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (2, 3)
+        if not plain or free_unbacked_symbols(value):
+            return value
+        return operators.tap(AROUND + name, value, BY_FEATURE)
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (seen(f"{name}.input", args[0]), *args[1:]) if args else args
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return seen(name, output)
+
+    if "norm" in name.lower():
+        module.register_forward_pre_hook(before)
+    module.register_forward_hook(after)
 
 
 class Body(nn.Module):
@@ -61,6 +88,9 @@ class Body(nn.Module):
         super().__init__()
         self.place = InPlace(attention, results_of(layer, path))
         set_submodule(layer, path, self.place)
+        for name, module in layer.named_modules():
+            if name and name != path and not name.startswith(f"{path}."):
+                look_at(module, name, attention.operators)
         self.layer, self.fixed = layer, fixed
         self.parts, self.extras = tuple(parts), tuple(extras)
         self.layer_arguments = dict(arguments)

@@ -19,8 +19,18 @@ from rope_export.decoder.passes import PackProjectionsPass, SkipNormPass
 from rope_export.decoder.quantized import QuantizedProjection
 from rope_export.decoder.shared import LAST, Shared, parts_of
 from rope_export.decoder.skeleton import Skeleton
-from rope_export.decoder.stamping import Function, Stamp, function_of, merged_before, stamped
+from rope_export.decoder.stamping import (
+    BODY,
+    Function,
+    Stamp,
+    body_taps,
+    function_of,
+    merged_before,
+    stamped,
+)
 from rope_export.errors import SpecError
+from rope_export.exporter.taps import KEY as TAPS
+from rope_export.exporter.taps import taps_of
 from rope_export.exporter.translation import cleaned, traced
 from rope_export.interface import CachePair, Interface, TensorType
 from rope_export.lowerings import SCALES
@@ -117,7 +127,7 @@ class _Tracing:
         inputs += [TensorType(name=LAST, dtype="int64", shape=("batch",))] if self.last else []
         with _named("the model around its layers", self.lm.model):
             traced_model = traced(skeleton, inputs, [interface.main_output], self.opset)
-        model = cleaned(traced_model, skeleton)
+        model = cleaned(traced_model, skeleton, "around")
         origins = {}
         for name in [x for x in model.graph.initializers if x in skeleton.state_dict()]:
             value = model.graph.initializers.pop(name)
@@ -186,7 +196,8 @@ class _Tracing:
         inputs = [
             replace(x, shape=(1,)) if x.name in self.interface.optional else x for x in inputs
         ]
-        return cleaned(traced(self.shared, inputs, self.shared.outputs, self.opset), self.shared)
+        model = traced(self.shared, inputs, self.shared.outputs, self.opset)
+        return cleaned(model, self.shared, "shared")
 
     def body(self, at: int) -> tuple[Function, dict[str, Origin]]:
         """One layer as a function, and the origins of its weights, whose names are the layer's."""
@@ -218,8 +229,9 @@ class _Tracing:
         outputs = ["hidden_states_out", "present_key", "present_value"]
         with _named(f"{self.lm.layers_path}.{at}", layer):
             traced_body = traced(body, inputs, outputs, self.opset)
-        model = cleaned(traced_body, body)
+        model = cleaned(traced_body, body, BODY)
         function = function_of(model, f"layer{at}", body.state_dict().keys())
+        function = replace(function, taps=body_taps(taps_of(model), path, parts))
         origins = {}
         for name in function.weights:
             owner, _, key = name.rpartition(".")
@@ -321,7 +333,7 @@ def _assembled(
     values = merged_before(outer, front, inputs)
     if last is not None:
         ir.convenience.replace_all_uses_with(last, values[LAST])
-    stamped(outer, stamps, {**inputs, **values})
+    outer.meta[TAPS] = stamped(outer, stamps, {**inputs, **values})
     by_name = {str(value.name): value for value in graph.outputs}
     graph.outputs.clear()
     for tensor in interface.outputs:

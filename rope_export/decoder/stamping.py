@@ -4,9 +4,10 @@ Each body becomes a local function whose inputs are also its weights; inlined, t
 function differ in nothing but the tensors that they name.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 from onnx_ir.passes.common import (
@@ -16,19 +17,36 @@ from onnx_ir.passes.common import (
     RemoveUnusedNodesPass,
 )
 
+from rope_export.attention.operators import BY_FEATURE, BY_SLOT
+from rope_export.decoder.body import AROUND
+from rope_export.decoder.shared import Part
 from rope_export.decoder.skeleton import DOMAIN
 from rope_export.errors import RopeExportError
+from rope_export.exporter.taps import TapFacts
 
 RESIDUAL = "layers.{}/hidden_states"
 """The name of the value that enters a layer, by its index; and of the one that leaves the last."""
 
+LAYER = "rope_export.layer"
+"""Metadata of the nodes of a layer: its index."""
+
+BODY = "body"
+"""How the names of values of a body begin that can be looked at."""
+
+MASKS = ("allowed", "bias")
+"""Fields of a visibility that are over slots."""
+
+_COUNTED = re.compile(r"_\d+$")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Function:
-    """A traced module as a local function. weights: names of its last inputs, in order."""
+    """A traced module as a local function. weights: names of its last inputs, in order. taps:
+    tensors that can be looked at, by their names in the layer."""
 
     function: ir.Function
     weights: tuple[str, ...]
+    taps: Mapping[str, TapFacts] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -69,11 +87,14 @@ def function_of(model: ir.Model, name: str, weights: Collection[str] = ()) -> Fu
     return Function(function=function, weights=tuple(used))
 
 
-def stamped(skeleton: ir.Model, stamps: Sequence[Stamp], values: Mapping[str, ir.Value]) -> None:
+def stamped(
+    skeleton: ir.Model, stamps: Sequence[Stamp], values: Mapping[str, ir.Value]
+) -> dict[str, TapFacts]:
     """Replaces the skeleton's layer nodes, in place, and tidies up.
 
     values: every value that stamps name and that is no weight; weights are added as initializers
     without contents.
+    Returns: the tensors of every layer that can be looked at.
     """
     graph = skeleton.graph
     nodes = [x for x in graph if (x.domain, x.op_type) == (DOMAIN, "Layer")]
@@ -86,6 +107,7 @@ def stamped(skeleton: ir.Model, stamps: Sequence[Stamp], values: Mapping[str, ir
         for at, stamp in enumerate(chain, index):
             hidden.name = RESIDUAL.format(at)
             call = _call(graph, [hidden, *extras], stamp, values, f"layers.{at}")
+            call.metadata_props[LAYER] = str(at)
             graph.insert_before(node, call)
             hidden = call.outputs[0]
             hidden.type, hidden.shape = node.outputs[0].type, node.outputs[0].shape
@@ -97,14 +119,61 @@ def stamped(skeleton: ir.Model, stamps: Sequence[Stamp], values: Mapping[str, ir
         hidden.name = RESIDUAL.format(index + len(chain))
         ir.convenience.replace_all_uses_with(node.outputs[0], hidden, replace_graph_outputs=True)
         graph.remove(node, safe=True)
+    InlinePass()(skeleton)
+    taps = _named_taps(graph, stamps)
     for tidy in (
-        InlinePass(),
         LiftConstantsToInitializersPass(),
         CommonSubexpressionEliminationPass(),
         RemoveUnusedNodesPass(),
     ):
         tidy(skeleton)
     _name_nodes(graph, len(stamps))
+    return taps
+
+
+def body_taps(
+    taps: Mapping[str, TapFacts], path: str, parts: Sequence[Part]
+) -> dict[str, TapFacts]:
+    """What can be looked at in a layer's body, by the names that it has in the layer.
+
+    taps: as traced. path: of the attention. parts: what the layers share of it.
+    """
+    inside = {part.field: (part.tensor.name, BY_FEATURE) for part in parts}
+    inside |= {name: (value, BY_SLOT) for name, (value, _) in inside.items() if name in MASKS}
+    shared = {name: x for name, x in inside.items() if name in (*MASKS, "cos", "sin")}
+    return {
+        **{f"{path}.{name}": TapFacts(value=x, axes=axes) for name, (x, axes) in shared.items()},
+        **{
+            name.removeprefix(AROUND) if name.startswith(AROUND) else f"{path}.{name}": facts
+            for name, facts in taps.items()
+        },
+    }
+
+
+def _named_taps(graph: ir.Graph, stamps: Sequence[Stamp]) -> dict[str, TapFacts]:
+    """Names the values of every layer that can be looked at after it, and tells what they are."""
+    tensors = [
+        {facts.value: tensor for tensor, facts in reversed(list(stamp.function.taps.items()))}
+        for stamp in stamps
+    ]
+    names: dict[tuple[int, str], str] = {}
+    for node in graph:
+        layer = int(node.metadata_props.get(LAYER, -1))
+        for output in node.outputs if layer >= 0 else ():
+            name = str(output.name)  # which the next call of the body has with a number
+            value = name if name in tensors[layer] else _COUNTED.sub("", name)
+            if value.startswith(f"{BODY}/") and value in tensors[layer]:
+                output.name = f"layers.{layer}/{tensors[layer][value]}"
+                names[layer, value] = output.name
+    taps = {}
+    for at, stamp in enumerate(stamps):
+        outputs = (RESIDUAL.format(at + 1), *stamp.outputs)
+        function = stamp.function.function
+        given = dict(zip((x.name for x in function.outputs), outputs, strict=True))
+        for tensor, facts in stamp.function.taps.items():
+            value = names.get((at, facts.value)) or given.get(facts.value, facts.value)
+            taps[f"layers.{at}.{tensor}"] = replace(facts, value=value)
+    return taps
 
 
 def _name_nodes(graph: ir.Graph, layers: int) -> None:

@@ -12,6 +12,7 @@ from rope_export.artifacts.contents import DATA, MODEL
 from rope_export.artifacts.decoder import DecoderManifest
 from rope_export.artifacts.manifest import Manifest
 from rope_export.errors import RopeExportError
+from rope_export.exporter.taps import describe_taps, taps_of
 from rope_export.interface import Interface, TensorType
 
 EXTERNAL_ABOVE = 100_000_000
@@ -34,6 +35,7 @@ def describe(model: ir.Model, manifest: Manifest) -> None:
             "rope_export.source": _listed(manifest.source),
         }
     )
+    describe_taps(model, taps_of(model))
 
 
 def describe_decoder(model: ir.Model, manifest: DecoderManifest) -> None:
@@ -49,6 +51,7 @@ def describe_decoder(model: ir.Model, manifest: DecoderManifest) -> None:
     }
     facts |= {f"rope_export.spec.{at}": _listed(spec) for at, spec in enumerate(manifest.specs)}
     model.metadata_props.update(facts)
+    describe_taps(model, taps_of(model))
 
 
 def _listed(facts: Mapping[str, Any]) -> str:

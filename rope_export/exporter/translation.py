@@ -13,7 +13,7 @@ from onnxscript import optimizer
 from torch import nn
 
 from rope_export.errors import RopeExportError
-from rope_export.exporter import composites, operator_table
+from rope_export.exporter import composites, operator_table, taps
 from rope_export.exporter.passes import CancelReshapesPass
 from rope_export.interface import Interface, TensorType
 
@@ -25,6 +25,7 @@ def translate(module: nn.Module, interface: Interface, opset: int) -> ir.Model:
     """The module as an ONNX model whose tensors and dynamic axes are those of the interface."""
     names = [tensor.name for tensor in interface.outputs]
     model = traced(module, interface.inputs, names, opset, by_name=True)
+    taps.named(model, "layer")
     _clean_up(model, set(module.state_dict()))
     for value, tensor in zip(model.graph.inputs, interface.inputs, strict=True):
         value.shape = ir.Shape(tensor.shape)
@@ -64,8 +65,12 @@ def traced(
     return program.model
 
 
-def cleaned(model: ir.Model, module: nn.Module) -> ir.Model:
-    """The traced model of a module with what is constant folded, but no weight."""
+def cleaned(model: ir.Model, module: nn.Module, prefix: str) -> ir.Model:
+    """The traced model of a module with what is constant folded, but no weight.
+
+    prefix: of the names that values get which can be looked at.
+    """
+    taps.named(model, prefix)
     _clean_up(model, module.state_dict().keys() & set(model.graph.initializers))
     return model
 

@@ -38,6 +38,9 @@ it stands: every lowering expresses them. See `Feature.kind`."""
 LAYOUTS = frozenset({"layout half_split", "layout interleaved", "layout permuted"})
 """The layouts of rotary pairs that `halves` and the operators of ONNX cover."""
 
+TAP = "rope_export::Tap"
+"""The node that marks a tensor in a traced program."""
+
 
 class Lowering(Operators):
     """One way to express the layer in ONNX: the operators that it becomes.
@@ -85,6 +88,14 @@ class Lowering(Operators):
         """As `Operators.join`, by a shape that does not have to be computed."""
         width = x.shape[2] * x.shape[3]
         return reshaped(x, [0, 0, width], (*x.shape[:2], width))
+
+    def tap(self, name: str, x: Tensor, axes: str) -> Tensor:
+        """x through a node that `exporter.taps` takes out again, after it has noted its place."""
+        if not torch.compiler.is_exporting():
+            return x
+        return torch.onnx.ops.symbolic(
+            TAP, (x,), {"name": name, "axes": axes}, dtype=x.dtype, shape=x.shape, version=1
+        )
 
     def keep(self, past: Tensor | None, new: Tensor, lengths: Tensor | None) -> Tensor:
         """As `Operators.keep`; into a fixed cache by TensorScatter-24, in place."""

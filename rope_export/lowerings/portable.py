@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rope_export.attention import operators
+from rope_export.attention.operators import BY_SLOT
 from rope_export.attention.request import AttentionRequest, Slots, Visibility, visibility_facts
 from rope_export.lowerings.base import LAYOUTS, PLAIN_TORCH, Lowering
 from rope_export.spec import AttentionSpec, RopeSpec
@@ -39,14 +40,16 @@ class Portable(Lowering):
 
     def attend(self, request: AttentionRequest) -> tuple[Tensor, Tensor, Tensor]:
         k, v = self.extended(request)
-        return products(request, k, v), k, v
+        return products(request, k, v, self.tap), k, v
 
 
-def products(request: AttentionRequest, k: Tensor, v: Tensor) -> Tensor:
+def products(
+    request: AttentionRequest, k: Tensor, v: Tensor, tap: operators.Tap = operators.untapped
+) -> Tensor:
     """Attention over all slots, k and v, in matrix products and a softmax: (B, H, S, V).
 
     The heads of a group share one product with their key and value, so that the cache is never
-    repeated in memory, and the scale goes to q, the smaller side.
+    repeated in memory, and the scale goes to q, the smaller side. tap: see `Operators.tap`.
     """
     q, spec, sinks = request.q, request.spec, request.sinks
     allowed = request.visibility.allowed
@@ -54,9 +57,12 @@ def products(request: AttentionRequest, k: Tensor, v: Tensor) -> Tensor:
     kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
     q = (q * spec.softmax_scale).unflatten(1, (kv_heads, group)).flatten(2, 3)
     scores = torch.matmul(q, k.transpose(2, 3)).unflatten(2, (group, -1))
+    scores = tap("products", scores, BY_SLOT)
     if spec.softcap is not None:
         scores = torch.tanh(scores / spec.softcap) * spec.softcap
-    scores = torch.where(allowed[:, :, None], scores, torch.finfo(scores.dtype).min)
+    scores = tap("scores", scores, BY_SLOT)
+    seen = tap("allowed", allowed[:, :, None], BY_SLOT)
+    scores = torch.where(seen, scores, torch.finfo(scores.dtype).min)
     if sinks is not None:
         sink = sinks.view(1, kv_heads, group, 1, 1)
         scores = torch.cat((scores, sink.expand(scores.shape[0], -1, -1, scores.shape[3], -1)), -1)
@@ -64,7 +70,8 @@ def products(request: AttentionRequest, k: Tensor, v: Tensor) -> Tensor:
     weights = F.softmax(scores.float(), dim=-1).to(v.dtype)
     if sinks is not None:
         weights = weights[..., :-1]
+    weights = tap("probabilities", weights, BY_SLOT)
     if request.visibility.padded:
-        weights = torch.where(allowed[:, :, None], weights, 0.0)
+        weights = torch.where(seen, weights, 0.0)
     heads = torch.matmul(weights.flatten(2, 3), v)
     return heads.unflatten(2, (group, -1)).flatten(1, 2)

@@ -72,7 +72,7 @@ class Tensorrt(Lowering):
         which it does not fuse."""
         k, v = self.extended(request)
         if request.spec.softcap is not None:
-            return products(request, k, v), k, v
+            return products(request, k, v, self.tap), k, v
         heads = _attention(request, k, v)
         if request.visibility.sees_any is not None:
             heads = torch.where(request.visibility.sees_any, heads, 0.0)

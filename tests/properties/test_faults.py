@@ -44,8 +44,8 @@ def half_angles(self, position_ids, dtype):
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def eager_unscaled(q, k, v, allowed, spec, sinks):
-    return ATTEND(q, k, v, allowed, dataclasses.replace(spec, scale=1.0), sinks)
+def eager_unscaled(q, k, v, allowed, spec, sinks, tap):
+    return ATTEND(q, k, v, allowed, dataclasses.replace(spec, scale=1.0), sinks, tap)
 
 
 def portable_unscaled(self, request):

@@ -169,8 +169,8 @@ def no_window(sequence, total, attention_mask, spec, device, lengths=None):
 def without(**changed: Any) -> Callable[..., Any]:
     """The attention of a spec that lacks a feature, in eager and in the portable lowering."""
 
-    def eager(q, k, v, allowed, spec, sinks):
-        return ATTEND(q, k, v, allowed, dataclasses.replace(spec, **changed), sinks)
+    def eager(q, k, v, allowed, spec, sinks, tap):
+        return ATTEND(q, k, v, allowed, dataclasses.replace(spec, **changed), sinks, tap)
 
     def portable(self, request):
         spec = dataclasses.replace(request.spec, **changed)
@@ -180,8 +180,8 @@ def without(**changed: Any) -> Callable[..., Any]:
 
 
 def sinks_of_another_sign() -> list[tuple[Any, str, Any]]:
-    def eager(q, k, v, allowed, spec, sinks):
-        return ATTEND(q, k, v, allowed, spec, -sinks)
+    def eager(q, k, v, allowed, spec, sinks, tap):
+        return ATTEND(q, k, v, allowed, spec, -sinks, tap)
 
     def portable(self, request):
         return PORTABLE(self, dataclasses.replace(request, sinks=-request.sinks))
