@@ -79,6 +79,11 @@ def compare(
             judge = Judge(subject=subject, sessions=sessions, report=report, seed=seed)
             _judge_all(judge, subject, progress)
             judge.finish()
+            if judge.failed:
+                progress("looking for the first wrong tensor", 1.0)
+                found = subject.locate(judge.failed, judge.prepared)
+                report.located += found.located
+                report.left_out += found.notes
     if not isinstance(subject, Streamed):
         subject.conclude(report, seed)
     if report.status != "nothing compared":  # which must not hide an earlier verdict

@@ -21,7 +21,7 @@ from rope_export.sessions import Session
 class Judge:
     """Runs eager, the reference and every session on the same inputs, and writes the rows.
 
-    outside: how many calls each runtime does not take, by its name.
+    outside: how many calls each runtime does not take, by its name. failed: see `Failures`.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class Judge:
         self.outside: Counter[str] = Counter()
         self.overflows = Overflows(subject.interface.main_output, subject.dtype)
         self.problems = Problems()
+        self.failed: dict[str, dict[Case, float]] = {}
 
     def prepared(self, case: Case) -> Call:
         """What the reference and eager make of one call, and what a runtime may be off by."""
@@ -50,7 +51,7 @@ class Judge:
         """The rows of eager and of every session: what the call wrote by its error, and bit for bit
         the cache that was there before."""
         case, main = call.case.name, self.subject.interface.main_output
-        overflows = self.overflows.seen(call.expected, call.eager)
+        overflows, first = self.overflows.seen(call.expected, call.eager), len(self.report.rows)
         for runtime, session in {"eager": None, **self.sessions}.items():
             answer = call.eager if session is None else self._run(session, call, runtime)
             if answer is None:
@@ -61,6 +62,10 @@ class Judge:
             for output in self.outputs:
                 if self._same_form(case, runtime, output, answer[output], call.eager[output]):
                     self._compare(call, runtime, output, answer[output])
+        for row in self.report.rows[first:]:
+            if row.status == "failed" and row.metric != CALLS_FAILED:
+                cases = self.failed.setdefault(row.runtime, {})
+                cases[call.case] = max(row.used, cases.get(call.case, 0.0))
 
     def _compare(self, call: Call, runtime: str, output: str, value: np.ndarray) -> None:
         self.report.rows += judged(

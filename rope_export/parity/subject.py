@@ -15,6 +15,7 @@ from rope_export.interface import Interface
 from rope_export.parity.bounds import Bounds, tolerance
 from rope_export.parity.cases import Case
 from rope_export.parity.comparison import Arrays, Expected
+from rope_export.parity.report.located import Located
 from rope_export.parity.report.result import Report
 from rope_export.sessions import Session
 
@@ -70,6 +71,19 @@ class Revealing:
 
     calls: tuple[Call, ...] = ()
     not_visible: tuple[dict[str, str], ...] = ()
+
+
+Failures = Mapping[str, Mapping[Case, float]]
+"""By the runtime the cases in which a row failed, with the share of its tolerance that the worst
+used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whereabouts:
+    """What was located, and one line for what was not looked for."""
+
+    located: tuple[Located, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Streamed(ABC):
@@ -156,6 +170,10 @@ class Subject(Protocol):
     def revealing(self, prepared: Callable[[Case], Call]) -> Revealing:
         """Further calls, by which each of its features shows. prepared: makes a call of a case."""
         return Revealing()
+
+    def locate(self, failures: Failures, prepared: Callable[[Case], Call]) -> Whereabouts:
+        """The first wrong tensor in cases that failed. prepared: makes a call of a case."""
+        return Whereabouts()
 
     def conclude(self, report: Report, seed: int) -> None:
         """Add to the report what is known once every call was judged."""

@@ -30,14 +30,17 @@ class ReferenceRuntime(NeedsPackages):
 
     def open(self, artifact: "Folder", threads: int | None = None) -> Runner:
         """threads: not used, it computes on one."""
-        from onnx.reference import ReferenceEvaluator
-
         from rope_export.artifacts.deployed import read_model
 
-        model = read_model(artifact)
-        with failures("onnx's reference evaluator"):
-            evaluator = ReferenceEvaluator(model, new_ops=[_wide_matmul(), _wide_attention()])
-        return ReferenceRunner(artifact.manifest.interface, evaluator)
+        return ReferenceRunner(artifact.manifest.interface, evaluator_of(read_model(artifact)))
+
+
+def evaluator_of(model: Any) -> Any:
+    """onnx's ReferenceEvaluator of a model, with operators that sum as every runtime does."""
+    from onnx.reference import ReferenceEvaluator
+
+    with failures("onnx's reference evaluator"):
+        return ReferenceEvaluator(model, new_ops=[_wide_matmul(), _wide_attention()])
 
 
 class ReferenceRunner(Runner):

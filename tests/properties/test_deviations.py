@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rope_export import AttentionSpec
-from rope_export.parity.layer.deviations import _normed
+from rope_export.parity.layer.carried import normed
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.spec import NormSpec
 from tests.properties.test_visible import PLAIN, layer_of
@@ -33,7 +33,7 @@ def test_what_a_norm_carries_is_a_narrow_bound(kind: str, means: int) -> None:
     stream = np.random.default_rng(0)
     x = stream.uniform(0.9, 1.1, 16) * stream.permutation([1.0, -1.0] * 8)
     error, share = 1e-6, means * 1.21 / 16
-    found = _normed(layer, "q_norm", norm, x[None], np.full((1, 16), error), 0.0)[0]
+    found = normed(layer, "q_norm", norm, x[None], np.full((1, 16), error), 0.0)[0]
     wanted = by_derivatives(layer, norm, x, error)
     assert (found >= wanted).all()
     assert (found <= wanted * (1 + share) / (1 - share)).all()

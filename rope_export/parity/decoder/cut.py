@@ -59,8 +59,9 @@ class Cutter:
                 return f"the model has no value {name!r}, where one layer follows the other"
         return None
 
-    def cut(self, layer: int, present: Iterable[str]) -> Cut:
-        """present: the outputs of the model that are the layer's cache.
+    def cut(self, layer: int, present: Iterable[str], more: Iterable[str] = ()) -> Cut:
+        """present: the outputs of the model that are the layer's cache. more: values on the way
+        that are to be outputs as well.
 
         Raises: InputError if the layer takes what another one computes.
         """
@@ -81,7 +82,9 @@ class Cutter:
                 onnx.helper.make_tensor_value_info(ZEROS, dtype, ["batch", "sequence", None])
             )
         graph.input.extend(info for name, info in self._inputs.items() if name in names)
-        graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+        there = {name for node in graph.node for name in node.output}
+        others = [x for x in dict.fromkeys(more) if x in there and x not in outputs]
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in (*outputs, *others))
         for name, tensor in self._initializers.items():
             if name in names and name not in self._inputs:
                 graph.initializer.append(self._inline(tensor))

@@ -60,6 +60,11 @@ class Widened:
         self._origins.clear()
 
 
+def active_mode() -> "Float64 | None":
+    """The mode that this thread computes in, if any."""
+    return getattr(_ACTIVE, "mode", None)
+
+
 class Float64(TorchDispatchMode):
     """Computes in float64 what is called inside of it, in this thread."""
 

@@ -4,6 +4,7 @@ other, and each layer of the artifact is judged while that one's weights are at 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from rope_export.errors import InputError, ProfileError, RopeExportError
@@ -23,6 +24,9 @@ from rope_export.parity.report.result import Report
 from rope_export.parity.subject import Progress
 from rope_export.sessions import Session
 
+Locate = Callable[[str, Passage, int, int, np.ndarray], None]
+"""Takes the runtime, the text, the call, the layer, and which of the new tokens are judged."""
+
 KEPT = 2**30
 """Bytes of the largest model whose layers are all open at once."""
 
@@ -32,7 +36,8 @@ class Decoder:
     """The artifact as it is judged.
 
     last: whether its logits are those of the last new token alone. cutter: of its layers, if they
-    can be cut out. layer_sessions: opens a cut layer, by the runtime.
+    can be cut out. layer_sessions: opens a cut layer, by the runtime. locate: looks for the first
+    wrong tensor of a layer that is outside of its tolerance.
     """
 
     interface: Interface
@@ -42,6 +47,7 @@ class Decoder:
     sessions: Mapping[str, Session]
     cutter: Cutter | None
     layer_sessions: Mapping[str, Callable[[bytes], RunLayer]]
+    locate: Locate | None = None
 
     def present(self, layer: int) -> list[str]:
         """The outputs that are the cache of one layer."""
@@ -188,7 +194,7 @@ class Proof:
         if block.close is not None:
             self.whole.note_margins(passage, call, index, block.close)
         self.whole.floors.add((passage.text.name, call), block.output, new)
-        values = self._run(passage, call, block, layer)
+        values, known = self._run(passage, call, block, layer), dict(self.verdicts.first)
         for output in self.decoder.present(index):
             part = block.cache.get(output.rpartition(".")[2])
             if part is not None:
@@ -210,6 +216,9 @@ class Proof:
             judged_tokens=sure,
             runtimes={name: x[layer.cut.outputs[0]] for name, x in values.items() if layer},
         )
+        for runtime, first in self.verdicts.first.items():
+            if self.decoder.locate is not None and known.get(runtime) != first:
+                self.decoder.locate(runtime, passage, call, index, sure)
 
     def _run(
         self, passage: Passage, call: int, block: Block, layer: Layer | None

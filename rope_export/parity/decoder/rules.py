@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rope_export.parity.bounds import UNDERFLOW
 from rope_export.parity.decoder.deviation import Operation
-from rope_export.parity.layer.deviations import INT8
+from rope_export.parity.layer.carried import INT8
 
 Rule = Callable[[Operation], None]
 

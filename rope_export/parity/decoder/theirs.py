@@ -54,13 +54,7 @@ def their_model(manifest: DecoderManifest, path: str, adapter: str | None) -> Th
             "pip install 'rope_export[hf]'"
         )
     facts, dtype = manifest.source, cast(DType, manifest.dtype)
-    source = open_model(
-        path,
-        part=facts.get("part"),
-        dtype=dtype,
-        seed=facts.get("seed", 0),
-        adapter=adapter if "adapter" in facts and adapter is not None else NO_ADAPTER,
-    )
+    source = source_of(manifest, path, adapter)
     with quiet(), torch.no_grad():
         try:
             model, limit = _loaded(source, Path(path), facts, dtype)
@@ -77,6 +71,21 @@ def their_model(manifest: DecoderManifest, path: str, adapter: str | None) -> Th
         reading=Reading(status="proven", against=against, reason=limit),
         widened=Widened(model.parameters()),
         int8_blocks=blocks,
+    )
+
+
+def source_of(manifest: DecoderManifest, path: str, adapter: str | None) -> Model:
+    """The source of an artifact. path, adapter: where it and its adapter are now.
+
+    Raises: CheckpointError for one that cannot be read.
+    """
+    facts = manifest.source
+    return open_model(
+        path,
+        part=facts.get("part"),
+        dtype=cast(DType, manifest.dtype),
+        seed=facts.get("seed", 0),
+        adapter=adapter if "adapter" in facts and adapter is not None else NO_ADAPTER,
     )
 
 

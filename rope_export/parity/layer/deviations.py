@@ -8,12 +8,14 @@ with the t of `bounds`. Numbers are stored in the artifact's dtype, unit roundof
 summed in float32 or better, unit roundoff v, by every CPU kernel of PyTorch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from rope_export.parity.bounds import ACCUMULATOR, TIMES, UNDERFLOW, UNIT_ROUNDOFF
 from rope_export.parity.layer.attending import averaged, scored
+from rope_export.parity.layer.carried import factored, normed, projection, summed
 from rope_export.parity.layer.moved import moved_by
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.layer.rotation import pairs, places
@@ -22,9 +24,6 @@ from rope_export.spec import AttentionSpec, NormSpec
 
 STEADY = 0.25
 """Deviation of a score up to which a weight is off by a few parts in ten, at three times that."""
-
-INT8 = 127
-"""Largest number that an activation is rounded to, where a kernel multiplies in int8."""
 
 
 def ceiling(layer: ReferenceLayer, trace: Trace) -> dict[str, np.ndarray]:
@@ -45,41 +44,75 @@ class Deviations:
     cache: dict[str, np.ndarray]
 
 
-def rounding_deviations(layer: ReferenceLayer, trace: Trace) -> Deviations:
+Note = Callable[[str, np.ndarray], None]
+"""Takes what was carried as far as one tensor on the way, by the tensor's name."""
+
+
+def _unnoted(name: str, squares: np.ndarray) -> None:
+    """As a `Note` where nobody looks."""
+
+
+def rounding_deviations(layer: ReferenceLayer, trace: Trace, note: Note = _unnoted) -> Deviations:
     """u ||a||, squared, carried through the layer from its input."""
     u = UNIT_ROUNDOFF[layer.spec.dtype]
+    if layer.spec.rope is not None:
+        for name, value in (("cos", trace.cos), ("sin", trace.sin)):
+            note(name, np.full(value.shape, (u * layer.spec.rope.attention_factor) ** 2))
     new = _latent if layer.spec.latent is not None else _plain
-    q, cache = new(layer, trace, u)
+    q, cache = new(layer, trace, u, note)
     keys, values = _expanded(layer, trace, cache, u)
-    mixed = _attended(layer, trace, q, keys, values, u)
-    heads = _finished(layer, trace, mixed, u)
-    return Deviations(output=_projection(layer, "o", trace.heads, heads, u), cache=cache)
+    note("keys", keys)
+    note("values", values)
+    mixed = _attended(layer, trace, q, keys, values, u, note)
+    note("context", mixed)
+    heads = _finished(layer, trace, mixed, u, note)
+    note("heads", heads)
+    output = projection(layer, "o", trace.heads, heads, u)
+    note("o_proj", output)
+    return Deviations(output=output, cache=cache)
 
 
 Cached = dict[str, np.ndarray]
 
 
-def _plain(layer: ReferenceLayer, trace: Trace, u: float) -> tuple[np.ndarray, Cached]:
+def _plain(
+    layer: ReferenceLayer, trace: Trace, u: float, note: Note = _unnoted
+) -> tuple[np.ndarray, Cached]:
     """Queries and the new cache of a layer without a latent."""
     spec = layer.spec
-    q, k, v = (_projected(layer, name, trace, u) for name in "qkv")
+    q, k, v = (_projected(layer, name, trace, u, note) for name in "qkv")
     q, k = _rotated(spec, trace, trace.q, q, u), _rotated(spec, trace, trace.k, k, u)
+    note("q_rotated", q)
+    note("k_rotated", k)
     if spec.norm_after_rope:
         q = _by_head(layer, "q", trace.rotated_q, q, u)
         k = _by_head(layer, "k", trace.rotated_k, k, u)
-    return _factored(trace.q_factor, trace.ready_q, q, u), {"key": k, "value": v}
+    q = factored(trace.q_factor, trace.ready_q, q, u)
+    note("q_ready", q)
+    note("k_ready", k)
+    return q, {"key": k, "value": v}
 
 
-def _projected(layer: ReferenceLayer, name: str, trace: Trace, u: float) -> np.ndarray:
+def _projected(layer: ReferenceLayer, name: str, trace: Trace, u: float, note: Note) -> np.ndarray:
     """A projection and the norm that comes before the rotation; clamping moves nothing apart."""
+    error = projection(layer, name, trace.x, np.zeros_like(trace.x), u)
+    note(f"{name}_proj", error)
+    error = _before(layer, name, trace, error, u)
+    note(name, error)
+    return error
+
+
+def _before(
+    layer: ReferenceLayer, name: str, trace: Trace, error: np.ndarray, u: float
+) -> np.ndarray:
+    """What goes into the rotation, of a projection."""
     spec = layer.spec
     norm: NormSpec | None = getattr(spec, f"{name}_norm")
     x, width = trace.projected[name], spec.value_head_dim if name == "v" else spec.head_dim
-    error = _projection(layer, name, trace.x, np.zeros_like(trace.x), u)
     if name == "v":
-        error = _factored(np.array(spec.value_scale), x * spec.value_scale, error, u)
+        error = factored(np.array(spec.value_scale), x * spec.value_scale, error, u)
     if norm is not None and norm.over == "all":
-        return layer.split(_normed(layer, f"{name}_norm", norm, x, error, u), width)
+        return layer.split(normed(layer, f"{name}_norm", norm, x, error, u), width)
     error = layer.split(error, width)
     if norm is None or (spec.norm_after_rope and name != "v"):
         return error
@@ -95,33 +128,44 @@ def _by_head(
     if norm is None:
         return error
     x, error = x.swapaxes(1, 2), error.swapaxes(1, 2)
-    return _normed(layer, f"{name}_norm", norm, x, error, u).swapaxes(1, 2)
+    return normed(layer, f"{name}_norm", norm, x, error, u).swapaxes(1, 2)
 
 
-def _latent(layer: ReferenceLayer, trace: Trace, u: float) -> tuple[np.ndarray, Cached]:
+def _latent(
+    layer: ReferenceLayer, trace: Trace, u: float, note: Note = _unnoted
+) -> tuple[np.ndarray, Cached]:
     """Queries and the new cache of a layer with a latent."""
     spec, latent = layer.spec, layer.spec.latent
     assert latent is not None
     norm, none = NormSpec(eps=latent.norm_eps), np.zeros_like(trace.x)
     if latent.q_rank is None:
-        q = _projection(layer, "q", trace.x, none, u)
+        q = projection(layer, "q", trace.x, none, u)
+        note("q_proj", q)
     else:
         first = trace.projected["q_a"]
         narrow = layer.norm("q_a_norm", norm, first) * latent.q_factor
-        error = _projection(layer, "q_a", trace.x, none, u)
-        error = _normed(layer, "q_a_norm", norm, first, error, u)
-        error = _factored(np.array(latent.q_factor), narrow, error, u)
-        q = _projection(layer, "q_b", narrow, error, u)
+        error = projection(layer, "q_a", trace.x, none, u)
+        note("q_a_proj", error)
+        error = normed(layer, "q_a_norm", norm, first, error, u)
+        error = factored(np.array(latent.q_factor), narrow, error, u)
+        note("q_latent", error)
+        q = projection(layer, "q_b", narrow, error, u)
+        note("q_b_proj", q)
     q = layer.split(q, spec.head_dim)
-    kv = _projection(layer, "kv_a", trace.x, none, u)
+    kv = projection(layer, "kv_a", trace.x, none, u)
+    note("kv_a_proj", kv)
     first = trace.projected["kv_a"][..., : latent.kv_rank]
-    narrow = _normed(layer, "kv_a_norm", norm, first, kv[..., : latent.kv_rank], u)
+    narrow = normed(layer, "kv_a_norm", norm, first, kv[..., : latent.kv_rank], u)
     new = trace.new(trace.cache["latent"])
-    narrow = _factored(np.array(latent.kv_factor), new, narrow, u)
+    narrow = factored(np.array(latent.kv_factor), new, narrow, u)
+    note("latent", narrow)
     key = _rotated(spec, trace, trace.k, kv[:, None, :, latent.kv_rank :], u)
     rotated = _rotated(spec, trace, trace.q, q[..., latent.nope_dim :], u)
+    note("q_rotated", rotated)
+    note("k_rotated", key)
     q = np.concatenate((q[..., : latent.nope_dim], rotated), axis=-1)
-    q = _factored(trace.q_factor, trace.ready_q, q, u)
+    q = factored(trace.q_factor, trace.ready_q, q, u)
+    note("q_ready", q)
     return q, {"latent": narrow, "key_rope": key[:, 0]}
 
 
@@ -133,63 +177,10 @@ def _expanded(
     if layer.spec.latent is None:
         return layer.expanded(grown)
     nope = layer.spec.latent.nope_dim
-    both = _projection(layer, "kv_b", trace.cache["latent"], grown["latent"], u)
+    both = projection(layer, "kv_b", trace.cache["latent"], grown["latent"], u)
     both = layer.split(both, nope + layer.spec.value_head_dim)
     shared = np.repeat(grown["key_rope"][:, None], layer.spec.heads, axis=1)
     return np.concatenate((both[..., :nope], shared), axis=-1), both[..., nope:]
-
-
-def _projection(
-    layer: ReferenceLayer, name: str, x: np.ndarray, error: np.ndarray, u: float
-) -> np.ndarray:
-    """x W^T + b: the error of x carried over, n partial sums, and the stored result."""
-    squares = layer.weights[f"{name}_proj.weight"].T ** 2
-    y = layer.project(name, x)
-    if name in layer.int8_blocks:
-        error = error + _rounded_to_int8(x, layer.int8_blocks[name])
-    return error @ squares + _sum(x**2 @ squares, x.shape[-1]) + 2 * (u * y) ** 2
-
-
-def _rounded_to_int8(x: np.ndarray, block: int) -> np.ndarray:
-    """Twice half a step, squared: each block of the last axis has the step that its largest needs.
-
-    An error that is even over a step of fixed size is half of it over sqrt(3) in the root mean
-    square, where `floors` divides by sqrt(6), which is right for numbers of any mantissa.
-    """
-    width = x.shape[-1]
-    padded = np.pad(np.abs(x), [(0, 0)] * (x.ndim - 1) + [(0, -width % block)])
-    largest = padded.reshape(*x.shape[:-1], -1, block).max(axis=-1)
-    return np.repeat(2 * (largest / INT8 / 2) ** 2, block, axis=-1)[..., :width]
-
-
-def _sum(squares: np.ndarray, terms: int) -> np.ndarray:
-    """n roundings of partial sums, none of them larger than the terms' own root sum of squares
-    in the mean."""
-    return ACCUMULATOR**2 * terms * squares
-
-
-def _factored(factor: np.ndarray, y: np.ndarray, error: np.ndarray, u: float) -> np.ndarray:
-    """y = factor * x in float32, cast last; a factor of 1 is no rounding."""
-    rounded = np.where(factor == 1, 0.0, u**2 + 4 * ACCUMULATOR**2)
-    return error * factor**2 + rounded * y**2
-
-
-def _normed(
-    layer: ReferenceLayer, name: str, norm: NormSpec, x: np.ndarray, error: np.ndarray, u: float
-) -> np.ndarray:
-    """y = w x / r with r the root mean square of n numbers: dy is w dx / r, and for the change of
-    r, w x (sum of x dx) / (n r^3). The two are of opposite sign, so their squares add up to more.
-    """
-    y, n = layer.norm(name, norm, x), x.shape[-1]
-    if norm.kind == "layer":
-        x = x - x.mean(axis=-1, keepdims=True)
-        error = error + error.mean(axis=-1, keepdims=True) / n
-    inverse = 1 / (np.mean(x**2, axis=-1, keepdims=True) + norm.eps)
-    weights = norm.offset + layer.weights[f"{name}.weight"] if norm.weight else 1.0
-    together = np.sum(x**2 * error, axis=-1, keepdims=True) / n**2
-    carried = weights**2 * (inverse * error + x**2 * inverse**3 * together)
-    wide = (n + 8) * (weights**2 * x**2 * inverse + y**2)
-    return carried + ACCUMULATOR**2 * wide + (u * y) ** 2
 
 
 def _rotated(
@@ -211,7 +202,13 @@ def _rotated(
 
 
 def _attended(
-    layer: ReferenceLayer, trace: Trace, q: np.ndarray, k: np.ndarray, v: np.ndarray, u: float
+    layer: ReferenceLayer,
+    trace: Trace,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    u: float,
+    note: Note,
 ) -> np.ndarray:
     """Softmax attention, (B, S, H, V).
 
@@ -221,17 +218,20 @@ def _attended(
     A sink is a slot of value 0 and no error.
     """
     values, spec, total = trace.values, layer.spec, trace.keys.shape[2]
-    scores = _scores(layer, trace, q, k, u)
+    scores = _scores(layer, trace, q, k, u, note)
     largest, moved = moved_by(np.sqrt(scores), trace)
     # Beyond first order: a score off by e multiplies its weight by exp(e).
     scores = np.expm1(np.minimum(np.sqrt(scores), 50.0)) ** 2
+    note("probabilities", _weights(trace, scores, spec.dtype, u))
     mean = averaged(trace.weights, values)
     variance = np.maximum(averaged(trace.weights, values**2) - mean**2, 0.0)
     conspiring = np.sum(trace.weights * scores, axis=-1, keepdims=True) * variance
     conspiring = np.where(largest > 0.5, np.maximum(conspiring, moved), conspiring)
     squares = trace.weights**2
     weighted = averaged(squares, values**2)
-    rounded = (u**2 + 8 * ACCUMULATOR**2) * weighted + _sum(weighted, total) + _sum(mean**2, total)
+    rounded = (
+        (u**2 + 8 * ACCUMULATOR**2) * weighted + summed(weighted, total) + summed(mean**2, total)
+    )
     underflow = UNDERFLOW[spec.dtype] ** 2 * np.sum(values**2, axis=2, keepdims=True)
     underflow = np.repeat(underflow, spec.heads // underflow.shape[1], axis=1)
     heads = conspiring + averaged(squares, v) + rounded + underflow + (u * mean) ** 2
@@ -239,18 +239,33 @@ def _attended(
 
 
 def _scores(
-    layer: ReferenceLayer, trace: Trace, q: np.ndarray, k: np.ndarray, u: float
+    layer: ReferenceLayer,
+    trace: Trace,
+    q: np.ndarray,
+    k: np.ndarray,
+    u: float,
+    note: Note = _unnoted,
 ) -> np.ndarray:
     """What goes into the softmax, (B, H, S, T): products of q and k, scaled, capped and shifted."""
     keys, spec = trace.keys, layer.spec
     carried = scored(q, keys**2) + scored(trace.ready_q**2, k)
-    dots = _sum(scored(trace.ready_q**2, keys**2), spec.head_dim)
+    dots = summed(scored(trace.ready_q**2, keys**2), spec.head_dim)
     scores = spec.softmax_scale**2 * (carried + dots) + 2 * (u * trace.raw_scores) ** 2
+    note("products", scores)
     if spec.softcap is not None:
         scores = _capped(trace, spec.softcap, scores, u)
+    note("scores", scores)
     top = np.max(np.where(trace.weights > 0, trace.scores, -np.inf), axis=-1, keepdims=True)
     shift = np.where(np.isfinite(top), trace.scores - top, 0.0)
     return scores + (ACCUMULATOR * shift) ** 2
+
+
+def _weights(trace: Trace, scores: np.ndarray, dtype: str, u: float) -> np.ndarray:
+    """A weight w_j of scores that are off by e: w_j (e_j - sum of w e), of an error in common."""
+    together = np.sum(trace.weights * scores, axis=-1, keepdims=True)
+    carried = trace.weights**2 * (scores + together)
+    rounded = (u**2 + (8 + scores.shape[-1]) * ACCUMULATOR**2) * trace.weights**2
+    return carried + rounded + UNDERFLOW[dtype] ** 2
 
 
 def steady(layer: ReferenceLayer, trace: Trace) -> bool:
@@ -272,21 +287,24 @@ def _capped(trace: Trace, softcap: float, error: np.ndarray, u: float) -> np.nda
     return slope**2 * before + 2 * (u * trace.scores) ** 2
 
 
-def _finished(layer: ReferenceLayer, trace: Trace, error: np.ndarray, u: float) -> np.ndarray:
+def _finished(
+    layer: ReferenceLayer, trace: Trace, error: np.ndarray, u: float, note: Note
+) -> np.ndarray:
     """The heads' norm and gate, (B, S, H * V)."""
     norm, batch, sequence = layer.spec.o_norm, *trace.mixed.shape[:2]
     heads = trace.mixed
     if norm is not None:
         shape = (batch, sequence, -1) if norm.over == "all" else heads.shape
         flat = (trace.mixed.reshape(shape), error.reshape(shape))
-        error = _normed(layer, "o_norm", norm, *flat, u).reshape(heads.shape)
+        error = normed(layer, "o_norm", norm, *flat, u).reshape(heads.shape)
         heads = layer.norm("o_norm", norm, flat[0]).reshape(heads.shape)
     if trace.gate is not None:
-        logits = _projection(layer, "gate", trace.x, np.zeros_like(trace.x), u)
+        logits = projection(layer, "gate", trace.x, np.zeros_like(trace.x), u)
         logits = logits.reshape(trace.gate.shape)
         gate2 = trace.gate**2
         # The derivative of either gate is at most 1; of a sigmoid it is gate (1 - gate).
         steep = 1.0 if layer.spec.gate_kind == "softplus" else gate2 * (1 - trace.gate) ** 2
         gates = steep * logits + (u**2 + 4 * ACCUMULATOR**2) * gate2
+        note("gate", gates)
         error = error * gate2 + heads**2 * gates + (u * heads) ** 2 * gate2
     return error.reshape(batch, sequence, -1)

@@ -51,7 +51,10 @@ class ReferenceLayer:
         """x over its root mean square, or its deviation over that of it, times the weights."""
         if spec.kind == "layer":
             x = x - np.mean(x, axis=-1, keepdims=True)
-        y = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + spec.eps)
+        return self._weighted(name, spec, x / np.sqrt(np.mean(x * x, -1, keepdims=True) + spec.eps))
+
+    def _weighted(self, name: str, spec: NormSpec, y: Float64) -> Float64:
+        """y times the weights of a norm, plus its bias."""
         if spec.weight:
             y = y * (spec.offset + self.weights[f"{name}.weight"])
         return y + self.weights[f"{name}.bias"] if spec.bias else y
@@ -93,6 +96,7 @@ class ReferenceLayer:
             gate=gate,
             heads=heads,
             output=self.project("o", heads),
+            visible=visible,
             attended=np.any(visible, axis=-1),
             starts=starts,
             fixed=LENGTHS in inputs,
@@ -137,6 +141,7 @@ class ReferenceLayer:
         else:
             projected["q_a"] = self.project("q_a", x)
             narrow = self.norm("q_a_norm", norm, projected["q_a"]) * latent.q_factor
+            projected["q_latent"] = narrow
             projected["q"] = self.project("q_b", narrow)
         q = self.split(projected["q"], spec.head_dim)
         k = projected["kv_a"][:, None, :, latent.kv_rank :]
@@ -200,10 +205,14 @@ class ReferenceLayer:
             at = np.stack([at[axis] for axis in rope.pair_axes], axis=-1)
         else:
             at = at[:, :, None]
-        angles = (at * inv_freq)[:, None]
+        angles = self._angles(at, inv_freq)[:, None]
         assert angles.dtype == np.float32
         unit = np.exp((-1j if rope.clockwise else 1j) * angles.astype(np.float64))
         return rope.attention_factor * unit.real, rope.attention_factor * unit.imag
+
+    def _angles(self, at: np.ndarray, inv_freq: np.ndarray) -> np.ndarray:
+        """Positions (B, S, 1 or R / 2) times frequencies, in float32."""
+        return at * inv_freq
 
     def rotate(self, x: Float64, cos: Float64, sin: Float64) -> Float64:
         """Each pair as a complex number, times e^(i angle)."""

@@ -20,8 +20,9 @@ class Trace:
     ready_q after norms and scale, (B, H, S, D); keys, values (B, G, T, D or V), G being H in MLA;
     cache: what the layer caches, by name; raw_scores, scores (B, H, S, T): before and after the
     softcap; weights (B, H, S, T); mixed (B, S, H, V): weighted values; heads (B, S, H * V): after
-    norm and gate; output (B, S, hidden); attended (B, S): may see at least one slot; starts (B,):
-    the slot of each row's first new token; fixed: whether the cache is of fixed size.
+    norm and gate; output (B, S, hidden); visible (B, S, T): which slots each token may see;
+    attended (B, S): may see at least one; starts (B,): the slot of each row's first new token;
+    fixed: whether the cache is of fixed size.
     """
 
     x: Float64
@@ -44,6 +45,7 @@ class Trace:
     gate: Float64 | None
     heads: Float64
     output: Float64
+    visible: np.ndarray
     attended: np.ndarray
     starts: np.ndarray
     fixed: bool

@@ -3,11 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from torch import Tensor
 
 from rope_export.artifacts import companions
 from rope_export.artifacts.decoder import DecoderArtifact
 from rope_export.artifacts.folder import Folder, model_hashes
+from rope_export.checkpoints.stored import deployed
+from rope_export.decoder.weights import DecoderWeights
 from rope_export.errors import ArtifactError, UnavailableError
 from rope_export.parity.decoder.cases import Text, not_visible, regular_texts
 from rope_export.parity.decoder.cut import Cutter
@@ -15,14 +19,15 @@ from rope_export.parity.decoder.greedy import Greedy
 from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.proof import Decoder, Proof
 from rope_export.parity.decoder.running import layer_runner
-from rope_export.parity.decoder.theirs import Theirs, their_model
+from rope_export.parity.decoder.theirs import Theirs, source_of, their_model
 from rope_export.parity.decoder.verdicts import Verdicts
+from rope_export.parity.locate.decoder import DecoderLocator
 from rope_export.parity.report.result import Report
 from rope_export.parity.subject import Progress, Request, Streamed
 from rope_export.parity.subjects.opening import open_on
 from rope_export.reading.verdict import Reading
 from rope_export.sessions import Session
-from rope_export.spec import AttentionSpec
+from rope_export.spec import AttentionSpec, DType
 
 TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges")
 """How the names of a tokenizer's files begin."""
@@ -78,6 +83,7 @@ class DecoderSubject(Streamed):
         cutter = Cutter(self.artifact.read(), len(facts.layers))
         if cutter.missing is not None:
             report.left_out.append(f"layers were not judged one by one: {cutter.missing}.")
+        locator = self._locator(theirs, cutter) if cutter.missing is None else None
         decoder = Decoder(
             interface=facts.interface,
             dtype=facts.dtype,
@@ -88,6 +94,7 @@ class DecoderSubject(Streamed):
             layer_sessions={
                 name: run for name in sessions if (run := layer_runner(name)) is not None
             },
+            locate=None if locator is None else locator.look,
         )
         passages = [
             Passage(text, theirs, facts.vocabulary, seed, facts.interface) for text in self.texts()
@@ -95,6 +102,22 @@ class DecoderSubject(Streamed):
         greedy = Greedy(theirs, facts.vocabulary, seed)
         verdicts = Verdicts(report, facts.dtype, seed)
         Proof(decoder, theirs, passages, greedy, verdicts).run(progress)
+        if locator is not None:
+            report.located += tuple(found for _, found in locator.located.values())
+            report.left_out += locator.notes
+
+    def _locator(self, theirs: Theirs, cutter: Cutter) -> DecoderLocator:
+        """What looks for the first wrong tensor."""
+        facts = self.facts
+        specs = {at: self.specs[x] for at, x in enumerate(facts.layers) if x is not None}
+
+        def weights(layer: int) -> dict[str, Tensor]:
+            path, adapter = (self._where(name) for name in ("source", "adapter"))
+            source = source_of(facts, str(path), adapter)
+            opened = DecoderWeights(theirs.model, source, cast(DType, facts.dtype)).layer(layer)
+            return deployed(opened.weights(), opened.integers(), facts.quantization)
+
+        return DecoderLocator(theirs, cutter, facts.interface, specs, weights, facts.dtype)
 
     def texts(self) -> Iterable[Text]:
         """The texts that it is judged on."""

@@ -12,7 +12,16 @@ from rope_export.parity.comparison import Arrays, Expected
 from rope_export.parity.engine.corners import corner_cases
 from rope_export.parity.engine.numbers import compared_numbers, structure_rows
 from rope_export.parity.report.result import Report
-from rope_export.parity.subject import Call, Property, Request, Revealing, Streamed, Subject
+from rope_export.parity.subject import (
+    Call,
+    Failures,
+    Property,
+    Request,
+    Revealing,
+    Streamed,
+    Subject,
+    Whereabouts,
+)
 from rope_export.parity.subjects.decoder_engine import DecoderEngineSubject
 from rope_export.parity.subjects.opening import open_on, subject_of
 from rope_export.sessions import Session
@@ -77,6 +86,9 @@ class EngineSubject(Subject):
 
     def revealing(self, prepared: Callable[[Case], Call]) -> Revealing:
         return self.model.revealing(prepared)
+
+    def locate(self, failures: Failures, prepared: Callable[[Case], Call]) -> Whereabouts:
+        return self.model.locate(failures, prepared)
 
     def conclude(self, report: Report, seed: int) -> None:
         report.numbers = compared_numbers(self.engine, report)

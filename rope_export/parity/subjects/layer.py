@@ -9,6 +9,7 @@ import torch
 
 from rope_export.arrays import to_numpy, to_torch
 from rope_export.artifacts.artifact import Artifact
+from rope_export.artifacts.deployed import read_model
 from rope_export.artifacts.folder import Folder, model_hashes
 from rope_export.artifacts.manifest import ModelFacts
 from rope_export.attention.layer import RotaryAttention
@@ -24,9 +25,18 @@ from rope_export.parity.layer.reading import ask_transformers
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.layer.visible import revealing_calls
 from rope_export.parity.layer.weights import Weights, true_weights
+from rope_export.parity.locate.layer import LayerLocator
 from rope_export.parity.metrics import errors
 from rope_export.parity.report.result import Report
-from rope_export.parity.subject import Call, Property, Request, Revealing, Subject
+from rope_export.parity.subject import (
+    Call,
+    Failures,
+    Property,
+    Request,
+    Revealing,
+    Subject,
+    Whereabouts,
+)
 from rope_export.parity.subjects.opening import open_on
 from rope_export.sessions import Session
 from rope_export.spec import AttentionSpec
@@ -114,6 +124,10 @@ class LayerSubject(Subject):
     def revealing(self, prepared: Callable[[Case], Call]) -> Revealing:
         limits = slot_limits(self.artifact)
         return revealing_calls(self.layer, self.rough, self.interface, prepared, limits)
+
+    def locate(self, failures: Failures, prepared: Callable[[Case], Call]) -> Whereabouts:
+        locator = LayerLocator(self._eager, lambda: read_model(self.artifact), prepared)
+        return locator.locate(failures)
 
     def conclude(self, report: Report, seed: int) -> None:
         """Add how far quantized weights take the output from that of the source's own, both in

@@ -31,9 +31,11 @@ Edit = Callable[[ir.Model], None]
 class Fault:
     """One fault. spec: facts of the layer that the file computes instead, as the sound spec's.
     weights: what it computes with. patches: what is replaced while the file is made: an object,
-    an attribute of it, and what is put there. edit: changes the model that was made."""
+    an attribute of it, and what is put there. edit: changes the model that was made. first: the
+    tensor that is wrong first, and those that are in the files that do not have it."""
 
     name: str
+    first: tuple[str, ...] = ()
     spec: Callable[[AttentionSpec], AttentionSpec] | None = None
     weights: Callable[[AttentionSpec, Weights], Weights] | None = None
     patches: Sequence[tuple[Any, str, Any]] = field(default_factory=tuple)

@@ -21,7 +21,8 @@ DTYPES = ("float32", "float16")
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The verdict of `verify` on one artifact. case, error, tolerance: of the row that used most of
-    its tolerance in the runtime. fault: empty for a sound one."""
+    its tolerance in the runtime. fault: empty for a sound one. tensor, diagnosis: of the first
+    wrong tensor as `verify` names it. expected: the one of the file's tensors that is."""
 
     layer: str
     fault: str
@@ -33,6 +34,14 @@ class Verdict:
     error: float
     tolerance: float
     hidden: tuple[str, ...]
+    tensor: str = ""
+    expected: str = ""
+    diagnosis: str = ""
+
+    @property
+    def named(self) -> bool:
+        """Whether the right first tensor is named."""
+        return bool(self.tensor) and self.tensor == self.expected
 
 
 def ways(spec: AttentionSpec, cache: str) -> list[str]:
@@ -53,8 +62,8 @@ def spec_of(name: str, dtype: str) -> AttentionSpec:
 
 
 def planned() -> Iterator[tuple[str, Fault, str, str]]:
-    """Layer, fault, lowering and dtype of every artifact with a fault: lowerings and dtypes take
-    turns, but what passed once is planted in every lowering in both dtypes."""
+    """Layer, fault, lowering and dtype of every artifact with a fault: in every lowering, dtypes in
+    turns, but what passed once in both."""
     turn = 0
     for name, fault in FAULTS:
         spec = spec_of(name, "float32")
@@ -62,8 +71,10 @@ def planned() -> Iterator[tuple[str, Fault, str, str]]:
         if (name, fault) in LISTED:
             yield from ((name, fault, way, dtype) for way, dtype in product(able, DTYPES))
             continue
-        yield name, fault, able[turn % len(able)], DTYPES[turn // len(able) % 2]
-        turn += 1
+        for way in able:
+            yield name, fault, way, DTYPES[turn % 2]
+            turn += 1
+        turn += len(able) % 2 == 0  # the next one begins with the other
 
 
 def judged(
@@ -89,6 +100,9 @@ def judged(
         report = verify(made, runtimes=["onnxruntime"])
     rows = [row for row in report.rows if row.runtime == "onnxruntime"]
     worst = max(rows, key=lambda row: row.used)
+    located = next((x for x in report.located if x.runtime == "onnxruntime"), None)
+    there = [] if located is None else [tap.tensor for tap in located.taps]
+    expected = () if fault is None else fault.first
     others = {r.runtime for r in report.rows if r.status == "failed"} - {"onnxruntime"}
     return Verdict(
         layer=name,
@@ -101,6 +115,9 @@ def judged(
         error=worst.error,
         tolerance=worst.tolerance,
         hidden=tuple(f"{x['feature']}: {x['reason']}" for x in report.not_visible),
+        tensor="" if located is None else located.tensor,
+        expected=next((x for x in expected if x in there), ""),
+        diagnosis="" if located is None else located.diagnosis,
     )
 
 

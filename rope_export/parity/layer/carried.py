@@ -1,0 +1,66 @@
+"""What one operation carries over of its operands' rounding errors, and adds of its own.
+
+All errors are (u ||a||)^2, as in `deviations`.
+"""
+
+import numpy as np
+
+from rope_export.parity.bounds import ACCUMULATOR
+from rope_export.parity.layer.reference import ReferenceLayer
+from rope_export.spec import NormSpec
+
+INT8 = 127
+"""Largest number that an activation is rounded to, where a kernel multiplies in int8."""
+
+
+def projection(
+    layer: ReferenceLayer, name: str, x: np.ndarray, error: np.ndarray, u: float
+) -> np.ndarray:
+    """x W^T + b: the error of x carried over, n partial sums, and the stored result."""
+    squares = layer.weights[f"{name}_proj.weight"].T ** 2
+    y = layer.project(name, x)
+    if name in layer.int8_blocks:
+        error = error + _rounded_to_int8(x, layer.int8_blocks[name])
+    return error @ squares + summed(x**2 @ squares, x.shape[-1]) + 2 * (u * y) ** 2
+
+
+def _rounded_to_int8(x: np.ndarray, block: int) -> np.ndarray:
+    """Twice half a step, squared: each block of the last axis has the step that its largest needs.
+
+    An error that is even over a step of fixed size is half of it over sqrt(3) in the root mean
+    square, where `floors` divides by sqrt(6), which is right for numbers of any mantissa.
+    """
+    width = x.shape[-1]
+    padded = np.pad(np.abs(x), [(0, 0)] * (x.ndim - 1) + [(0, -width % block)])
+    largest = padded.reshape(*x.shape[:-1], -1, block).max(axis=-1)
+    return np.repeat(2 * (largest / INT8 / 2) ** 2, block, axis=-1)[..., :width]
+
+
+def summed(squares: np.ndarray, terms: int) -> np.ndarray:
+    """n roundings of partial sums, none of them larger than the terms' own root sum of squares
+    in the mean."""
+    return ACCUMULATOR**2 * terms * squares
+
+
+def factored(factor: np.ndarray, y: np.ndarray, error: np.ndarray, u: float) -> np.ndarray:
+    """y = factor * x in float32, cast last; a factor of 1 is no rounding."""
+    rounded = np.where(factor == 1, 0.0, u**2 + 4 * ACCUMULATOR**2)
+    return error * factor**2 + rounded * y**2
+
+
+def normed(
+    layer: ReferenceLayer, name: str, norm: NormSpec, x: np.ndarray, error: np.ndarray, u: float
+) -> np.ndarray:
+    """y = w x / r with r the root mean square of n numbers: dy is w dx / r, and for the change of
+    r, w x (sum of x dx) / (n r^3). The two are of opposite sign, so their squares add up to more.
+    """
+    y, n = layer.norm(name, norm, x), x.shape[-1]
+    if norm.kind == "layer":
+        x = x - x.mean(axis=-1, keepdims=True)
+        error = error + error.mean(axis=-1, keepdims=True) / n
+    inverse = 1 / (np.mean(x**2, axis=-1, keepdims=True) + norm.eps)
+    weights = norm.offset + layer.weights[f"{name}.weight"] if norm.weight else 1.0
+    together = np.sum(x**2 * error, axis=-1, keepdims=True) / n**2
+    carried = weights**2 * (inverse * error + x**2 * inverse**3 * together)
+    wide = (n + 8) * (weights**2 * x**2 * inverse + y**2)
+    return carried + ACCUMULATOR**2 * wide + (u * y) ** 2

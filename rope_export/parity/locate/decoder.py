@@ -1,0 +1,346 @@
+"""Locates the first wrong tensor of a decoder: in the first layer that is outside of its tolerance,
+on the text that shows it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import torch
+
+from rope_export.attention.layer import RotaryAttention
+from rope_export.errors import InputError, RopeExportError
+from rope_export.exporter.taps import TapFacts
+from rope_export.interface import Interface, attention_interface
+from rope_export.parity.bounds import TIMES
+from rope_export.parity.decoder.blocks import Block, block_of
+from rope_export.parity.decoder.calls import layer_inputs
+from rope_export.parity.decoder.cut import Cutter
+from rope_export.parity.decoder.passage import Passage
+from rope_export.parity.decoder.theirs import Theirs
+from rope_export.parity.decoder.verdicts import units
+from rope_export.parity.layer.deviations import ceiling
+from rope_export.parity.layer.inv_freq import frequencies
+from rope_export.parity.layer.reference import ReferenceLayer
+from rope_export.parity.layer.trace import Trace
+from rope_export.parity.locate.diagnosis import explanations, plain_explanations, sentence
+from rope_export.parity.locate.eager_layer import eager_taps
+from rope_export.parity.locate.stage import Seen, Stage, compared
+from rope_export.parity.locate.stages import ORDER, cache_stage, layer_stages
+from rope_export.parity.locate.suspect import Suspect
+from rope_export.parity.locate.tapped_model import maker_of, opened, taps_in
+from rope_export.parity.locate.watch import Watched, watched
+from rope_export.parity.report.located import Located
+from rope_export.spec import AttentionSpec
+
+Arrays = Mapping[str, np.ndarray]
+Weights = Callable[[int], Mapping[str, torch.Tensor]]
+"""The weights of one layer's attention as they should be deployed, by our names."""
+
+ENTERS = "hidden_states"
+"""What enters the attention, as `decoder.body` has it."""
+
+
+class DecoderLocator:
+    """Runs layers again with every tensor on the way.
+
+    cutter: of the artifact's layers. weights: see `Weights`. located: by the runtime what was
+    found, with the layer.
+    """
+
+    def __init__(
+        self,
+        theirs: Theirs,
+        cutter: Cutter,
+        interface: Interface,
+        specs: Mapping[int, AttentionSpec],
+        weights: Weights,
+        dtype: str,
+    ) -> None:
+        self.theirs, self.cutter, self.interface = theirs, cutter, interface
+        self.specs, self.weights, self.dtype = specs, weights, dtype
+        self.located: dict[str, tuple[int, Located]] = {}
+        self.notes: list[str] = []
+
+    def look(
+        self, runtime: str, passage: Passage, call: int, layer: int, judged: np.ndarray
+    ) -> None:
+        """One layer in one call of a text, in which it is outside of its tolerance. judged: which
+        new tokens are looked at, (rows, sequence)."""
+        known = self.located.get(runtime)
+        if known is not None and known[0] <= layer:
+            return
+        try:
+            found = _Look(self, runtime, passage, call, layer, judged).located()
+        except RopeExportError as error:
+            self.notes.append(f"{runtime}: the first wrong tensor was not looked for: {error}")
+            return
+        self.located[runtime] = layer, found
+
+
+class _Look:
+    """One layer of one call on one runtime."""
+
+    def __init__(
+        self,
+        locator: DecoderLocator,
+        runtime: str,
+        passage: Passage,
+        call: int,
+        layer: int,
+        judged: np.ndarray,
+    ) -> None:
+        self.locator, self.runtime, self.passage = locator, runtime, passage
+        self.call, self.layer, self.judged = call, layer, judged
+        self.spec = locator.specs.get(layer)
+        self.dtype = locator.dtype
+        self.prefix = f"layers.{layer}."
+        taps = taps_in(locator.cutter.model)
+        self.taps = {
+            name.removeprefix(self.prefix): facts
+            for name, facts in taps.items()
+            if name.startswith(self.prefix)
+        }
+        self.present = [
+            x.output for x in locator.interface.caches if x.output.split(".")[1] == str(layer)
+        ]
+        entering = [x for x in self.taps if x.endswith(f".{ENTERS}")]
+        self.attention = entering[0].removesuffix(f".{ENTERS}") if entering else None
+
+    def located(self) -> Located:
+        """Raises: RopeExportError if the layer cannot be run."""
+        with watched(self.locator.theirs.layers[self.layer]) as seen:
+            block = block_of(self.passage, self.layer, self.dtype)
+        inputs, values = self._run(block)
+        around = self._around(seen, block, values)
+        first = next((x for x in around if x.failed), None)
+        inner: list[Seen] = []
+        suspect = None
+        if self._may_be_inside(first):
+            inner, suspect = self._inside(inputs, values)
+        if suspect is not None:
+            first = suspect.first
+        every = _in_order(around, inner, self.attention)
+        return self._told(first, suspect, every)
+
+    def _run(self, block: Block) -> tuple[Arrays, Arrays]:
+        """The inputs of the cut layer, and its values by the names of taps; none in eager."""
+        cutter, passage = self.locator.cutter, self.passage
+        more = dict.fromkeys(facts.value for facts in self.taps.values())
+        try:
+            cut = cutter.cut(self.layer, self.present, more)
+        except InputError as error:
+            raise RopeExportError(f"layers.{self.layer} cannot be run alone: {error}") from error
+        inputs = layer_inputs(cut, block, passage, self.locator.interface, self.call, self.layer)
+        if self.runtime == "eager":
+            return inputs, {}
+        _, run = opened(self.runtime, onnx.load_from_string(cut.model))
+        outputs = run(inputs)
+        values = {name: outputs[x.value] for name, x in self.taps.items() if x.value in outputs}
+        return inputs, values | {x: outputs[x] for x in cut.outputs}
+
+    def _around(self, seen: Watched, block: Block, values: Arrays) -> list[Seen]:
+        """The modules that both have, in the order in which they run; the layer's output last."""
+        stages = []
+        for name in seen.exact:
+            exact, eager, squares = (
+                seen.part(kind, name, self.passage) for kind in ("exact", "eager", "squares")
+            )
+            rough = seen.part("rough", name, self.passage)
+            if exact is None or eager is None or exact.shape[:2] != self.judged.shape:
+                continue
+            source = self.taps.get(name)
+            value = eager if self.runtime == "eager" else values.get(name)
+            if value is not None and value.size == exact.size:
+                stages.append((name, exact, eager, squares, rough, value, source))
+        output = f"layers.{self.layer + 1}/hidden_states"
+        last = block.output.eager if self.runtime == "eager" else values[output]
+        facts = TapFacts(value=output, axes="batch sequence channel")
+        part = block.output
+        stages.append(("", part.exact, part.eager, part.squares, part.rough, last, facts))
+        return [self._compared(*stage) for stage in stages]
+
+    def _compared(
+        self,
+        name: str,
+        exact: np.ndarray,
+        eager: np.ndarray,
+        squares: np.ndarray | None,
+        rough: np.ndarray | None,
+        value: np.ndarray,
+        source: TapFacts | None,
+    ) -> Seen:
+        unknown = squares is None
+        rough = squares if rough is None else rough
+        judged = self.judged.reshape(*self.judged.shape, *[1] * (exact.ndim - 2))
+        stage = Stage(
+            key=name,
+            name=f"{self.prefix}{name}".rstrip("."),
+            axes=("batch", "sequence", "channel", *map(str, range(3, exact.ndim)))[: exact.ndim],
+            expected=exact,
+            squares=squares,
+            rough=rough,
+            judged=judged,
+            roundings=exact.shape[-1] if unknown else 1,
+            units=np.broadcast_to(units(exact, rough), exact.shape),
+        )
+        named = None if source is None or self.runtime == "eager" else source.value
+        value = value.reshape(exact.shape).astype(np.float64)
+        return compared(stage, self.dtype, self.runtime, value, eager, named)
+
+    def _may_be_inside(self, first: Seen | None) -> bool:
+        """Whether the first wrong tensor may be one of the attention's own."""
+        if self.attention is None or self.spec is None or self.runtime == "eager":
+            return False
+        if first is None or first.stage.key == "":
+            return True
+        own = self.attention.split(".")[0]
+        return first.stage.key == own or first.stage.key.startswith(f"{self.attention}") or (
+            first.stage.key.endswith("norm.input")
+        )  # fmt: skip
+
+    def _inside(self, inputs: Arrays, values: Arrays) -> tuple[list[Seen], Suspect | None]:
+        """The tensors of the attention, on the input that it has in the runtime: it is compared as
+        a layer of its own."""
+        spec, path = self.spec, self.attention
+        assert spec is not None
+        assert path is not None
+        given = self._given(inputs, values[f"{path}.{ENTERS}"])
+        tensors = self.locator.weights(self.layer)
+        weights = {name: x.double().numpy() for name, x in tensors.items()}
+        layer = ReferenceLayer(spec, weights, frequencies(spec))
+        trace = layer(given)
+        eager = RotaryAttention.from_weights(spec, dict(tensors))
+        with torch.no_grad():
+            eager_values = eager_taps(eager, given)
+        inner = []
+        for stage in layer_stages(layer, layer, trace):
+            name = f"{path}.{stage.key}"
+            if name not in values or (stage.key not in eager_values and not stage.exact):
+                continue
+            named = replace(
+                stage, name=f"{self.prefix}{path}.{stage.name}", judged=self._real(stage)
+            )
+            value = stage.arranged(_cropped(values[name], stage), self.taps[name].axes)
+            true = (
+                stage.arranged(*eager_values[stage.key])
+                if stage.key in eager_values
+                else stage.expected
+            )
+            if value is not None and true is not None:
+                source = self.taps[name].value
+                inner.append(compared(named, self.dtype, self.runtime, value, true, source))
+        inner += self._caches(layer, trace, values)
+        inner.sort(key=lambda x: ORDER.index(x.stage.key))
+        first = next((x for x in inner if x.failed), None)
+        if first is None:
+            return inner, None
+        suspect = Suspect(
+            layer=layer,
+            trace=trace,
+            inputs=given,
+            first=first,
+            seen={x.stage.key: x for x in inner},
+            maker=maker_of(self.locator.cutter.model, str(first.source)),
+        )
+        return inner, suspect
+
+    def _caches(self, layer: ReferenceLayer, trace: Trace, values: Arrays) -> Iterator[Seen]:
+        """The layer's cache after the call."""
+        limits = ceiling(layer, trace)
+        for name, (ours, expected) in zip(
+            self.present, list(trace.outputs.items())[1:], strict=True
+        ):
+            value = values[name].reshape(expected.shape)
+            squares = (limits[ours] / TIMES) ** 2
+            stage = cache_stage(ours, expected, trace.starts + trace.x.shape[1], squares)
+            seen = compared(stage, self.dtype, self.runtime, value, expected, name)
+            yield replace(seen, stage=replace(stage, label=name))
+
+    def _real(self, stage: Stage) -> np.ndarray | None:
+        """Which elements are looked at: those of the stage, but of padding none."""
+        if "sequence" not in stage.axes:
+            return stage.judged
+        shape = [1] * len(stage.axes)
+        for axis, size in zip(("batch", "sequence"), self.judged.shape, strict=True):
+            shape[stage.axes.index(axis)] = size
+        real = self.judged.reshape(shape)
+        return real if stage.judged is None else real & stage.judged
+
+    def _given(self, inputs: Arrays, hidden: np.ndarray) -> dict[str, np.ndarray]:
+        """The inputs of the attention as a layer of its own."""
+        spec, interface = self.spec, self.locator.interface
+        assert spec is not None
+        given = {"hidden_states": hidden}
+        positions = inputs.get(str(interface.positions))
+        ours = attention_interface(spec, cache=interface.cache, padding=True)
+        if ours.positions is not None and positions is not None:
+            axes = 1 if spec.rope is None else spec.rope.axes
+            shape = (axes, *positions.shape) if axes > 1 else positions.shape
+            given[ours.positions] = np.ascontiguousarray(np.broadcast_to(positions, shape))
+        theirs = [x.input for x in interface.caches if x.input.split(".")[1] == str(self.layer)]
+        for pair, name in zip(ours.caches, theirs, strict=True):
+            cache = inputs[name]
+            given[pair.input] = cache[:, 0] if spec.latent is not None else cache
+        if ours.lengths is not None:
+            given[ours.lengths] = np.broadcast_to(
+                inputs[str(interface.lengths)], (len(hidden),)
+            ).copy()
+        if ours.mask is not None:
+            mask = inputs[str(interface.mask)]
+            slots = given[ours.caches[0].input].shape[-2]
+            total = slots if ours.lengths is not None else slots + hidden.shape[1]
+            given[ours.mask] = np.pad(mask, ((0, 0), (0, max(total - mask.shape[1], 0))))
+        return given
+
+    def _told(self, first: Seen | None, suspect: Suspect | None, every: Sequence[Seen]) -> Located:
+        shown = first if first is not None else every[-1]
+        if first is None:
+            diagnosis = (
+                "Every tensor of the layer is inside of its tolerance when it is an output as "
+                "well: what the runtime makes of the graph is wrong, as by fusing operators."
+            )
+        elif suspect is not None:
+            diagnosis = sentence(suspect.maker, list(explanations(suspect)), suspect)
+        else:
+            maker = None if first.source is None else maker_of(
+                self.locator.cutter.model, first.source
+            )  # fmt: skip
+            found = list(plain_explanations(first, self.dtype))
+            diagnosis = sentence(maker, found)
+        tap = shown.tap
+        return Located(
+            case=self.passage.case(self.call),
+            runtime=self.runtime,
+            tensor="none" if first is None else tap.tensor,
+            value=tap.value,
+            where=() if first is None else shown.stage.place(
+                shown.value, self.passage.taken(self.passage.positions, self.call)
+            ),
+            metric=tap.metric,
+            error=tap.error,
+            tolerance=tap.tolerance,
+            diagnosis=diagnosis,
+            taps=tuple(x.tap for x in every),
+        )  # fmt: skip
+
+
+def _cropped(value: np.ndarray, stage: Stage) -> np.ndarray:
+    """Scores over no more slots than the mask covers, filled up."""
+    if "slot" not in stage.axes or value.shape[-1] >= stage.expected.shape[-1]:
+        return value
+    missing = stage.expected.shape[-1] - value.shape[-1]
+    return np.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, missing)])
+
+
+def _in_order(around: Sequence[Seen], inner: Sequence[Seen], path: str | None) -> list[Seen]:
+    """What was compared, the attention's own tensors where it begins."""
+    if path is None or not inner:
+        return list(around)
+    names = {x.stage.name for x in inner}
+    at = next(
+        (i for i, x in enumerate(around) if x.stage.key.startswith(path.split(".")[0])),
+        len(around),
+    )
+    rest = [x for x in around[at:] if x.stage.name not in names]
+    return [*around[:at], *inner, *rest]

@@ -1,0 +1,1 @@
+"""What can be wrong in a layer, one file for each part: `alternatives` of a suspect, by `RANK`."""
