@@ -163,6 +163,18 @@ def read(path: Path, largest: int | None = None) -> bytes:
         file.close()
 
 
+def mapped(path: Path) -> mmap.mmap | bytes:
+    """The bytes of a file as `read` has them; large files are mapped.
+
+    Raises: ArtifactError for what is not there, or is refused.
+    """
+    file = _Open(path)
+    try:
+        return file.read() if file.size <= MAPPED_ABOVE else file.map()
+    finally:
+        file.close()
+
+
 def read_verified(path: Path, sha256: str) -> bytes:
     """The bytes of a file that has this hash; of a plan, for one.
 

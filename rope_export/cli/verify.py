@@ -12,7 +12,8 @@ from rope_export.errors import InputError, UnavailableError
 def verify_artifact(
     context: typer.Context,
     path: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The artifact's folder, or an engine's.")
+        Path,
+        typer.Argument(metavar="PATH", help="An artifact's folder, an engine's, or an .onnx file."),
     ],
     runtime: Annotated[
         list[str] | None,
@@ -25,6 +26,29 @@ def verify_artifact(
     adapter: Annotated[
         str | None,
         typer.Option(metavar="FOLDER", help="The adapter merged into them, if that has moved."),
+    ] = None,
+    spec: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONFIG", help="The config of an .onnx file, where there is no source."
+        ),
+    ] = None,
+    layer: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="The layer that an .onnx file holds; without, a whole decoder."
+        ),
+    ] = None,
+    decoder: Annotated[
+        bool, typer.Option("--decoder", help="That an .onnx file holds a whole decoder.")
+    ] = False,
+    maps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="OURS=THEIRS",
+            help="A tensor of an .onnx file that others made, by our name; may be repeated.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the drawn inputs.")] = 0,
     large: Annotated[
@@ -44,6 +68,8 @@ def verify_artifact(
     for name in require or ():
         if name != "reading":
             raise InputError(f"--require {name}: use reading.")
+    if decoder and layer is not None:
+        raise InputError("--layer and --decoder: a file holds one or the other.")
     with output.progress() as step:
         step("loading PyTorch", None)
         from rope_export.parity import verify as run
@@ -55,6 +81,9 @@ def verify_artifact(
             runtimes=runtime,
             seed=seed,
             large=large,
+            spec=spec,
+            layer=layer,
+            maps=dict(map(_pair, maps or ())),
             progress=step,
         )
     output.warn(report.notes)
@@ -69,3 +98,10 @@ def verify_artifact(
         output.error(f"--require reading: it is unproven ({reason}).")
         return UnavailableError.status
     return status
+
+
+def _pair(text: str) -> tuple[str, str]:
+    ours, equals, theirs = text.partition("=")
+    if not (ours and equals and theirs):
+        raise InputError(f"--map {text}: use OURS=THEIRS, such as input_ids=tokens.")
+    return ours, theirs

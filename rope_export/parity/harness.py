@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from rope_export import paths
 from rope_export.artifacts.folder import Folder, holding
 from rope_export.errors import UnavailableError
 from rope_export.parity.judge import Judge
+from rope_export.parity.onnx_file.file import OnnxFile
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import Row
 from rope_export.parity.subject import Request, Streamed, Subject
@@ -29,6 +31,9 @@ def verify(
     runtimes: Sequence[str] | None = None,
     seed: int = 0,
     large: bool = False,
+    spec: str | Path | None = None,
+    layer: int | None = None,
+    maps: Mapping[str, str] | None = None,
     progress: Progress = lambda step, done: None,
 ) -> Report:
     """Compare an artifact with eager PyTorch and a float64 reference; its evidence records it, if
@@ -37,24 +42,40 @@ def verify(
     Of an engine the ONNX model is compared at the corners of its profiles as well, and its plan
     where the GPU is that it is for: until then the report's numbers are unverified.
 
-    artifact: its folder, or an open Artifact or Engine. source: the checkpoint its weights come
-    from, if it is not where it was when it was exported. adapter: the one that was merged into
-    them, if it has moved. runtimes: names to compare; without, those the artifact is made for that
-    are available here. seed: of the drawn inputs. large: also those corners of an engine that take
-    minutes and gigabytes. progress: called with the name of each case and the share that is done.
+    A file that others made is compared with transformers' model of its source: logits, and what
+    it caches and generates; of what is wrong the report names the cause.
+
+    artifact: its folder, an open Artifact or Engine, or any .onnx file. source: the checkpoint its
+    weights come from, if it is not where it was when it was exported. adapter: the one that was
+    merged into them, if it has moved. runtimes: names to compare; without, those the artifact is
+    made for that are available here. seed: of the drawn inputs. large: also those corners of an
+    engine that take minutes and gigabytes. spec, layer, maps: of a file that others made, its
+    config where the source is not there; the layer of the source that it holds, if it is no whole
+    decoder; names of its tensors by ours, where they are not matched by themselves. progress:
+    called with the name of each case and the share that is done.
     Raises: ArtifactError and CheckpointError for what cannot be read; UnavailableError if a runtime
         that was asked for does not exist.
     """
     # Its files are in memory from here on: the verdict is about them, whatever replaces them.
-    opened = artifact.hold() if isinstance(artifact, Folder) else holding(Path(artifact))
+    opened = _opened(artifact)
     request = Request(
         source=None if source is None else str(source),
         adapter=None if adapter is None else str(adapter),
         seed=seed,
         large=large,
+        spec=None if spec is None else str(spec),
+        layer=layer,
+        maps=tuple((maps or {}).items()),
     )
     subject = subject_of(opened, request)
     return compare(subject, runtimes=runtimes, seed=seed, progress=progress)
+
+
+def _opened(artifact: str | Path | Folder) -> Folder | OnnxFile:
+    if isinstance(artifact, Folder):
+        return artifact.hold()
+    path = paths.readable(artifact)
+    return OnnxFile.read(path) if path.is_file() else holding(path)
 
 
 def compare(

@@ -25,12 +25,19 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The arguments of `verify` besides the artifact and the runtimes."""
+    """The arguments of `verify` besides the artifact and the runtimes.
+
+    spec: the config of a file that others made, where its source is not there. layer: of such a
+    file, which one it holds, if it is no whole decoder. maps: names of its tensors, (ours, theirs).
+    """
 
     source: str | None = None
     adapter: str | None = None
     seed: int = 0
     large: bool = False
+    spec: str | None = None
+    layer: int | None = None
+    maps: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

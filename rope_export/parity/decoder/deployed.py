@@ -1,19 +1,34 @@
 """Weights of transformers' model as an artifact deploys them: quantized and dequantized again."""
 
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from rope_export.arrays import to_torch
-from rope_export.artifacts.decoder import DecoderManifest
+from rope_export.artifacts.manifest import Weight
 from rope_export.quantization import Quantization, pack, unpack
 
 ROUNDS_TO_INT8 = 4
 """The accuracy level at which onnxruntime's kernel rounds what it multiplies with to int8."""
 
 
-def quantize(model: Any, manifest: DecoderManifest) -> dict[int, int]:
+class Deployed(Protocol):
+    """What is asked of a decoder's manifest, or of the facts of a file that others made."""
+
+    @property
+    def source(self) -> Mapping[str, Any]: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def layers(self) -> Sequence[int | None]: ...
+    @property
+    def quantization(self) -> Quantization | None: ...
+    @property
+    def weights(self) -> Mapping[str, Weight]: ...
+
+
+def quantize(model: Any, manifest: Deployed) -> dict[int, int]:
     """Puts what is left of each quantized weight in its place, one at a time.
 
     Rows are quantized one by one, so that a weight that transformers holds as one and the artifact

@@ -8,13 +8,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from rope_export.artifacts.decoder import DecoderManifest
 from rope_export.checkpoints import NO_ADAPTER, Model, open_model
 from rope_export.checkpoints.checkpoint import Checkpoint
 from rope_export.decoder.source import config_of
 from rope_export.decoder.weights import DecoderWeights
 from rope_export.errors import UnavailableError
-from rope_export.parity.decoder.deployed import quantize
+from rope_export.parity.decoder.deployed import Deployed, quantize
 from rope_export.parity.decoder.exact import Widened, mark_angles
 from rope_export.reading.models import eager, quiet, reason
 from rope_export.reading.verdict import Reading, installed
@@ -40,7 +39,7 @@ class Theirs:
     int8_blocks: Mapping[int, int]
 
 
-def their_model(manifest: DecoderManifest, path: str, adapter: str | None) -> Theirs:
+def their_model(manifest: Deployed, path: str, adapter: str | None) -> Theirs:
     """The model of an artifact's source, with weights as they are deployed.
 
     path, adapter: where source and adapter are now.
@@ -67,7 +66,7 @@ def their_model(manifest: DecoderManifest, path: str, adapter: str | None) -> Th
     mark_angles(model)
     return Theirs(
         model=model,
-        layers=_stack(model, len(manifest.layers)),
+        layers=stack(model, len(manifest.layers)),
         reading=Reading(status="proven", against=against, reason=limit),
         widened=Widened(model.parameters()),
         int8_blocks=blocks,
@@ -123,7 +122,7 @@ def _ours(source: Model, config: Any, dtype: DType) -> Any:
     return model
 
 
-def _stack(model: nn.Module, count: int) -> nn.ModuleList:
+def stack(model: nn.Module, count: int) -> nn.ModuleList:
     """The decoder layers: the first list of so many modules, in the order of the model's."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:

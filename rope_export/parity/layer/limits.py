@@ -22,9 +22,14 @@ FEW = 64
 
 def slot_limits(artifact: Folder) -> frozenset[int]:
     """The size of every integer constant and attribute of the model that could be one."""
+    return slot_limits_of(artifact.read().model)
+
+
+def slot_limits_of(model: bytes) -> frozenset[int]:
+    """The same of a model's bytes."""
     import onnx
 
-    graph = onnx.load_model_from_string(artifact.read().model).graph
+    graph = onnx.load_model_from_string(model).graph
     shapes = {
         name
         for node in graph.node

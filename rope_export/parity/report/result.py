@@ -27,6 +27,8 @@ class Report:
         "reason".
     overflow: whether float16 ended before the computation did, which a problem tells.
     located: of rows that failed, the first tensor on the way that is wrong.
+    causes: of a file that others made, what explains the texts that failed: "runtime", "cause" (a
+        feature), "fault" (what was done to it, in words), "texts".
     notes: warnings that are not about the artifact, such as evidence that could not be kept.
     """
 
@@ -42,6 +44,7 @@ class Report:
     not_visible: list[dict[str, str]] = field(default_factory=list)
     overflow: bool = False
     located: tuple[Located, ...] = ()
+    causes: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def status(self) -> Literal["passed", "failed", "nothing compared"]:
@@ -71,6 +74,7 @@ class Report:
             "rows": [row.to_json() for row in self.rows],
             "skipped": self.skipped,
             "problems": self.problems,
+            "causes": self.causes,
             "quantization_error": self.quantization_error,
             "numbers": self.numbers,
             "left_out": self.left_out,

@@ -3,14 +3,15 @@
 from rope_export.artifacts.folder import Folder
 from rope_export.discovery import modules_of
 from rope_export.errors import UnavailableError
+from rope_export.parity.onnx_file.file import OnnxFile
 from rope_export.parity.subject import Request, Streamed, Subject
 from rope_export.runtimes import find_runtime
 from rope_export.sessions import Session, open_session
 
 
-def subject_of(opened: Folder, request: Request) -> Subject | Streamed:
-    """The subject that judges an opened folder: the files of this package are asked one by one,
-    by their `fits`, and `make_subject` of the one that answers makes it."""
+def subject_of(opened: Folder | OnnxFile, request: Request) -> Subject | Streamed:
+    """The subject that judges an opened folder or file: the modules of this package are asked one
+    by one, by their `fits`, and `make_subject` of the one that answers makes it."""
     for module in modules_of("rope_export.parity.subjects"):
         if hasattr(module, "fits") and module.fits(opened):
             subject: Subject | Streamed = module.make_subject(opened, request)

@@ -1,0 +1,123 @@
+"""An ONNX file that somebody else made, read once; nothing of it is run outside of onnxruntime."""
+
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rope_export import paths
+from rope_export.artifacts import contents, external_data
+from rope_export.errors import ArtifactError, UnavailableError, extra
+
+QUANTIZED = ("MatMulNBits", "QMoE", "GatherBlockQuantized", "QLinearMatMul", "DequantizeLinear")
+"""Operators of quantized weights, which are judged where the file that holds them is ours."""
+
+LARGEST = 2**31
+"""Bytes of a model beside its external data; protobuf takes no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """An input or output of the file. shape: sizes, names of dynamic axes, or none where the file
+    does not tell; none as a whole where it tells no shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+    def __str__(self) -> str:
+        axes = (
+            "?"
+            if self.shape is None
+            else ", ".join("?" if x is None else str(x) for x in self.shape)
+        )
+        return f"{self.name} {self.dtype}({axes})"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OnnxFile:
+    """path: of the file. model: its bytes. data: of the files that it keeps weights in, by the
+    locations in the model. graph: its graph, as onnx has it, without external data. inputs: those
+    that must be fed."""
+
+    path: Path
+    model: bytes
+    data: Mapping[str, mmap.mmap | bytes]
+    graph: Any
+    producer: str
+    opset: int
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> "OnnxFile":
+        """Raises: ArtifactError for what is no ONNX model, or keeps weights outside of its folder;
+        UnavailableError for quantized weights."""
+        with extra("export", "verifying an ONNX file"):
+            import onnx
+        model = contents.read(path, LARGEST)
+        try:
+            locations = external_data.locations(model)
+            proto = onnx.load_model_from_string(model)
+        except Exception as error:  # protobuf's own kind of error is not public
+            raise ArtifactError(f"{path}: is not an ONNX model ({error}).") from error
+        if not proto.graph.output:
+            raise ArtifactError(f"{path}: is not an ONNX model (its graph has no output).")
+        used = {node.op_type for node in proto.graph.node}
+        for name in QUANTIZED:
+            if name in used:
+                raise UnavailableError(
+                    f"{path}: has quantized weights ({name}), of which the reference knows only "
+                    f"those that rope_export quantized. Verify the file in float32 or float16."
+                )
+        weights = {tensor.name for tensor in proto.graph.initializer}
+        return cls(
+            path=path,
+            model=model,
+            data={name: _external(path, name) for name in sorted(locations)},
+            graph=proto.graph,
+            producer=f"{proto.producer_name} {proto.producer_version}".strip(),
+            opset=next((x.version for x in proto.opset_import if x.domain in ("", "ai.onnx")), 0),
+            inputs=tuple(_value(x) for x in proto.graph.input if x.name not in weights),
+            outputs=tuple(_value(x) for x in proto.graph.output),
+        )
+
+
+def _external(path: Path, location: str) -> mmap.mmap | bytes:
+    """The bytes of a file beside the model.
+
+    Raises: ArtifactError for a location that leads out of its folder.
+    """
+    pure, folder = PurePosixPath(location), path.parent
+    place = folder / location
+    inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in location
+    if inside and len(pure.parts) > 1:
+        root = os.path.realpath(folder)
+        inside = os.path.commonpath([root, os.path.realpath(place.parent)]) == root
+    if not inside or not pure.parts:
+        raise ArtifactError(
+            f"{path}: keeps weights in {paths.shown(location)!r}, which leads out of its folder; "
+            f"external data must lie beside the model."
+        )
+    return contents.mapped(place)
+
+
+def _value(value: Any) -> Value:
+    import onnx
+
+    tensor = value.type.tensor_type
+    shape = tensor.shape.dim if tensor.HasField("shape") else None
+    name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    return Value(
+        name=value.name,
+        dtype={"float": "float32", "double": "float64"}.get(name, name),
+        shape=None if shape is None else tuple(_axis(x) for x in shape),
+    )
+
+
+def _axis(dim: Any) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return dim.dim_param or None

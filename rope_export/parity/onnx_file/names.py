@@ -1,0 +1,234 @@
+"""Which input and output of a file is which of ours: by names, shapes and the layers' facts."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rope_export.errors import InputError, UnavailableError
+from rope_export.parity.onnx_file.file import OnnxFile, Value
+
+NUMBERS = {
+    "input_ids": r"(decoder_)?(input_?ids?|tokens?|token_ids?|ids)",
+    "attention_mask": r"(decoder_)?(attention_?mask|attn_?mask|padding_?mask|mask)",
+    "position_ids": r"(decoder_)?(position_?ids?|positions?|pos_?ids?|pos)",
+    "cache_position": r"cache_?positions?",
+}
+"""Names that exporters give to inputs of whole numbers, by ours."""
+
+LOGITS = r"(lm_)?logits?|output_?logits"
+
+INTEGERS = ("int64", "int32")
+MASKS = (*INTEGERS, "bool")
+RANKS = {"input_ids": 2, "attention_mask": 2, "position_ids": 2, "cache_position": 1}
+
+HEADS_FIRST, SLOTS_FIRST, FLAT = "heads first", "slots first", "flat"
+"""How a cache lies in the file: (batch, heads, slots, width), as in ours; (batch, slots, heads,
+width); or (batch, slots, heads * width)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """One cache of the file. before, after: its input and output. layout: of both."""
+
+    before: Value
+    after: Value
+    layout: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """What the file's tensors are. numbers: inputs by our names. caches: by our names without the
+    prefix, such as "0.key". logits: the output. others: outputs that are not looked at."""
+
+    numbers: Mapping[str, Value]
+    caches: Mapping[str, Cache]
+    logits: Value
+    others: tuple[str, ...]
+
+
+@dataclass
+class _Matching:
+    """Inputs and outputs of a file that are still to be matched."""
+
+    file: OnnxFile
+    maps: dict[str, str]
+    inputs: dict[str, Value] = field(default_factory=dict)
+    outputs: dict[str, Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.inputs = {x.name: x for x in self.file.inputs}
+        self.outputs = {x.name: x for x in self.file.outputs}
+
+    def mapped(self, ours: str, values: dict[str, Value]) -> Value | None:
+        """The tensor that the caller named, taken from `values`.
+
+        Raises: InputError if the file has none of that name.
+        """
+        theirs = self.maps.pop(ours, None)
+        if theirs is None:
+            return None
+        if theirs not in values:
+            names = ", ".join(values)
+            raise InputError(f"`map`={ours}={theirs}: the file has no {theirs!r} left; of {names}.")
+        return values.pop(theirs)
+
+    def take(self, ours: str, values: dict[str, Value], fitting: Sequence[Value]) -> Value | None:
+        mapped = self.mapped(ours, values)
+        if mapped is not None or not fitting:
+            return mapped
+        if len(fitting) > 1:
+            names = ", ".join(x.name for x in fitting)
+            raise UnavailableError(
+                f"{self.file.path}: {ours} may be any of {names}; name it with `map`={ours}=NAME."
+            )
+        return values.pop(fitting[0].name)
+
+
+def match_decoder(
+    file: OnnxFile,
+    shapes: Mapping[str, tuple[int | str, ...]],
+    maps: Mapping[str, str],
+    vocabulary: int,
+) -> Matched:
+    """The tensors of a whole decoder.
+
+    shapes: of each cache by its name, such as "0.key": ("batch", heads, "slots", width). maps:
+    theirs by ours, where the caller knows better.
+    Raises: UnavailableError for what cannot be matched; InputError for a map to nothing.
+    """
+    open_ = _Matching(file, dict(maps))
+    numbers = {}
+    for ours in NUMBERS:
+        value = open_.take(ours, open_.inputs, _numbers(ours, open_.inputs.values()))
+        if value is not None:
+            numbers[ours] = value
+    if "input_ids" not in numbers:
+        rest = [x for x in open_.inputs.values() if _is_tokens(x)]
+        if len(rest) == 1:
+            numbers["input_ids"] = open_.inputs.pop(rest[0].name)
+    logits = open_.take("logits", open_.outputs, _logits(open_.outputs.values(), vocabulary))
+    if "input_ids" not in numbers or logits is None:
+        missing = "input_ids" if "input_ids" not in numbers else "logits"
+        side = file.inputs if missing == "input_ids" else file.outputs
+        raise UnavailableError(
+            f"{file.path}: nothing is matched to {missing} among {', '.join(map(str, side))}; name "
+            f"it with `map`={missing}=NAME."
+        )
+    caches = _caches(open_, shapes)
+    if open_.inputs:
+        raise UnavailableError(
+            f"{file.path}: takes {', '.join(map(str, open_.inputs.values()))}, and it is not known "
+            f"what that is. Name it with `map`=OURS=THEIRS, ours being "
+            f"{', '.join(NUMBERS)}, past_key_values.N.key or past_key_values.N.value."
+        )
+    if open_.maps:
+        ours, theirs = next(iter(open_.maps.items()))
+        raise InputError(
+            f"`map`={ours}={theirs}: {ours!r} is no name of ours; use {', '.join(NUMBERS)}, "
+            f"logits, past_key_values.N.key, present.N.key or the same of value."
+        )
+    return Matched(numbers=numbers, caches=caches, logits=logits, others=tuple(open_.outputs))
+
+
+def _numbers(ours: str, values: Iterable[Value]) -> list[Value]:
+    dtypes = MASKS if ours == "attention_mask" else INTEGERS
+    return [
+        x
+        for x in values
+        if re.fullmatch(NUMBERS[ours], x.name, re.IGNORECASE)
+        and x.dtype in dtypes
+        and (x.shape is None or len(x.shape) == RANKS[ours])
+    ]
+
+
+def _is_tokens(value: Value) -> bool:
+    return value.dtype in INTEGERS and value.shape is not None and len(value.shape) == 2
+
+
+def _logits(values: Iterable[Value], vocabulary: int) -> list[Value]:
+    """By the name; else by the width."""
+    values = [x for x in values if x.dtype.startswith(("float", "bfloat"))]
+    named = [x for x in values if re.fullmatch(LOGITS, x.name, re.IGNORECASE)]
+    return named or [x for x in values if x.shape and x.shape[-1] == vocabulary]
+
+
+def _caches(open_: _Matching, shapes: Mapping[str, tuple[int | str, ...]]) -> dict[str, Cache]:
+    """Every cache of the file, or none if it takes none."""
+    sides = []
+    for prefix, values in (("past_key_values", open_.inputs), ("present", open_.outputs)):
+        side = {}
+        for name in shapes:
+            mapped = open_.mapped(f"{prefix}.{name}", values)
+            if mapped is not None:
+                side[name] = mapped
+        for theirs in list(values):
+            name = cache_name(theirs)
+            if name in shapes and name not in side and _is_cache(values[theirs]):
+                side[name] = values.pop(theirs)
+        sides.append(side)
+    before, after = sides
+    if not before:
+        open_.outputs |= {x.name: x for x in after.values()}
+        return {}
+    for name in shapes:
+        if name not in before or name not in after:
+            side, prefix = (
+                ("input", "past_key_values") if name not in before else ("output", "present")
+            )
+            raise UnavailableError(
+                f"{open_.file.path}: no {side} is matched to the cache {prefix}.{name}; name it "
+                f"with `map`={prefix}.{name}=NAME."
+            )
+    return {
+        name: Cache(
+            before=before[name],
+            after=after[name],
+            layout=cache_layout(open_.file, before[name], shape),
+        )
+        for name, shape in shapes.items()
+    }
+
+
+def cache_name(theirs: str) -> str | None:
+    """Our name, such as "3.key", of what an exporter calls past_key_values.3.key, past_key_3,
+    cache.3.k or present_3_value; none if it is no cache's."""
+    name = re.sub(r"key_?values?", "kv", theirs.lower())
+    words = [x for x in re.split(r"[^a-z0-9]+|(?<=[a-z])(?=\d)|(?<=\d)(?=[a-z])", name) if x]
+    numbers = [x for x in words if x.isdigit()]
+    kinds = {"key" if x in ("key", "keys", "k") else "value" for x in words
+             if x in ("key", "keys", "k", "value", "values", "v")}  # fmt: skip
+    if len(numbers) != 1 or len(kinds) != 1:
+        return None
+    return f"{int(numbers[0])}.{kinds.pop()}"
+
+
+def _is_cache(value: Value) -> bool:
+    return value.dtype.startswith(("float", "bfloat")) and (
+        value.shape is None or len(value.shape) in (3, 4)
+    )
+
+
+def cache_layout(file: OnnxFile, value: Value, ours: tuple[int | str, ...]) -> str:
+    """Raises: UnavailableError for a shape that is no growing cache's."""
+    heads, width = ours[1], ours[3]
+    assert isinstance(heads, int)
+    assert isinstance(width, int)
+    forms: dict[str, tuple[int | None, ...]] = {
+        HEADS_FIRST: (None, heads, None, width),
+        SLOTS_FIRST: (None, None, heads, width),
+        FLAT: (None, None, heads * width),
+    }
+    for layout, form in forms.items():
+        if value.shape is None and layout == HEADS_FIRST:
+            return layout
+        if value.shape is not None and len(value.shape) == len(form):
+            pairs = list(zip(value.shape[1:], form[1:], strict=True))
+            slots = form.index(None, 1)
+            if isinstance(value.shape[slots], int):
+                continue
+            if all(y is None or not isinstance(x, int) or x == y for x, y in pairs):
+                return layout
+    raise UnavailableError(
+        f"{file.path}: {value} is no growing cache of {heads} heads of {width} features, with a "
+        f"dynamic axis of slots; only such are judged in files that others made."
+    )

@@ -1,0 +1,160 @@
+"""An attention layer in an ONNX file that somebody else made, as a subject."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from rope_export.arrays import to_torch
+from rope_export.checkpoints import open_model
+from rope_export.errors import RopeExportError
+from rope_export.interface import Interface, attention_interface
+from rope_export.parity.bounds import UNIT_ROUNDOFF
+from rope_export.parity.cases import Case, regular_cases
+from rope_export.parity.layer.limits import slot_limits_of
+from rope_export.parity.layer.properties import layer_properties
+from rope_export.parity.layer.reading import ask_transformers
+from rope_export.parity.layer.visible import revealing_calls
+from rope_export.parity.layer.weights import Weights
+from rope_export.parity.onnx_file.facts import FileFacts
+from rope_export.parity.onnx_file.file import OnnxFile
+from rope_export.parity.onnx_file.layer_causes import layer_causes
+from rope_export.parity.onnx_file.layer_names import match_layer
+from rope_export.parity.onnx_file.layer_runner import LayerRunner
+from rope_export.parity.onnx_file.runner import start
+from rope_export.parity.onnx_file.weights import file_weights
+from rope_export.parity.report.result import Report
+from rope_export.parity.subject import Call, Property, Request, Revealing
+from rope_export.parity.subjects.layer import LayerSubject
+from rope_export.sessions import Session
+
+
+class FileLayerSubject(LayerSubject):
+    """Its reference and eager are those of the source's layer.
+
+    Raises: UnavailableError if the file's tensors cannot be matched.
+    """
+
+    def __init__(self, file: OnnxFile, request: Request, index: int) -> None:
+        self.file, self.request = file, request
+        self.path = str(request.source or request.spec)
+        spec = open_model(self.path, seed=request.seed).layer(index).spec
+        self.matched = match_layer(file, spec, dict(request.maps))
+        dtype: Any = self.matched.inputs["hidden_states"].dtype
+        assert dtype in UNIT_ROUNDOFF
+        source = open_model(
+            self.path, dtype=dtype, seed=request.seed, adapter=request.adapter
+        ).layer(index)
+        self.facts, self.spec = source.facts, replace(source.spec, dtype=dtype)
+        self.weights = self._weights(source.weights())
+        self.layer = self.rough = self._reference(self.weights.tensors)
+        self._interface = attention_interface(
+            self.spec,
+            cache="growing" if self.matched.caches else "none",
+            padding="attention_mask" in self.matched.inputs,
+        )
+        self.unsupported: dict[str, int] = {}
+
+    @property
+    def interface(self) -> Interface:
+        return self._interface
+
+    @property
+    def runtimes(self) -> Sequence[str]:
+        return ("onnxruntime",)
+
+    @property
+    def by_position(self) -> bool:
+        """Whether the file takes positions, or the angles that are made of them."""
+        return bool({"position_ids", "cos"} & self.matched.inputs.keys())
+
+    def report(self) -> Report:
+        report = Report(
+            weights=self.weights.verdict,
+            reading=ask_transformers(self.spec, self.facts, self.path, self.request.adapter),
+        )
+        if self.matched.others:
+            names = ", ".join(self.matched.others)
+            report.left_out.append(f"outputs that were not looked at: {names}.")
+        if "cos" in self.matched.inputs:
+            report.left_out.append(
+                "cos and sin are inputs of the file: they were fed as the source's rotation has "
+                "them, and how the caller computes them was not looked at."
+            )
+        return report
+
+    def cases(self) -> Iterable[Case]:
+        padding, first = self.interface.mask is not None, self.spec.first_position
+        every = regular_cases(self.interface.cache, padding=padding, first_position=first)
+        return [case for case in every if self._takes(case)]
+
+    def open(self, runtime: str) -> Session:
+        facts = FileFacts(
+            interface=self.interface,
+            dtype=self.dtype,
+            source=self.facts,
+            layers=(0,),
+            vocabulary=None,
+            logits="all",
+            first_position=self.spec.first_position,
+        )
+        return Session(facts, LayerRunner(start(self.file, runtime), self.matched, self.spec))
+
+    def record(self, evidence: Mapping[str, Any]) -> str | None:
+        """Nothing is kept beside a file that is not ours."""
+        return None
+
+    def properties(self, seed: int) -> Iterable[Property]:
+        if not self.by_position or self._sizes() != (None, None):
+            return ()
+        return layer_properties(self.layer, self.rough, self.interface, seed)
+
+    def revealing(self, prepared: Callable[[Case], Call]) -> Revealing:
+        limits = slot_limits_of(self.file.model)
+        found = revealing_calls(self.layer, self.rough, self.interface, prepared, limits)
+        return replace(found, calls=tuple(x for x in found.calls if self._takes(x.case)))
+
+    def conclude(self, report: Report, seed: int) -> None:
+        """Add what was not supported, and the causes of what failed."""
+        for reason, count in self.unsupported.items():
+            report.left_out.append(f"{count} cases: not supported by its inputs, {reason}.")
+        for runtime in sorted({row.runtime for row in report.rows if row.status == "failed"}):
+            try:
+                with self.open(runtime) as session:
+                    layer_causes(self, session, report, runtime, seed)
+            except RopeExportError:
+                continue
+
+    def _weights(self, tensors: dict[str, Tensor]) -> Weights:
+        """Those of the source, or read from the file in the shapes of drawn ones."""
+        if self.request.source is not None:
+            return Weights(tensors=tensors, verdict="proven", rows=[])
+        shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+        read = file_weights(self.file, shapes, layers=0, offset=())
+        in_file = {name: to_torch(np.ascontiguousarray(x)) for name, x in read.items()}
+        return Weights(tensors=in_file, verdict="unproven", rows=[])
+
+    def _sizes(self) -> tuple[int | None, int | None]:
+        """Batch and sequence, where the file fixes them."""
+        shape = self.matched.inputs["hidden_states"].shape
+        batch, sequence = shape[:2] if shape is not None else (None, None)
+        return (
+            batch if isinstance(batch, int) else None,
+            sequence if isinstance(sequence, int) else None,
+        )
+
+    def _takes(self, case: Case) -> bool:
+        """Whether the file's inputs can take a case; if not, why is noted."""
+        batch, sequence = self._sizes()
+        reason = None
+        if batch is not None and case.batch != batch:
+            reason = f"the batch is always {batch}"
+        elif sequence is not None and case.sequence != sequence:
+            reason = f"a call always has {sequence} tokens"
+        elif case.start != 0 and not self.by_position and self.spec.uses_positions:
+            reason = "there are no positions"
+        if reason is not None:
+            self.unsupported[reason] = self.unsupported.get(reason, 0) + 1
+        return reason is None

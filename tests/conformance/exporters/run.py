@@ -1,0 +1,134 @@
+"""One variant exported by one exporter, and what `verify` finds of the file."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import transformers
+
+from rope_export.errors import RopeExportError
+from rope_export.parity import verify
+from rope_export.parity.report.result import Report
+from rope_export.parity.rows import CALLS_FAILED
+from scripts.benchmarks.peers.environments import NotInstalledError
+from scripts.benchmarks.peers.exports import GENAI, MOBIUS, OPTIMUM, Exporter, ExportError, export
+from tests.conformance.exporters import checkpoints, torch_export
+
+TORCH = "torch.onnx.export"
+
+OTHERS = {
+    "optimum-onnx": Exporter(
+        name="optimum-onnx",
+        group="optimum",
+        environment="optimum",
+        command=(*OPTIMUM, "--task", "text-generation-with-past", "{out}"),
+    ),
+    "onnxruntime-genai": Exporter(
+        name="onnxruntime-genai",
+        group="genai",
+        environment="genai",
+        command=(*GENAI, "-p", "fp32", "-e", "cpu"),
+    ),
+    "mobius": Exporter(
+        name="mobius",
+        group="mobius",
+        environment="mobius",
+        command=(*MOBIUS, "{out}"),
+    ),
+}
+"""Exporters that are programs of environments of their own."""
+
+EXPORTERS = (TORCH, *OTHERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cause:
+    """What explains texts that failed. error: the largest of them, relative to the logits' norm or
+    largest, by whichever metric it is larger."""
+
+    cause: str
+    fault: str
+    texts: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """status: "right", "wrong", "no file", "not judged". reason: why there is no file, or why it
+    was not judged. refused: texts that onnxruntime failed on, with its words. error, tolerance,
+    text: of the worst row of the logits. not_supported: texts that the inputs cannot take."""
+
+    variant: str
+    exporter: str
+    status: str
+    reason: str = ""
+    causes: tuple[Cause, ...] = ()
+    refused: dict[str, str] | None = None
+    error: float = 0.0
+    tolerance: float = 0.0
+    text: str = ""
+    not_supported: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The causes, each once."""
+        return tuple(dict.fromkeys(x.cause for x in self.causes))
+
+
+def judge(variant: str, exporter: str) -> Verdict:
+    """Raises: NotInstalledError if the exporter's environment cannot be made."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = checkpoints.save(variant, Path(folder) / "checkpoint")
+        out = Path(folder) / "exported"
+        try:
+            if exporter == TORCH:
+                torch_export.export(checkpoint, out)
+            else:
+                export(OTHERS[exporter], checkpoint, out)
+        except NotInstalledError:
+            raise
+        except Exception as error:  # an exporter may raise anything
+            reason = first_line(error).replace(folder, "")
+            return Verdict(variant=variant, exporter=exporter, status="no file", reason=reason)
+        return verdict(variant, exporter, out / "model.onnx", checkpoint)
+
+
+def verdict(variant: str, exporter: str, file: Path, checkpoint: Path) -> Verdict:
+    """What `verify` finds of one file."""
+    try:
+        report = verify(file, source=checkpoint)
+    except RopeExportError as error:
+        reason = first_line(error).replace(str(file.parents[1]), "")
+        return Verdict(variant=variant, exporter=exporter, status="not judged", reason=reason)
+    return of_report(variant, exporter, report)
+
+
+def of_report(variant: str, exporter: str, report: Report) -> Verdict:
+    rows = [row for row in report.rows if row.runtime == "onnxruntime"]
+    judged = [row for row in rows if row.output == "logits" and row.metric != CALLS_FAILED]
+    worst = max(judged, key=lambda row: row.used, default=None)
+    refused = {row.case for row in rows if row.metric == CALLS_FAILED and row.error}
+    return Verdict(
+        variant=variant,
+        exporter=exporter,
+        status={"passed": "right", "failed": "wrong"}.get(report.status, "not judged"),
+        causes=tuple(
+            Cause(cause=x["cause"], fault=x["fault"], texts=x["texts"]) for x in report.causes
+        ),
+        refused={
+            case: next((x for x in report.problems if x.startswith(case)), "")
+            for case in sorted(refused)
+        },
+        error=worst.error if worst else 0.0,
+        tolerance=worst.tolerance if worst else 0.0,
+        text=worst.case if worst else "",
+        not_supported=tuple(x for x in report.left_out if "not supported" in x),
+    )
+
+
+def first_line(error: BaseException) -> str:
+    lines = [x.strip() for x in str(error).splitlines() if x.strip()]
+    text = lines[0] if lines else type(error).__name__
+    known = isinstance(error, RopeExportError | ExportError)
+    return text[:200] if known else f"{type(error).__name__}: {text}"[:200]
