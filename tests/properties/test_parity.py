@@ -77,7 +77,15 @@ def test_cases_cover_the_corners(cache, padding) -> None:
 
 def test_json_has_the_agreed_keys(tiny) -> None:
     report = json.loads(json.dumps(verify(tiny()).to_json(), allow_nan=False))
-    more = {"problems", "quantization_error", "numbers", "left_out", "not_visible", "notes"}
+    more = {
+        "problems",
+        "causes",
+        "quantization_error",
+        "numbers",
+        "left_out",
+        "not_visible",
+        "notes",
+    }
     assert report.keys() == {"status", "weights", "reading", "rows", "skipped"} | more
     assert report["reading"].keys() == {"status", "against", "reason", "differences"}
     keys = [
