@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from rope_export.cli.program import main
+from rope_export.cli import run
 from rope_export.errors import InputError
 from rope_export.parity import Report, verify
 from tests.conformance.exporters import torch_export, torch_layer
@@ -117,9 +117,9 @@ def test_a_layer_is_judged_by_its_source(llama: Path, altered: Source, tmp_path:
 def test_the_command_tells_what_it_needs(
     decoder: Path, llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["verify", str(decoder)]) == 2
+    assert run(["verify", str(decoder)]) == 2
     assert "Give the checkpoint that it was made of as --source" in capsys.readouterr().err
-    assert main(["verify", str(decoder), "--source", str(llama), "--map", "a=b"]) == 2
+    assert run(["verify", str(decoder), "--source", str(llama), "--map", "a=b"]) == 2
     assert "--map a=b: 'a' is no name of ours" in capsys.readouterr().err
 
 

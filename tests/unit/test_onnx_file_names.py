@@ -110,8 +110,8 @@ def test_what_is_not_known_can_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("maps", "message"),
     [
-        ({"input_ids": "c"}, "`map`=input_ids=c: the file has no 'c' left"),
-        ({"tokens": "input_ids"}, "`map`=tokens=input_ids: 'tokens' is no name of ours"),
+        ({"input_ids": "c"}, "`maps`=input_ids=c: the file has no 'c' left"),
+        ({"tokens": "input_ids"}, "`maps`=tokens=input_ids: 'tokens' is no name of ours"),
     ],
 )
 def test_a_map_to_nothing_is_refused(tmp_path: Path, maps: dict[str, str], message: str) -> None:

@@ -48,7 +48,7 @@ def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) ->
         if theirs is not None:
             if theirs not in values:
                 raise InputError(
-                    f"`map`={ours}={theirs}: the file has no {theirs!r} left; of "
+                    f"`maps`={ours}={theirs}: the file has no {theirs!r} left; of "
                     f"{', '.join(values)}."
                 )
             return values.pop(theirs)
@@ -56,7 +56,7 @@ def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) ->
         if len(fitting) > 1:
             raise UnavailableError(
                 f"{file.path}: {ours} may be any of {', '.join(fitting)}; name it with "
-                f"`map`={ours}=NAME."
+                f"`maps`={ours}=NAME."
             )
         return values.pop(fitting[0]) if fitting else None
 
@@ -91,7 +91,7 @@ def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) ->
         elif before is not None:
             raise UnavailableError(
                 f"{file.path}: no output is matched to present_{name}; name it with "
-                f"`map`=present_{name}=NAME."
+                f"`maps`=present_{name}=NAME."
             )
     inputs["hidden_states"] = take("hidden_states", left, named(HIDDEN, FLOATS, 3)) or take(
         "hidden_states", left, wide
@@ -101,17 +101,17 @@ def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) ->
     missing = "hidden_states" if inputs["hidden_states"] is None else "attention_output"
     if inputs["hidden_states"] is None or output is None:
         raise UnavailableError(
-            f"{file.path}: nothing is matched to {missing}; name it with `map`={missing}=NAME."
+            f"{file.path}: nothing is matched to {missing}; name it with `maps`={missing}=NAME."
         )
     if left:
         raise UnavailableError(
             f"{file.path}: takes {', '.join(map(str, left.values()))}, and it is not known what "
-            f"that is. Name it with `map`=OURS=THEIRS, ours being hidden_states, position_ids, "
+            f"that is. Name it with `maps`=OURS=THEIRS, ours being hidden_states, position_ids, "
             f"attention_mask, cos, sin, past_key or past_value."
         )
     if open_:
         ours, theirs = next(iter(open_.items()))
-        raise InputError(f"`map`={ours}={theirs}: {ours!r} is no name of ours in a layer.")
+        raise InputError(f"`maps`={ours}={theirs}: {ours!r} is no name of ours in a layer.")
     return MatchedLayer(
         inputs={name: x for name, x in inputs.items() if x is not None},
         caches=caches,

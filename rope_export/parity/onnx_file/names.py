@@ -69,7 +69,9 @@ class _Matching:
             return None
         if theirs not in values:
             names = ", ".join(values)
-            raise InputError(f"`map`={ours}={theirs}: the file has no {theirs!r} left; of {names}.")
+            raise InputError(
+                f"`maps`={ours}={theirs}: the file has no {theirs!r} left; of {names}."
+            )
         return values.pop(theirs)
 
     def take(self, ours: str, values: dict[str, Value], fitting: Sequence[Value]) -> Value | None:
@@ -79,7 +81,7 @@ class _Matching:
         if len(fitting) > 1:
             names = ", ".join(x.name for x in fitting)
             raise UnavailableError(
-                f"{self.file.path}: {ours} may be any of {names}; name it with `map`={ours}=NAME."
+                f"{self.file.path}: {ours} may be any of {names}; name it with `maps`={ours}=NAME."
             )
         return values.pop(fitting[0].name)
 
@@ -112,19 +114,19 @@ def match_decoder(
         side = file.inputs if missing == "input_ids" else file.outputs
         raise UnavailableError(
             f"{file.path}: nothing is matched to {missing} among {', '.join(map(str, side))}; name "
-            f"it with `map`={missing}=NAME."
+            f"it with `maps`={missing}=NAME."
         )
     caches = _caches(open_, shapes)
     if open_.inputs:
         raise UnavailableError(
             f"{file.path}: takes {', '.join(map(str, open_.inputs.values()))}, and it is not known "
-            f"what that is. Name it with `map`=OURS=THEIRS, ours being "
+            f"what that is. Name it with `maps`=OURS=THEIRS, ours being "
             f"{', '.join(NUMBERS)}, past_key_values.N.key or past_key_values.N.value."
         )
     if open_.maps:
         ours, theirs = next(iter(open_.maps.items()))
         raise InputError(
-            f"`map`={ours}={theirs}: {ours!r} is no name of ours; use {', '.join(NUMBERS)}, "
+            f"`maps`={ours}={theirs}: {ours!r} is no name of ours; use {', '.join(NUMBERS)}, "
             f"logits, past_key_values.N.key, present.N.key or the same of value."
         )
     return Matched(numbers=numbers, caches=caches, logits=logits, others=tuple(open_.outputs))
@@ -177,7 +179,7 @@ def _caches(open_: _Matching, shapes: Mapping[str, tuple[int | str, ...]]) -> di
             )
             raise UnavailableError(
                 f"{open_.file.path}: no {side} is matched to the cache {prefix}.{name}; name it "
-                f"with `map`={prefix}.{name}=NAME."
+                f"with `maps`={prefix}.{name}=NAME."
             )
     return {
         name: Cache(

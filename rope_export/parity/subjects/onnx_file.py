@@ -10,6 +10,7 @@ import numpy as np
 from rope_export.checkpoints import Model, open_model
 from rope_export.decoder.source import config_of
 from rope_export.errors import InputError, RopeExportError
+from rope_export.interface import Interface
 from rope_export.parity.decoder.exact import Widened
 from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.theirs import Theirs, their_model
@@ -52,6 +53,10 @@ class FileSubject(Streamed):
         self.matched = match_decoder(file, self.shapes, dict(request.maps), self.vocabulary)
         self.dtype = file_dtype(file, self.matched)
         self.source = dict(source.layers[0].facts)
+
+    @property
+    def interface(self) -> Interface:
+        return self._facts("all").interface
 
     @property
     def runtimes(self) -> Sequence[str]:
