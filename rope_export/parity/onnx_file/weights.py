@@ -184,9 +184,8 @@ def _tensors(file: OnnxFile, layers: int) -> Iterator[Tensor]:
         if proto.data_type not in floating or not proto.dims:
             continue
         uses = list(_uses(proto.name, takers, False))
-        texts = [proto.name, *(text for node, _, _ in uses for text in (node.name, *node.output))]
-        numbers = [_number(x) for x in (proto.name, *(n.name for n, _, _ in uses))]
-        layer = next((x for x in numbers if x is not None), None)
+        texts = [proto.name, *(text for node, _, _ in uses for text in _texts(node))]
+        layer = next((x for x in map(_number, texts) if x is not None), None)
         yield Tensor(
             name=proto.name,
             value=numpy_helper.to_array(_inside(proto, file)),
@@ -195,6 +194,13 @@ def _tensors(file: OnnxFile, layers: int) -> Iterator[Tensor]:
             transposed=any(_is_transposed(*use) for use in uses),
             added=any(node.op_type == "Add" for node, _, _ in uses),
         )
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """The names of a node, and of the modules that it comes from, as torch's exporter keeps them."""
+    yield node.name
+    yield from (x.value for x in node.metadata_props if x.key.endswith("name_scopes"))
+    yield from node.output
 
 
 def _uses(
@@ -235,7 +241,7 @@ def _inside(proto: Any, file: OnnxFile) -> Any:
 
 
 def _words(text: str) -> frozenset[str]:
-    return frozenset(map(_alike, re.split(r"[./:]+", text)))
+    return frozenset(map(_alike, re.split(r"[./:\[\]', ]+", text)))
 
 
 def _alike(word: str) -> str:
