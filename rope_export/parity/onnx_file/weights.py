@@ -197,7 +197,7 @@ def _tensors(file: OnnxFile, layers: int) -> Iterator[Tensor]:
 
 
 def _texts(node: Any) -> Iterator[str]:
-    """The names of a node, and of the modules that it comes from, as torch's exporter keeps them."""
+    """The names of a node, and of the modules that it comes from, which torch's exporter keeps."""
     yield node.name
     yield from (x.value for x in node.metadata_props if x.key.endswith("name_scopes"))
     yield from node.output
