@@ -21,6 +21,8 @@ from tests.conformance.exporters.checkpoints import save
 from tests.conformance.exporters.prove import KNOWN, missed
 from tests.conformance.exporters.run import EXPORTERS, judge
 
+pytestmark = pytest.mark.long
+
 Source = Callable[..., Path]
 
 
@@ -128,7 +130,6 @@ def test_source_and_spec_are_one_or_the_other(decoder: Path, llama: Path) -> Non
         verify(decoder, source=llama, spec=llama / "config.json")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_known_faults_of_exporters_are_named(exporter: str) -> None:
     """Of every variant that the exporter is known to get wrong."""

@@ -13,6 +13,7 @@ from rope_export.parity.decoder.theirs import Theirs, stack
 from rope_export.reading.models import eager, quiet
 
 Make = Callable[[], Any]
+Change = Callable[[dict[str, Any]], None]
 
 UNSEEN = 2**30
 """A window that no text is longer than."""
@@ -63,6 +64,10 @@ def _with(model: Any, change: Callable[[Any], None]) -> Make:
     return make
 
 
+def _set(key: str, value: Any) -> Callable[[Any], None]:
+    return lambda config: setattr(config, key, value)
+
+
 def _copied(model: Any, change: Callable[[Any], None]) -> Make:
     """A copy of the model that shares its weights, changed module by module."""
 
@@ -82,7 +87,7 @@ def _ropes(config: Any) -> list[dict[str, Any]]:
     return [x for x in nested or [parameters] if "rope_type" in x]
 
 
-def _each_rope(change: Callable[[dict[str, Any]], None]) -> Callable[[Any], None]:
+def _each_rope(change: Change) -> Callable[[Any], None]:
     def changed(config: Any) -> None:
         for rope in _ropes(config):
             change(rope)
@@ -96,14 +101,14 @@ def _rope_scaling(model: Any) -> Iterator[Alteration]:
     kinds = {rope["rope_type"] for rope in _ropes(model.config)}
 
     def default(rope: dict[str, Any]) -> None:
-        kept = {k: rope[k] for k in ("rope_theta", "partial_rotary_factor") if k in rope}
+        kept = {k: x for k, x in rope.items() if k in ("rope_theta", "partial_rotary_factor")}
         rope.clear()
-        rope.update(kept, rope_type="default")
+        rope.update({**kept, "rope_type": "default"})
 
     def unscaled(rope: dict[str, Any]) -> None:
         rope["attention_factor"] = 1.0
 
-    def only(name: str) -> Callable[[dict[str, Any]], None]:
+    def only(name: str) -> Change:
         def one(rope: dict[str, Any]) -> None:
             if rope["rope_type"] == "longrope":
                 rope["short_factor"] = rope["long_factor"] = rope[name]
@@ -117,7 +122,8 @@ def _rope_scaling(model: Any) -> Iterator[Alteration]:
             default(rope)
             rope["rope_theta"] = theta
 
-    faults = {"the rotation is not scaled": (kinds - {"default"}, default)}
+    faults: dict[str, tuple[set[str], Change]] = {}
+    faults["the rotation is not scaled"] = (kinds - {"default"}, default)
     faults["cos and sin have no factor"] = (kinds & {"yarn", "longrope"}, unscaled)
     faults["short factors at any length"] = (kinds & {"longrope"}, only("short_factor"))
     faults["long factors at any length"] = (kinds & {"longrope"}, only("long_factor"))
@@ -141,7 +147,7 @@ def _window(model: Any) -> Iterator[Alteration]:
         ("the window is one too short", (window or 0) - 1),
     ):
         if window:
-            make = _with(model, lambda config, size=size: setattr(config, "sliding_window", size))
+            make = _with(model, _set("sliding_window", size))
             yield Alteration(cause="window", fault=fault, make=make)
 
 
@@ -151,7 +157,7 @@ def _softcap(model: Any) -> Iterator[Alteration]:
         ("final_logit_softcapping", "the softcap of the logits is dropped"),
     ):
         if getattr(model.config, key, None):
-            make = _with(model, lambda config, key=key: setattr(config, key, None))
+            make = _with(model, _set(key, None))
             yield Alteration(cause="softcap", fault=fault, make=make)
 
 

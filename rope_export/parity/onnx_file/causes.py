@@ -56,8 +56,8 @@ class Causes:
             if failure is None:
                 continue
             explained = list(self._explained(failure))
-            for cause in explained:
-                causes[cause].append(passage.text.name)
+            for both in explained:
+                causes[both].append(passage.text.name)
             if not explained:
                 causes["unknown", "no altered reference explains it"].append(passage.text.name)
         for (cause, fault), texts in causes.items():

@@ -83,8 +83,8 @@ def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) ->
     for name, shape in cached(spec).items():
         if spec.latent is not None:
             break
-        before = take(f"past_{name}", left, lambda x, n=name: _kind(x.name) == n)
-        after = take(f"present_{name}", results, lambda x, n=name: _kind(x.name) == n)
+        before = take(f"past_{name}", left, _holds(name))
+        after = take(f"present_{name}", results, _holds(name))
         if before is not None and after is not None:
             layout = cache_layout(file, before, shape)
             caches[name] = Cache(before=before, after=after, layout=layout)
@@ -122,6 +122,10 @@ def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) ->
 
 def _is_wide(value: Value, width: int) -> bool:
     return value.shape is not None and len(value.shape) == 3 and value.shape[-1] == width
+
+
+def _holds(name: str) -> Callable[[Value], bool]:
+    return lambda value: _kind(value.name) == name
 
 
 def _kind(theirs: str) -> str | None:

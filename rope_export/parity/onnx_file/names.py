@@ -164,9 +164,14 @@ def _caches(open_: _Matching, shapes: Mapping[str, tuple[int | str, ...]]) -> di
             if mapped is not None:
                 side[name] = mapped
         for theirs in list(values):
-            name = cache_name(theirs)
-            if name in shapes and name not in side and _is_cache(values[theirs]):
-                side[name] = values.pop(theirs)
+            ours = cache_name(theirs)
+            if (
+                ours is not None
+                and ours in shapes
+                and ours not in side
+                and _is_cache(values[theirs])
+            ):
+                side[ours] = values.pop(theirs)
         sides.append(side)
     before, after = sides
     if not before:
@@ -174,12 +179,10 @@ def _caches(open_: _Matching, shapes: Mapping[str, tuple[int | str, ...]]) -> di
         return {}
     for name in shapes:
         if name not in before or name not in after:
-            side, prefix = (
-                ("input", "past_key_values") if name not in before else ("output", "present")
-            )
+            missing = ("input", "past_key_values") if name not in before else ("output", "present")
             raise UnavailableError(
-                f"{open_.file.path}: no {side} is matched to the cache {prefix}.{name}; name it "
-                f"with `maps`={prefix}.{name}=NAME."
+                f"{open_.file.path}: no {missing[0]} is matched to the cache {missing[1]}.{name}; "
+                f"name it with `maps`={missing[1]}.{name}=NAME."
             )
     return {
         name: Cache(

@@ -44,7 +44,7 @@ def start(file: OnnxFile, runtime: str) -> Any:
 class FileRunner(Runner):
     """Calls with our inputs; see `Matched`. heads: of each cache."""
 
-    def __init__(self, inner: Any, matched: Matched, heads: Mapping[str, int]) -> None:
+    def __init__(self, inner: Any, matched: Matched, heads: Mapping[str, Any]) -> None:
         self._inner, self._matched, self._heads = inner, matched, heads
 
     def run(

@@ -38,14 +38,15 @@ ALIKE = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tensor:
-    """A tensor of the file. words: of its name and of the nodes that take it. transposed: whether
-    it is (in, out). added: whether it is taken by an Add, as a norm's weight is before 1 is added.
+    """A tensor of the file. words: of its name and of the nodes that take it. layers: that those
+    name; of several, equal tensors are kept once. transposed: whether it is (in, out). added:
+    whether it is taken by an Add, as a norm's weight is before 1 is added.
     """
 
     name: str
     value: np.ndarray
     words: frozenset[str]
-    layer: int | None
+    layers: frozenset[int]
     transposed: bool
     added: bool
 
@@ -155,7 +156,8 @@ def _best(name: str, tensors: Sequence[Tensor]) -> Found:
     last = words - {"weight", "bias"}
     module = _alike(_module(name))
     for tensor in tensors:
-        if tensor.layer != layer or module not in tensor.words:
+        here = layer in tensor.layers or (layer is None and not tensor.layers)
+        if not here or module not in tensor.words:
             continue
         bias = "bias" in tensor.words
         scores[2 * len(last & tensor.words) + (bias == (kind == "bias"))].append(tensor)
@@ -185,12 +187,12 @@ def _tensors(file: OnnxFile, layers: int) -> Iterator[Tensor]:
             continue
         uses = list(_uses(proto.name, takers, False))
         texts = [proto.name, *(text for node, _, _ in uses for text in _texts(node))]
-        layer = next((x for x in map(_number, texts) if x is not None), None)
+        numbers = {x for x in map(_number, texts) if x is not None and x < layers}
         yield Tensor(
             name=proto.name,
             value=numpy_helper.to_array(_inside(proto, file)),
             words=frozenset().union(*map(_words, texts)),
-            layer=None if layer is None or layer >= layers else layer,
+            layers=frozenset(numbers),
             transposed=any(_is_transposed(*use) for use in uses),
             added=any(node.op_type == "Add" for node, _, _ in uses),
         )

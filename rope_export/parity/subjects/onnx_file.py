@@ -96,7 +96,7 @@ class FileSubject(Streamed):
         if not sessions:
             return
         theirs, first = self._theirs, next(iter(sessions.values()))
-        last = first.manifest.logits == "last"
+        last = first.interface.output("logits").shape[1] == 1
         decoder = file_decoder(sessions, self.dtype, len(self.specs), last=last)
         passages = [
             Passage(text, theirs, self.vocabulary, seed, decoder.interface)

@@ -35,6 +35,8 @@ def _draw(model: Any) -> None:
     every token attends to all others alike, and positions hardly count."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
+            if weight.ndim == 1:
+                weight.add_(torch.randn_like(weight) / 4)
             if weight.ndim == 2:
                 weight.normal_(std=weight.shape[1] ** -0.5)
             if "q_proj" in name or "k_proj" in name or "qkv_proj" in name:

@@ -1,6 +1,7 @@
 """A whole decoder by plain `torch.onnx.export`, as a user writes it: transformers' model behind a
 wrapper that takes and gives the cache as tensors."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class Wrapped(nn.Module):
             **{self.cache: cache},
             use_cache=True,
         ).logits
-        after = [x for layer in cache.layers for x in (layer.keys, layer.values)]
+        held: list[Any] = cache.layers
+        after = [x for layer in held for x in (layer.keys, layer.values)]
         return (logits, *after)
 
 
@@ -57,9 +59,9 @@ def export(checkpoint: Path, out: Path, opset: int = 20) -> Path:
     slots = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
     out.mkdir(parents=True, exist_ok=True)
     path = out / "model.onnx"
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
-            Wrapped(model),
+            Wrapped(model).eval(),
             arguments,
             str(path),
             dynamo=True,

@@ -1,6 +1,7 @@
 """One attention layer by plain `torch.onnx.export`: transformers' own module, which takes cos, sin
 and a mask of (batch, 1, sequence, total)."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Wrapped(nn.Module):
             attention_mask=attention_mask,
             **{self.cache: cache},
         )[0]
-        held = cache.layers[self.attention.layer_idx]
+        held: Any = cache.layers[self.attention.layer_idx]
         return output, held.keys, held.values
 
 
@@ -57,9 +58,9 @@ def export(checkpoint: Path, path: Path, layer: int = 0) -> Path:
     )
     tokens, slots = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
     mask = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
-            Wrapped(attention),
+            Wrapped(attention).eval(),
             arguments,
             str(path),
             dynamo=True,
