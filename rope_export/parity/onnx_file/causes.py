@@ -15,7 +15,7 @@ from rope_export.parity.decoder.calls import Calls
 from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.theirs import Theirs
 from rope_export.parity.metrics import METRICS, errors
-from rope_export.parity.onnx_file.alterations import Alteration, alterations
+from rope_export.parity.onnx_file.altered import Alteration, alterations
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import CALLS_FAILED, Row
 from rope_export.sessions import Session

@@ -20,7 +20,7 @@ from rope_export.parity.layer.visible import revealing_calls
 from rope_export.parity.layer.weights import Weights
 from rope_export.parity.onnx_file.facts import FileFacts
 from rope_export.parity.onnx_file.file import OnnxFile
-from rope_export.parity.onnx_file.layer_causes import layer_causes
+from rope_export.parity.onnx_file.layer_faults import layer_causes
 from rope_export.parity.onnx_file.layer_names import match_layer
 from rope_export.parity.onnx_file.layer_runner import LayerRunner
 from rope_export.parity.onnx_file.runner import start
