@@ -80,6 +80,7 @@ def test_json_has_the_agreed_keys(tiny) -> None:
     more = {
         "problems",
         "causes",
+        "located",
         "quantization_error",
         "numbers",
         "left_out",
