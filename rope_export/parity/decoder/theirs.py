@@ -73,7 +73,7 @@ def their_model(manifest: Deployed, path: str, adapter: str | None) -> Theirs:
     )
 
 
-def source_of(manifest: DecoderManifest, path: str, adapter: str | None) -> Model:
+def source_of(manifest: Deployed, path: str, adapter: str | None) -> Model:
     """The source of an artifact. path, adapter: where it and its adapter are now.
 
     Raises: CheckpointError for one that cannot be read.

@@ -26,7 +26,14 @@ from rope_export.parity.onnx_file.layer_runner import LayerRunner
 from rope_export.parity.onnx_file.runner import start
 from rope_export.parity.onnx_file.weights import file_weights
 from rope_export.parity.report.result import Report
-from rope_export.parity.subject import Call, Property, Request, Revealing
+from rope_export.parity.subject import (
+    Call,
+    Failures,
+    Property,
+    Request,
+    Revealing,
+    Whereabouts,
+)
 from rope_export.parity.subjects.layer import LayerSubject
 from rope_export.sessions import Session
 
@@ -115,6 +122,10 @@ class FileLayerSubject(LayerSubject):
         limits = slot_limits_of(self.file.model)
         found = revealing_calls(self.layer, self.rough, self.interface, prepared, limits)
         return replace(found, calls=tuple(x for x in found.calls if self._takes(x.case)))
+
+    def locate(self, failures: Failures, prepared: Callable[[Case], Call]) -> Whereabouts:
+        """Nothing: a file that is not ours does not tell the names of its inner tensors."""
+        return Whereabouts()
 
     def conclude(self, report: Report, seed: int) -> None:
         """Add what was not supported, and the causes of what failed."""
