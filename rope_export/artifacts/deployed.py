@@ -57,36 +57,65 @@ def _take_in(tensor: "TensorProto", files: Contents, model: Path) -> None:
     tensor.raw_data = files.data[start:end]
 
 
+class FileWeights:
+    """The weights of a model's file by their names in the manifest, each read when it is asked
+    for."""
+
+    def __init__(self, artifact: Folder) -> None:
+        """Raises: ArtifactError if the model cannot be read."""
+        with extra("export", "reading an artifact's weights"):
+            import onnx
+
+        self.facts, self.quantization = artifact.manifest.weights, artifact.manifest.quantization
+        self._path, self._files = artifact.model, artifact.read()
+        try:
+            model = onnx.load_model_from_string(self._files.model)
+        except Exception as error:  # protobuf's own kind of error is not public
+            raise ArtifactError(f"{artifact.model}: cannot be read ({error}).") from error
+        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def tensor(self, name: str) -> "Tensor":
+        """One weight in the orientation of the source, dequantized if it is quantized.
+
+        Raises: ArtifactError if an initializer that the manifest names is missing or unreadable.
+        """
+        from rope_export.arrays import to_torch
+
+        facts = self.facts[name]
+        own = slice(None) if facts.columns is None else slice(*facts.columns)
+        if self.quantization is not None and facts.scales is not None:
+            stored = Packed(
+                packed=self._array(facts.initializer)[own],
+                scales=self._array(facts.scales)[own],
+                zeros=None if facts.zero_points is None else self._array(facts.zero_points),
+                offsets=None if facts.offsets is None else self._array(facts.offsets),
+            )
+            assert facts.inputs is not None  # as every quantized weight's
+            return to_torch(unpack(stored, self.quantization, facts.inputs))
+        array = self._array(facts.initializer)
+        value = to_torch((array if facts.columns is None else array[:, own]).copy())
+        return value.t().contiguous() if facts.transposed else value
+
+    def _array(self, name: str) -> np.ndarray:
+        from onnx import TensorProto, numpy_helper
+
+        if name not in self._initializers:
+            raise ArtifactError(f"{self._path}: has no initializer {name!r}.")
+        tensor = self._initializers[name]
+        if tensor.data_location == TensorProto.EXTERNAL:
+            outside, tensor = tensor, TensorProto()
+            tensor.CopyFrom(outside)
+            _take_in(tensor, self._files, self._path)
+            tensor.data_location = TensorProto.DEFAULT
+            tensor.ClearField("external_data")
+            self._files.check()
+        return numpy_helper.to_array(tensor)
+
+
 def file_weights(artifact: Folder) -> "dict[str, Tensor]":
-    """Each tensor of the layer as the file has it, by its name in the spec.
+    """Every weight of the file, by its name in the manifest.
 
     Raises: ArtifactError if an initializer that the manifest names is missing or unreadable.
     """
-    from rope_export.arrays import to_torch
-
-    graph = read_model(artifact).graph
-    from onnx import numpy_helper
-
-    initializers = {tensor.name: tensor for tensor in graph.initializer}
-
-    def array(name: str) -> np.ndarray:
-        if name not in initializers:
-            raise ArtifactError(f"{artifact.model}: has no initializer {name!r}.")
-        return numpy_helper.to_array(initializers[name])
-
-    quantization = artifact.manifest.quantization
-    weights = {}
-    for name, facts in artifact.manifest.weights.items():
-        if quantization is not None and facts.scales is not None:
-            stored = Packed(
-                packed=array(facts.initializer),
-                scales=array(facts.scales),
-                zeros=None if facts.zero_points is None else array(facts.zero_points),
-                offsets=None if facts.offsets is None else array(facts.offsets),
-            )
-            assert facts.inputs is not None  # as every quantized weight's
-            weights[name] = to_torch(unpack(stored, quantization, facts.inputs))
-            continue
-        value = to_torch(array(facts.initializer).copy())
-        weights[name] = value.t().contiguous() if facts.transposed else value
-    return weights
+    weights = FileWeights(artifact)
+    return {name: weights.tensor(name) for name in weights.facts}

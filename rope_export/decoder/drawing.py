@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rope_export.checkpoints import Layer, Model
+from rope_export.checkpoints.layout import Piece
 from rope_export.checkpoints.tensors import layer_tensors, read_layer
 from rope_export.decoder.naming import State, recipes
 from rope_export.errors import SpecError
@@ -77,10 +78,14 @@ class Drawn:
     def behind(self, name: str) -> list[str]:
         return [name]
 
+    def pieces(self, source: Model, layer: Layer) -> dict[str, Piece]:
+        """Where the tensors of an attention layer are, by their names in its spec."""
+        layout = source.read.layout(layer.index).among(self.names, layer.index, layer.spec)
+        return layer_tensors(self.names, layer.index, layer.spec, layout, source.read.part)
+
     def layer(self, source: Model, layer: Layer) -> Layer:
         """An attention layer of the source with weights of this checkpoint."""
-        layout = source.read.layout(layer.index).among(self.names, layer.index, layer.spec)
-        pieces = layer_tensors(self.names, layer.index, layer.spec, layout, source.read.part)
+        pieces = self.pieces(source, layer)
         return replace(
             layer,
             names={name: piece.name for name, piece in pieces.items()},

@@ -17,6 +17,7 @@ from rope_export.decoder.model import CausalLM
 from rope_export.decoder.modules import Form, Projection, lower_modules
 from rope_export.decoder.passes import PackProjectionsPass, SkipNormPass
 from rope_export.decoder.quantized import QuantizedProjection
+from rope_export.decoder.rotations import refuse_marked
 from rope_export.decoder.shared import LAST, Shared, parts_of
 from rope_export.decoder.skeleton import Skeleton
 from rope_export.decoder.stamping import (
@@ -128,6 +129,7 @@ class _Tracing:
         with _named("the model around its layers", self.lm.model):
             traced_model = traced(skeleton, inputs, [interface.main_output], self.opset)
         model = cleaned(traced_model, skeleton, "around")
+        refuse_marked(model)
         origins = {}
         for name in [x for x in model.graph.initializers if x in skeleton.state_dict()]:
             value = model.graph.initializers.pop(name)

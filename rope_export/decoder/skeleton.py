@@ -15,6 +15,7 @@ from rope_export.decoder.forwards import gives_tuple
 from rope_export.decoder.model import CausalLM, set_submodule
 from rope_export.decoder.modules import Form, TiedHead
 from rope_export.decoder.quantized import QuantizedEmbedding, QuantizedProjection, fits
+from rope_export.decoder.rotations import without_length
 from rope_export.interface import TensorType
 
 DOMAIN = "rope_export.layers"
@@ -136,6 +137,7 @@ class Skeleton(nn.Module):
     def __init__(self, lm: CausalLM, form: Form) -> None:
         super().__init__()
         self.model = lm.model
+        without_length(lm.model)
         self.layers = list(lm.layers)
         self.nodes = [
             LayerNode(layer, at, gives_tuple(layer)) for at, layer in enumerate(lm.layers)

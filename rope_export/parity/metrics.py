@@ -2,8 +2,9 @@
 
 import numpy as np
 
+RELATIVE = "relative L2"
 SCALED_MAX = "scaled max"
-METRICS = ("relative L2", SCALED_MAX)
+METRICS = (RELATIVE, SCALED_MAX)
 
 
 def errors(difference: np.ndarray, expected: np.ndarray) -> dict[str, float]:

@@ -1,12 +1,12 @@
 """Thirteen rotary variants in six kinds of calls, against transformers, as
-`python -m scripts.prove_variants`; with --write it writes docs/variants.md.
+`python -m scripts.prove_variants`; with --write it writes docs/variants.md. Whole decoders of them
+are in `decoders/variants.py`.
 
 Each variant is a tiny model that transformers saves, loads again, and runs in eager attention in
 float64. Its attention layers are read from the same folder, exported in every lowering that can
 express them, and run in onnxruntime on the same hidden states.
 """
 
-import argparse
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,6 @@ from rope_export.bench.markdown import table_lines
 from rope_export.checkpoints import Layer, open_model
 from rope_export.lowerings import lowering_for, lowerings, refusal
 from rope_export.spec import AttentionSpec
-from tests.conformance import runner
 from tests.conformance.families.building import TinyModel, set_eager
 from tests.conformance.families.cache import cache_name
 from tests.conformance.families.calls import comparable, tables
@@ -36,7 +35,6 @@ from tests.conformance.families.compare import (
 )
 from tests.conformance.families.inputs import Mark
 
-PAGE = Path(__file__).parents[2] / "docs" / "variants.md"
 ORIGINAL = 64
 """The original context of every variant; those that stretch it do so four times."""
 SCALED = {"factor": 4.0, "original_max_position_embeddings": ORIGINAL}
@@ -191,13 +189,13 @@ class Calls:
             past = total
 
 
-def tiny(variant: str) -> TinyModel:
-    """transformers' model of the variant, not built yet."""
+def tiny(variant: str, kind: Any = AutoModel) -> TinyModel:
+    """transformers' model of the variant, not built yet. kind: the auto class that has it."""
     model_type, more = VARIANTS[variant]
     config = AutoConfig.for_model(model_type, **{**COMMON, **more})
     set_eager(config)
     family = type(config).__module__.split(".")[-2]
-    model_class: Any = AutoModel._model_mapping[type(config)]
+    model_class: Any = kind._model_mapping[type(config)]
     return TinyModel(
         family=family,
         variant=variant,
@@ -285,31 +283,6 @@ def page(cells: list[Cell]) -> Iterator[str]:
             row.append(f"{word}{worst.error:.0e} ({100 * worst.error / worst.tolerance:.0f} %)")
         rows.append(row)
     yield from table_lines(("variant", *cases), rows)
-
-
-def main() -> int:
-    """Exit status 0 if every comparison is right, 1 otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.prove_variants", description=__doc__)
-    parser.add_argument("variants", nargs="*", help=f"of {', '.join(VARIANTS)}; all else")
-    parser.add_argument("--write", action="store_true", help="write docs/variants.md")
-    runner.add_options(parser)
-    options = parser.parse_args()
-    if unknown := set(options.variants) - set(VARIANTS):
-        parser.error(f"no such variant: {', '.join(sorted(unknown))}")
-    if options.write and options.variants:
-        parser.error("--write needs all variants")
-    finished = runner.run(
-        prove,
-        {name: {"variant": name} for name in options.variants or VARIANTS},
-        Proof,
-        jobs=options.jobs,
-        fresh=options.fresh,
-        line=in_one_line,
-    )
-    cells = [cell for proof in finished.results.values() for cell in proof.cells]
-    if options.write:
-        PAGE.write_text("\n".join(page(cells)) + "\n", encoding="utf-8")
-    return 1 if finished.errors or any(not cell.right for cell in cells) else 0
 
 
 def in_one_line(proof: Proof) -> str:

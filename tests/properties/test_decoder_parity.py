@@ -1,6 +1,5 @@
 """Whole decoders: sound artifacts pass, and what is planted in one layer is found and named."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from onnx import helper, numpy_helper
 from rope_export import export_decoder, verify
 from rope_export.artifacts.decoder import DecoderArtifact
 from rope_export.errors import ArtifactError, ProfileError
-from rope_export.parity.decoder import greedy, theirs
+from rope_export.parity.decoder import prompts, theirs
 from rope_export.parity.decoder.cases import regular_texts
 from rope_export.parity.report.result import Report
 from rope_export.parity.subjects import decoder as subject
@@ -73,7 +72,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
         return [text for text in regular_texts(*args) if text.name in names]
 
     monkeypatch.setattr(subject, "regular_texts", few)
-    monkeypatch.setattr(subject, "Greedy", partial(greedy.Greedy, tokens=2))
+    monkeypatch.setattr(prompts, "TOKENS", 2)
 
 
 def test_a_sound_decoder_passes(llama):
@@ -145,6 +144,19 @@ def test_a_planted_fault_is_found_and_its_layer_named(llama, tmp_path, name):
         assert min(failed_layers(report)) == layer
 
 
+@pytest.mark.usefixtures("briefly")
+def test_a_weight_that_no_text_reads_is_found(llama, tmp_path):
+    """The embedding of a token that is never drawn."""
+    change = scaled("model.embed_tokens.weight", 1.5, (1,))
+    report = verify(planted(llama, tmp_path / "out", change), runtimes=["onnxruntime"])
+    assert {(x.runtime, x.output) for x in report.rows if x.status == "failed"} == {
+        ("file", "model.embed_tokens.weight")
+    }
+    assert report.problems == [
+        "weights of the file that are not the source's: 1, the first model.embed_tokens.weight."
+    ]
+
+
 def failed_layers(report: Report) -> set[int]:
     """Layers of which a row failed, alone."""
     names = {row.output for row in report.rows if row.status == "failed"}
@@ -171,14 +183,48 @@ def test_another_base_is_found_in_the_first_layer(llama, tmp_path):
     assert min(failed_layers(report)) == 0
 
 
-def test_nothing_is_compared_without_the_source(llama, tmp_path):
+def without_source(
+    artifact: DecoderArtifact, path: Path, change: Change = lambda graph: None
+) -> DecoderArtifact:
+    """A copy whose source is gone, with its config beside it."""
+    beside = {"config.json": (artifact.path / "config.json").read_text()}
+    return planted(artifact, path, change, source=path / "gone", companions=beside)
+
+
+@pytest.mark.usefixtures("briefly")
+def test_weights_are_read_back_where_the_source_is_gone(llama, tmp_path):
+    report = verify(without_source(llama, tmp_path / "out"), runtimes=["onnxruntime"])
+    assert (report.status, report.weights, report.reading.status) == ("passed",) + ("unproven",) * 2
+    assert str(report.reading.reason).startswith("the source is gone; give it with `source`")
+    outputs = {row.output for row in report.rows}
+    assert {"logits", "text", "layers.3/hidden_states"} <= outputs
+
+
+@pytest.mark.usefixtures("briefly")
+def test_a_fault_is_found_where_the_source_is_gone(llama, tmp_path):
+    orphan = without_source(llama, tmp_path / "out", without_padding())
+    report = verify(orphan, runtimes=["onnxruntime"])
+    assert (report.status, report.weights) == ("failed", "unproven")
+    assert any(line.startswith("layers.0 is the first") for line in report.problems)
+
+
+def test_nothing_is_compared_without_source_and_config(llama, tmp_path):
     orphan = planted(llama, tmp_path / "out", lambda graph: None, source=tmp_path / "gone")
     report = verify(orphan, runtimes=["onnxruntime"])
     assert (report.status, report.weights) == ("nothing compared", "unproven")
-    assert report.skipped == [
-        {"runtime": "onnxruntime", "reason": "the source is gone; give it with `source`"}
-    ]
+    (skipped,) = report.skipped
+    assert skipped["reason"].startswith("the source is gone; give it with `source`, and ")
+    assert "config.json is missing" in skipped["reason"]
     assert not orphan.evidence.get("parity")
+
+
+def test_nothing_is_compared_with_an_edited_config(llama, tmp_path):
+    orphan = without_source(llama, tmp_path / "out")
+    config = orphan.path / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": ', '"rms_norm_eps": 1'))
+    report = verify(orphan, runtimes=["onnxruntime"])
+    assert report.status == "nothing compared"
+    assert "config.json was edited" in report.skipped[0]["reason"]
 
 
 def test_nothing_is_compared_without_transformers(llama, monkeypatch):
@@ -263,7 +309,8 @@ def test_one_wrong_weight_in_twelve_layers(tmp_path):
         planted(sound, tmp_path / "out", scaled(name, 1.02, (3, 5))), runtimes=["onnxruntime"]
     )
     assert failed_layers(report) == {7}
-    assert report.problems[0].startswith("layers.7 is the first outside of its tolerance")
+    assert report.problems[0].endswith(f"the first {name}.")
+    assert report.problems[1].startswith("layers.7 is the first outside of its tolerance")
 
 
 @pytest.mark.long

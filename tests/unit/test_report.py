@@ -6,7 +6,8 @@ import io
 from rich.console import Console
 
 from rope_export.parity import Report, Row
-from rope_export.parity.report.tables import MOST, summary
+from rope_export.parity.report.decoder_rows import MOST_FAILED
+from rope_export.parity.report.tables import MOST, summary, table
 
 ROW = Row(
     case="2x4, past 9, positions from 1000, unequal padding",
@@ -72,18 +73,60 @@ def test_everything_that_failed_is_printed_whole() -> None:
     assert all(f" {x}x1, past 3" in text for x in range(40))
 
 
-def test_what_failed_in_many_layers_is_a_line_for_each_kind() -> None:
-    """Of a decoder: the worst layer, and every case of the logits."""
+def decoder_rows(layers: int = 30, **facts: object) -> list[Row]:
+    """What two runtimes and eager give in twenty cases of a decoder, the worst in layer 17."""
+    rows = [
+        row(case="greedy, 8 x 64 tokens, 3 near ties", runtime=runtime, output="text", **facts)
+        for runtime in ("onnxruntime", "onnxruntime:cuda")
+    ]
+    for runtime in ("eager", "onnxruntime", "onnxruntime:cuda"):
+        for case in range(20):
+            names = [] if runtime == "eager" else ["logits"]
+            for at in range(layers):
+                names += [f"layers.{at + 1}/hidden_states", f"present.{at}.key"]
+                names.append(f"present.{at}.value")
+            for name in names:
+                error = 9e-7 if ".17" in name else 1e-9 * case
+                values = {"error": error, "case": f"left padding, call {case}", **facts}
+                rows.append(row(runtime=runtime, output=name, **values))
+    return rows
+
+
+def test_of_a_decoder_the_worst_of_each_kind_is_printed_on_a_screen() -> None:
+    lines = printed(Report(weights="proven", rows=decoder_rows()))
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    start = next(at for at, line in enumerate(lines) if line.startswith("runtime"))
+    shown = [line.split()[:2] for line in lines[start + 1 :]]
+    kinds = ["logits", "text", "layers.17/hidden_states", "present.17.key"]
+    expected = [
+        [runtime, kind] for runtime in ("onnxruntime", "onnxruntime:cuda") for kind in kinds
+    ]
+    assert shown == [*expected, ["eager", kinds[2]], ["eager", kinds[3]]]
+    for runtime in ("onnxruntime", "onnxruntime:cuda"):
+        assert f"text on {runtime}: greedy, 8 x 64 tokens, 3 near ties." in lines
+
+
+def test_what_failed_in_many_layers_is_told_by_the_first_of_them() -> None:
+    """Of a decoder: every case of the logits, and the first layers that are wrong."""
     failed = [
-        row(output=f"layers.{x + 1}/hidden_states", error=1.0 + x, status="failed")
-        for x in range(40)
+        row(output=f"layers.{x}/hidden_states", error=1.0, status="failed")
+        for x in range(40, 3, -1)
     ]
     failed += [row(case=f"text {x}", output="logits", error=1.0, status="failed") for x in (1, 2)]
     lines = printed(Report(weights="proven", rows=[ROW, *failed]))
-    assert [line for line in lines if "hidden_states" in line] == [
-        line for line in lines if "layers.40/hidden_states" in line
-    ]
+    shown = [line.split()[1] for line in lines if "hidden_states" in line]
+    assert shown == [f"layers.{x}/hidden_states" for x in range(4, 4 + MOST_FAILED)]
     assert sum("logits" in line for line in lines) == 2
+    more = f"... and {37 - MOST_FAILED} more; all are 39 in 37 layers from 3 to 39."
+    assert more in lines
+
+
+def test_all_rows_of_a_decoder_are_in_its_table() -> None:
+    rows = decoder_rows(layers=2)
+    console = Console(file=io.StringIO(), width=150)
+    console.print(table(Report(weights="proven", rows=rows), "title"))
+    assert console.file.getvalue().count("left padding") == len(rows) - 2
 
 
 def test_of_many_outputs_the_worst_are_printed() -> None:

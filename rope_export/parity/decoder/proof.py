@@ -13,7 +13,7 @@ from rope_export.parity.bounds import TIMES
 from rope_export.parity.decoder.blocks import Block, block_of
 from rope_export.parity.decoder.calls import Arrays, layer_inputs, new_slots
 from rope_export.parity.decoder.cut import Cut, Cutter
-from rope_export.parity.decoder.greedy import CASE, Greedy
+from rope_export.parity.decoder.greedy import Greedy
 from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.running import RunLayer
 from rope_export.parity.decoder.theirs import Theirs
@@ -124,7 +124,7 @@ class Proof:
             except ProfileError:
                 continue
             except RopeExportError as error:
-                self.whole.failed(CASE, name, "text", error)
+                self.whole.failed(self.greedy.case, name, "text", error)
                 return None
             return name
         self._leave_out("no text was generated: it lies outside of the profiles.")

@@ -8,19 +8,26 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from rope_export.artifacts.decoder import DecoderArtifact
 from rope_export.checkpoints import NO_ADAPTER, Model, open_model
 from rope_export.checkpoints.checkpoint import Checkpoint
 from rope_export.decoder.source import config_of
 from rope_export.decoder.weights import DecoderWeights
-from rope_export.errors import UnavailableError
+from rope_export.errors import InputError, UnavailableError
 from rope_export.parity.decoder.deployed import Deployed, quantize
 from rope_export.parity.decoder.exact import Widened, mark_angles
+from rope_export.parity.decoder.read_back import ReadBack, model_of_file
 from rope_export.reading.models import eager, quiet, reason
 from rope_export.reading.verdict import Reading, installed
 from rope_export.spec import DType
 
 NOT_READ = "of the config; the weights are read by rope_export alone"
 DRAWN = "of the config; its weights are drawn"
+GONE = "the source is gone; give it with `source`"
+BESIDE = f"{GONE}. The model is that of the config beside the file"
+CANNOT = "transformers cannot make the model"
+FAILURES = (ImportError, OSError, RuntimeError, TypeError, AttributeError, KeyError)
+"""What transformers raises where it cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +36,8 @@ class Theirs:
 
     layers: its decoder layers. reading: by whose code its weights were read. widened: its weights
     in float64, as far as they are kept. int8_blocks: how many features share a scale, by the place
-    of a weight whose kernel in onnxruntime rounds its input to int8.
+    of a weight whose kernel in onnxruntime rounds its input to int8. source: that it was read from;
+    where that is gone read_back, what has read it from the artifact.
     """
 
     model: Any
@@ -37,6 +45,8 @@ class Theirs:
     reading: Reading
     widened: Widened
     int8_blocks: Mapping[int, int]
+    source: Model | None = None
+    read_back: ReadBack | None = None
 
 
 def their_model(manifest: Deployed, path: str, adapter: str | None) -> Theirs:
@@ -46,30 +56,67 @@ def their_model(manifest: Deployed, path: str, adapter: str | None) -> Theirs:
     Raises: UnavailableError if transformers is not installed or cannot make the model;
         CheckpointError for a source that cannot be read.
     """
+    against = _installed()
+    facts, dtype = manifest.source, cast(DType, manifest.dtype)
+    source = source_of(manifest, path, adapter)
+    with quiet(), torch.no_grad():
+        try:
+            model, limit = _loaded(source, Path(path), facts, dtype)
+        except FAILURES as error:
+            raise UnavailableError(f"{CANNOT}: {reason(error)}") from error
+        blocks = quantize(model, manifest)
+    reading = Reading(status="proven", against=against, reason=limit)
+    return _theirs(model, manifest, reading, blocks, source=source)
+
+
+def their_model_of_file(artifact: DecoderArtifact) -> Theirs:
+    """The model of an artifact whose source is gone: of the config beside the file, with the
+    weights that the file holds.
+
+    Raises: UnavailableError if transformers is not installed or cannot make the model, and for a
+        file of which not every weight can be read back.
+    """
+    against = _installed()
+    with quiet(), torch.no_grad():
+        try:
+            model, read_back = model_of_file(artifact)
+        except InputError as error:
+            raise UnavailableError(f"{GONE}, and {str(error).rstrip('.')}") from error
+        except FAILURES as error:
+            raise UnavailableError(f"{CANNOT}: {reason(error)}") from error
+        blocks = quantize(model, artifact.facts, read_back.read)
+    reading = Reading(status="unproven", against=against, reason=BESIDE)
+    return _theirs(model, artifact.facts, reading, blocks, read_back=read_back)
+
+
+def _installed() -> str:
     against = installed()
     if against is None:
         raise UnavailableError(
             "transformers is not installed, whose model is the reference; "
             "pip install 'rope_export[hf]'"
         )
-    facts, dtype = manifest.source, cast(DType, manifest.dtype)
-    source = source_of(manifest, path, adapter)
-    with quiet(), torch.no_grad():
-        try:
-            model, limit = _loaded(source, Path(path), facts, dtype)
-        except (ImportError, OSError, RuntimeError, TypeError, AttributeError, KeyError) as error:
-            raise UnavailableError(
-                f"transformers cannot make the model: {reason(error)}"
-            ) from error
-        model.eval().requires_grad_(False)
-        blocks = quantize(model, manifest)
+    return against
+
+
+def _theirs(
+    model: Any,
+    manifest: Deployed,
+    reading: Reading,
+    blocks: Mapping[int, int],
+    source: Model | None = None,
+    read_back: ReadBack | None = None,
+) -> Theirs:
+    model.eval().requires_grad_(False)
     mark_angles(model)
     return Theirs(
         model=model,
         layers=stack(model, len(manifest.layers)),
-        reading=Reading(status="proven", against=against, reason=limit),
+        reading=reading,
         widened=Widened(model.parameters()),
         int8_blocks=blocks,
+        source=source,
+        read_back=read_back,
     )
 
 

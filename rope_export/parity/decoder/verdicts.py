@@ -3,16 +3,32 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from rope_export.parity.bounds import TIMES, Bounds, floors, tolerance
 from rope_export.parity.decoder.blocks import Part
-from rope_export.parity.metrics import METRICS, SCALED_MAX, errors
+from rope_export.parity.metrics import METRICS, RELATIVE, SCALED_MAX, errors
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import counted, judged
 
 UNBOUNDED = dict.fromkeys(METRICS, math.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitTolerance:
+    """What the error of one logit may be, as a share of the norm of its token's logits: at most,
+    and in the root mean square."""
+
+    largest: float = 0.0
+    mean: float = 0.0
+
+    def or_more(self, other: "LogitTolerance") -> "LogitTolerance":
+        """The larger one of each."""
+        return LogitTolerance(
+            largest=max(self.largest, other.largest), mean=max(self.mean, other.mean)
+        )
 
 
 class Verdicts:
@@ -79,15 +95,15 @@ class Verdicts:
         floor: Mapping[str, float],
         judged_tokens: np.ndarray,
         runtimes: Mapping[str, np.ndarray],
-    ) -> float:
+    ) -> LogitTolerance:
         """The logits in the end, (rows, tokens, vocabulary): within twice the larger of eager's
         error and the floor, without a ceiling.
 
-        Returns: the tolerance of one logit, as a share of the norm of its token's.
+        Returns: what this allows of one logit.
         """
         exact, eager = exact[judged_tokens], eager[judged_tokens]
         if not exact.size:
-            return 0.0
+            return LogitTolerance()
         unit = np.linalg.norm(exact, axis=-1, keepdims=True)
         eager_errors = errors((eager - exact) / unit, exact / unit)
         bounds = Bounds(ceilings=UNBOUNDED, floors=floor)
@@ -102,7 +118,8 @@ class Verdicts:
                 bounds=bounds,
             )
         share = float(np.max(np.abs(exact / unit)))
-        return share * tolerance(eager_errors[SCALED_MAX], floor[SCALED_MAX])
+        largest, mean = (tolerance(eager_errors[x], floor[x]) for x in (SCALED_MAX, RELATIVE))
+        return LogitTolerance(largest=share * largest, mean=mean / math.sqrt(exact.shape[-1]))
 
     def count(self, *, case: str, runtime: str, output: str, metric: str, error: float) -> bool:
         """A row whose error must be 0. Returns: whether it is."""
@@ -125,7 +142,7 @@ class Verdicts:
                 f"layers.{layer} is the first outside of its tolerance on {runtime}: {what}."
             )
         failed = {row.runtime for row in self.report.rows if row.status == "failed"}
-        for runtime in sorted(failed - set(self.first)):
+        for runtime in sorted(failed - {"file", *self.first}):
             self.report.problems.append(
                 f"no layer alone is outside of its tolerance on {runtime}: look before the first, "
                 f"after the last, and at what one layer hands to the next."

@@ -10,7 +10,7 @@ from rope_export.interface import Interface, TensorType
 from rope_export.parity.bounds import TIMES
 from rope_export.parity.decoder.calls import Arrays, Calls, changed_bits
 from rope_export.parity.decoder.passage import Passage, last_new
-from rope_export.parity.decoder.verdicts import Floors, Verdicts
+from rope_export.parity.decoder.verdicts import Floors, LogitTolerance, Verdicts
 from rope_export.parity.rows import CALLS_FAILED
 from rope_export.sessions import Session
 
@@ -20,7 +20,7 @@ class Whole:
 
     last: whether the logits are those of the last new token alone. judged: whether logits are
     judged; without, only what a call may not change. tolerance: the largest of one
-    logit so far, as a share of the norm of its token's. doubtful: tokens that are not judged.
+    logit so far. doubtful: tokens that are not judged.
     outside: texts that have a call outside of the profiles of an engine, by the runtime.
     """
 
@@ -35,7 +35,7 @@ class Whole:
     ) -> None:
         self.interface, self.sessions, self.verdicts = interface, sessions, verdicts
         self.last, self.judged = last, judged
-        self.tolerance, self.doubtful = 0.0, 0
+        self.tolerance, self.doubtful = LogitTolerance(), 0
         self.outside: Counter[str] = Counter()
         self.floors = Floors(verdicts.dtype)
         self._margins: dict[tuple[str, int], np.ndarray] = {}
@@ -73,7 +73,7 @@ class Whole:
                 judged_tokens=tokens,
                 runtimes=results[call],
             )
-            self.tolerance = max(self.tolerance, tolerance)
+            self.tolerance = self.tolerance.or_more(tolerance)
 
     def failed(self, case: str, runtime: str, output: str, error: RopeExportError) -> None:
         """A runtime did not do what it was asked for."""

@@ -3,7 +3,7 @@
 import numpy as np
 
 from rope_export.arrays import to_numpy
-from rope_export.parity.decoder.greedy import PROMPTS, Greedy
+from rope_export.parity.decoder.greedy import Greedy
 from rope_export.sessions import Session
 
 
@@ -11,13 +11,14 @@ class RowGreedy(Greedy):
     """Each prompt is a batch of its own."""
 
     def generate(self, session: Session) -> None:
-        texts = [self._text(session, self.ids[row, self.mask[row] == 1]) for row in range(PROMPTS)]
+        rows = range(len(self.ids))
+        texts = [self._text(session, self.ids[row, self.mask[row] == 1]) for row in rows]
         slots = max(map(len, texts))
-        self.ids, self.mask = np.zeros((2, PROMPTS, slots), np.int64)
+        self.ids, self.mask = np.zeros((2, len(rows), slots), np.int64)
         for row, text in enumerate(texts):
             self.ids[row, slots - len(text) :] = text
             self.mask[row, slots - len(text) :] = 1
-        self.walks = [self._walk(row) for row in range(PROMPTS)]
+        self.walks = [self._walk(row) for row in rows]
 
     def _text(self, session: Session, prompt: np.ndarray) -> np.ndarray:
         stream, text, step = session.start(), prompt, prompt

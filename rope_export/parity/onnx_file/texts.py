@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rope_export.parity.decoder.cases import LONGEST_WINDOW, Text, trained_length
-from rope_export.parity.decoder.greedy import PROMPTS, SHORTEST, TOKENS
 from rope_export.parity.onnx_file.names import Matched
 from rope_export.spec import AttentionSpec
 
@@ -13,9 +12,6 @@ LONG = 160
 
 BEYOND = 2.5
 """How many times the original context the long text is."""
-
-LONGEST_PROMPT = SHORTEST + PROMPTS
-"""Tokens of the longest prompt, and one."""
 
 STEPS = 8
 """Tokens that are decoded one by one past the original context; the first four are within it."""
@@ -115,11 +111,3 @@ def lines(judged: Judged) -> Iterator[str]:
     """What was left out, a line each."""
     for name, reason in judged.not_supported.items():
         yield f"{name}: not supported by its inputs, {reason}."
-
-
-def generated(specs: Sequence[AttentionSpec], positions: int | None) -> int:
-    """Tokens that are generated for each prompt: a text stays where its reading in one pass and
-    token by token are the same."""
-    by_length = [x for x in specs if x.rope is not None and x.rope.depends_on_length]
-    ends = [x for x in (*map(trained_length, by_length), positions) if x is not None]
-    return max(1, min([TOKENS, *(x - LONGEST_PROMPT for x in ends)]))

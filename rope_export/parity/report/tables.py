@@ -1,7 +1,6 @@
 """A report on a screen: the verdict and the worst rows, or every case."""
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -10,18 +9,19 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from rope_export.parity.report.decoder_rows import (
+    is_decoder,
+    kind_of,
+    order_of,
+    shown_failures,
+    text_lines,
+)
 from rope_export.parity.report.lines import every_line, short_lines
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import CALLS_FAILED, Row
 
 MOST = 10
 """Worst rows that are shown, so that the whole fits a screen."""
-
-WHOLE = ("logits", "text")
-"""Outputs of a whole decoder, before those of its layers."""
-
-LAYER = re.compile(r"^(layers|present)\.\d+")
-"""How the names of outputs begin that each layer of a decoder has."""
 
 GAP = 2
 """Blanks between two columns."""
@@ -30,28 +30,38 @@ Spell = Callable[[str], str]
 
 
 def summary(report: Report, title: str, spell: Spell = str) -> RenderableType:
-    """The verdict, everything that failed, and the worst row of each runtime and output.
+    """The verdict, everything that failed, and the worst row of each runtime and output; of a
+    whole decoder, of each kind of output: logits, text, hidden states of layers, caches.
 
     spell: rewrites the lines for those who read them.
     """
     parts: list[RenderableType] = [Text(spell(line)) for line in short_lines(report)]
+    decoder = is_decoder(report)
+    parts += [Text(line) for line in text_lines(report)]
     failed = [row for row in _without_repeats(report) if row.status == "failed"]
     if failed:
-        parts.append(_Grid(worst_of(failed, _failure), "failed", whole=True))
+        worst, more = worst_of(failed, lambda x: (x.case, x.runtime, x.output)), None
+        if decoder:
+            worst, more = shown_failures(worst)
+        parts.append(_Grid(worst, "failed", whole=True))
+        parts += [] if more is None else [Text(more)]
     worst = worst_rows(report)
     if worst:
-        parts.append(_Grid(worst[:MOST], f"{title}, the worst case of each output"))
+        what = "each kind of output" if decoder else "each output"
+        parts.append(_Grid(worst[:MOST], f"{title}, the worst case of {what}"))
     if len(worst) > MOST:
         parts.append(Text(f"... and {len(worst) - MOST} outputs more."))
     return Group(*parts)
 
 
 def table(report: Report, title: str, spell: Spell = str) -> RenderableType:
-    """Every case and runtime by its worst row, then the verdict. What failed in one case after the
-    other for one reason is a line of the verdict instead."""
-    rows = worst_of(_without_repeats(report), lambda x: (x.case, x.runtime))
+    """Every case and runtime by its worst row, of a whole decoder every row, then the verdict. What
+    failed in one case after the other for one reason is a line of the verdict instead."""
+    rows, column = _without_repeats(report), "output"
+    if not is_decoder(report):
+        rows, column = worst_of(rows, lambda x: (x.case, x.runtime)), "worst output"
     grid = Table(title=escape(title), title_justify="left")
-    for name in ("case", "runtime", "worst output", "metric"):
+    for name in ("case", "runtime", column, "metric"):
         grid.add_column(name, overflow="fold")
     for name in ("error", "eager's", "tolerance", "used"):
         grid.add_column(name, justify="right", no_wrap=True)
@@ -65,22 +75,13 @@ def table(report: Report, title: str, spell: Spell = str) -> RenderableType:
 
 def worst_rows(report: Report) -> list[Row]:
     """The row of each runtime and output that passed and used most of its tolerance, the runtimes'
-    before eager's, of a decoder logits and text first, the largest share first. What every layer of
-    a decoder has is one output."""
+    before eager's, the largest share first; of a decoder one of each kind of output, logits and
+    text first."""
     passed = [row for row in report.rows if row.status == "passed" and row.runtime != "file"]
-    worst = worst_of(passed, lambda row: (row.runtime, LAYER.sub("layers", row.output)))
+    worst = worst_of(passed, lambda row: (row.runtime, kind_of(row.output)))
     return sorted(
-        worst,
-        key=lambda row: (row.runtime == "eager", row.runtime, row.output not in WHOLE, -row.used),
+        worst, key=lambda row: (row.runtime == "eager", row.runtime, order_of(row), -row.used)
     )
-
-
-def _failure(row: Row) -> tuple[str, ...]:
-    """What is shown apart from others that failed: every case of an output, but for those of a
-    decoder's layers, which may be hundreds."""
-    if LAYER.match(row.output):
-        return row.runtime, LAYER.sub("layers", row.output)
-    return row.case, row.runtime, row.output
 
 
 def worst_of(rows: Iterable[Row], key: Callable[[Row], tuple[str, ...]]) -> list[Row]:

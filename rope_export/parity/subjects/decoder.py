@@ -12,19 +12,22 @@ from rope_export.artifacts.decoder import DecoderArtifact
 from rope_export.artifacts.folder import Folder, model_hashes
 from rope_export.checkpoints.stored import deployed
 from rope_export.decoder.weights import DecoderWeights
-from rope_export.errors import ArtifactError, UnavailableError
+from rope_export.errors import ArtifactError, InputError, UnavailableError
 from rope_export.parity.decoder.cases import Text, not_visible, regular_texts
 from rope_export.parity.decoder.cut import Cutter
 from rope_export.parity.decoder.greedy import Greedy
 from rope_export.parity.decoder.passage import Passage
+from rope_export.parity.decoder.prompts import drawn_prompts, generated, text_prompts
 from rope_export.parity.decoder.proof import Decoder, Proof
+from rope_export.parity.decoder.read_back import weight_rows
 from rope_export.parity.decoder.running import layer_runner
-from rope_export.parity.decoder.theirs import Theirs, source_of, their_model
+from rope_export.parity.decoder.theirs import Theirs, their_model, their_model_of_file
 from rope_export.parity.decoder.verdicts import Verdicts
 from rope_export.parity.locate.decoder import DecoderLocator
 from rope_export.parity.report.result import Report
 from rope_export.parity.subject import Progress, Request, Streamed
 from rope_export.parity.subjects.opening import open_on
+from rope_export.reading.models import quiet
 from rope_export.reading.verdict import Reading
 from rope_export.sessions import Session
 from rope_export.spec import AttentionSpec, DType
@@ -64,7 +67,7 @@ class DecoderSubject(Streamed):
                 reading=Reading(status="unproven", reason=str(error)),
             )
         return Report(
-            weights="proven",
+            weights="unproven" if self._source is None else "proven",
             reading=theirs.reading,
             not_visible=list(not_visible(self.specs)),
             notes=list(self.artifact.warnings),
@@ -80,6 +83,7 @@ class DecoderSubject(Streamed):
         if not sessions:
             return
         facts, theirs = self.facts, self._theirs
+        self._compare_weights(report, seed)
         cutter = Cutter(self.artifact.read(), len(facts.layers))
         if cutter.missing is not None:
             report.left_out.append(f"layers were not judged one by one: {cutter.missing}.")
@@ -99,7 +103,8 @@ class DecoderSubject(Streamed):
         passages = [
             Passage(text, theirs, facts.vocabulary, seed, facts.interface) for text in self.texts()
         ]
-        greedy = Greedy(theirs, facts.vocabulary, seed)
+        prompts = self._prompts(report, seed)
+        greedy = Greedy(theirs, prompts, generated(self.specs, facts.positions, prompts))
         verdicts = Verdicts(report, facts.dtype, seed)
         Proof(decoder, theirs, passages, greedy, verdicts).run(progress)
         if locator is not None:
@@ -112,12 +117,41 @@ class DecoderSubject(Streamed):
         specs = {at: self.specs[x] for at, x in enumerate(facts.layers) if x is not None}
 
         def weights(layer: int) -> dict[str, Tensor]:
-            path, adapter = (self._where(name) for name in ("source", "adapter"))
-            source = source_of(facts, str(path), adapter)
-            opened = DecoderWeights(theirs.model, source, cast(DType, facts.dtype)).layer(layer)
+            if theirs.source is None:
+                assert theirs.read_back is not None
+                return theirs.read_back.attention(layer)
+            weights = DecoderWeights(theirs.model, theirs.source, cast(DType, facts.dtype))
+            opened = weights.layer(layer)
             return deployed(opened.weights(), opened.integers(), facts.quantization)
 
         return DecoderLocator(theirs, cutter, facts.interface, specs, weights, facts.dtype)
+
+    def _compare_weights(self, report: Report, seed: int) -> None:
+        """The file's weights with the source's, bit for bit, where there is a source."""
+        theirs = self._theirs
+        if theirs.source is None:
+            return
+        try:
+            with quiet():
+                rows = weight_rows(self.artifact, theirs.source, theirs.model, seed)
+        except InputError as error:
+            report.left_out.append(f"weights were not compared bit for bit: {error}")
+            return
+        report.rows += rows
+        wrong = [row.output for row in rows if row.status == "failed"]
+        if wrong:
+            report.problems.append(
+                f"weights of the file that are not the source's: {len(wrong)}, the first "
+                f"{wrong[0]}."
+            )
+
+    def _prompts(self, report: Report, seed: int) -> Sequence[Sequence[int]]:
+        """Of the greedy text: real ones where there is a tokenizer."""
+        vocabulary = self.facts.vocabulary
+        prompts, reason = text_prompts(self.artifact.path, vocabulary)
+        if reason:
+            report.left_out.append(f"the greedy text goes on from drawn tokens: {reason}.")
+        return drawn_prompts(vocabulary, seed) if prompts is None else prompts
 
     def texts(self) -> Iterable[Text]:
         """The texts that it is judged on."""
@@ -129,11 +163,18 @@ class DecoderSubject(Streamed):
     @cached_property
     def _theirs(self) -> Theirs:
         """Raises: UnavailableError if transformers' model cannot be had."""
-        path, adapter = (self._where(name) for name in ("source", "adapter"))
-        source = self.facts.source
-        if path is None or ("adapter" in source and adapter is None):
-            raise UnavailableError("the source is gone; give it with `source`")
+        if self._source is None:
+            return their_model_of_file(self.artifact)
+        path, adapter = self._source
         return their_model(self.facts, path, adapter)
+
+    @cached_property
+    def _source(self) -> tuple[str, str | None] | None:
+        """Where the source is and the adapter that was merged into it; none if one is gone."""
+        path, adapter = (self._where(name) for name in ("source", "adapter"))
+        if path is None or ("adapter" in self.facts.source and adapter is None):
+            return None
+        return path, adapter
 
     def _where(self, name: str) -> str | None:
         """Where the source or its adapter is now, if it is still there."""

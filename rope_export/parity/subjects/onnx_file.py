@@ -13,6 +13,7 @@ from rope_export.errors import InputError, RopeExportError
 from rope_export.interface import Interface
 from rope_export.parity.decoder.exact import Widened
 from rope_export.parity.decoder.passage import Passage
+from rope_export.parity.decoder.prompts import drawn_prompts, generated
 from rope_export.parity.decoder.theirs import Theirs, their_model
 from rope_export.parity.onnx_file.causes import Causes
 from rope_export.parity.onnx_file.decoder import FileProof, FileVerdicts, file_decoder
@@ -26,7 +27,7 @@ from rope_export.parity.onnx_file.file import OnnxFile
 from rope_export.parity.onnx_file.greedy import RowGreedy
 from rope_export.parity.onnx_file.names import Matched, match_decoder
 from rope_export.parity.onnx_file.runner import FileRunner, start
-from rope_export.parity.onnx_file.texts import Judged, file_texts, generated, lines
+from rope_export.parity.onnx_file.texts import Judged, file_texts, lines
 from rope_export.parity.onnx_file.weights import fill
 from rope_export.parity.report.result import Report
 from rope_export.parity.subject import Progress, Request, Streamed
@@ -102,8 +103,9 @@ class FileSubject(Streamed):
             Passage(text, theirs, self.vocabulary, seed, decoder.interface)
             for text in self.judged.texts
         ]
-        tokens = generated(self.specs, self.positions)
-        greedy = RowGreedy(theirs, self.vocabulary, seed, tokens) if self.matched.caches else None
+        prompts = drawn_prompts(self.vocabulary, seed)
+        tokens = generated(self.specs, self.positions, prompts)
+        greedy = RowGreedy(theirs, prompts, tokens) if self.matched.caches else None
         verdicts = FileVerdicts(report, self.dtype, seed)
         FileProof(decoder, theirs, passages, greedy, verdicts).run(progress)
         for runtime, session in sessions.items():

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from rope_export.sessions import Session
 
-PREFILL, STEPS, BATCH = 7, 3, 2
-"""Tokens of the first call, further calls of one token each, and rows."""
+CHUNKS = (7, 1, 1, 1)
+"""Tokens of each call: a prefill and decode steps."""
+BATCH = 2
 PADDED = 3
 """Tokens by which the second row is shorter than the first, where rows differ."""
 FREE = 2
@@ -25,22 +27,29 @@ RESERVED = 4
 
 @dataclass(frozen=True)
 class Calls:
-    """A prefill and decode steps of the same tokens; padded: the second row on its left."""
+    """Calls on the same drawn tokens, one upon the cache of the other.
+
+    chunks: tokens of each call. padding: those on the left of the second row that are none.
+    """
 
     vocabulary: int
-    padded: bool
+    padding: int = 0
+    chunks: tuple[int, ...] = CHUNKS
+
+    @property
+    def total(self) -> int:
+        return sum(self.chunks)
 
     @cached_property
     def ids(self) -> Tensor:
         stream = torch.Generator().manual_seed(20)
         top = min(self.vocabulary, 90)  # tokens of images come last
-        return torch.randint(RESERVED, top, (BATCH, PREFILL + STEPS), generator=stream)
+        return torch.randint(RESERVED, top, (BATCH, self.total), generator=stream)
 
     @cached_property
     def mask(self) -> Tensor:
         mask = torch.ones_like(self.ids)
-        if self.padded:
-            mask[1, :PADDED] = 0
+        mask[1, : self.padding] = 0
         return mask
 
     @property
@@ -51,10 +60,10 @@ class Calls:
     @property
     def parts(self) -> list[slice]:
         """The columns of each call."""
-        steps = range(PREFILL, PREFILL + STEPS)
-        return [slice(0, PREFILL), *(slice(at, at + 1) for at in steps)]
+        ends = list(accumulate(self.chunks))
+        return [slice(end - count, end) for end, count in zip(ends, self.chunks, strict=True)]
 
-    def padding(self, row: int) -> int:
+    def padding_of(self, row: int) -> int:
         return int((self.mask[row] == 0).sum())
 
 
@@ -68,7 +77,7 @@ def expected(model: Any, calls: Calls) -> list[Tensor]:
 
 
 def _alone(model: Any, calls: Calls, row: int) -> Iterator[Tensor]:
-    cache, padding = None, calls.padding(row)
+    cache, padding = None, calls.padding_of(row)
     for part in calls.parts:
         start = max(part.start, padding)
         ids = calls.ids[row : row + 1, start : part.stop]
@@ -82,7 +91,7 @@ def together(model: Any, calls: Calls) -> list[Tensor]:
     """What a model of transformers gives for all rows, with the mask that tells the padding."""
     cache, logits = None, []
     for part in calls.parts:
-        mask = calls.mask[:, : part.stop] if calls.padded else None
+        mask = calls.mask[:, : part.stop] if calls.padding else None
         found = _called(model, calls.ids[:, part], calls.positions[:, part], mask, cache)
         cache = found.past_key_values
         logits.append(found.logits)
@@ -100,8 +109,7 @@ def _called(model: Any, ids: Tensor, positions: Tensor, mask: Tensor | None, cac
 def answered(session: Session, calls: Calls) -> list[Tensor]:
     """What an artifact gives, each call's caches from the call before."""
     interface, logits = session.interface, []
-    slots = PREFILL + STEPS + FREE
-    sizes = {"batch": BATCH, "past": 0, "capacity": slots}
+    sizes = {"batch": BATCH, "past": 0, "capacity": calls.total + FREE}
     caches = {
         pair.input: np.full(
             interface.input(pair.input).sized(sizes), STALE, interface.input(pair.input).dtype

@@ -25,7 +25,14 @@ from rope_export.errors import InputError
 from rope_export.parity.bounds import UNIT_ROUNDOFF, tolerance
 from rope_export.reading.models import quiet
 from tests.conformance import runner
-from tests.conformance.decoders.calls import Calls, answered, expected, largest_error, together
+from tests.conformance.decoders.calls import (
+    PADDED,
+    Calls,
+    answered,
+    expected,
+    largest_error,
+    together,
+)
 from tests.conformance.decoders.models import decoders, rotates, tiny_decoder
 from tests.conformance.decoders.report import SAMPLE, Verdict, write_report
 from tests.conformance.families import saved
@@ -95,7 +102,7 @@ def prove(family: str, name: str, kind: str, caches: tuple[Cache, ...] = tuple(C
     facts: dict[str, Any] = {"family": family, "name": name, "kind": kind}
     try:
         with runner.time_limit(LIMIT), tempfile.TemporaryDirectory() as folder:
-            found = _compared(family, _class(family, name), kind, Path(folder), caches)
+            found = _compared(family, model_class(family, name), kind, Path(folder), caches)
     except InputError as error:
         line = str(error).replace(f"{folder}/model", "model")
         found = {"status": "refused", "reason": line.splitlines()[0]}
@@ -104,7 +111,8 @@ def prove(family: str, name: str, kind: str, caches: tuple[Cache, ...] = tuple(C
     return Verdict(**facts, **found, seconds=time.perf_counter() - started)
 
 
-def _class(family: str, name: str) -> Any:
+def model_class(family: str, name: str) -> Any:
+    """A model's class of transformers."""
     from importlib import import_module
 
     from transformers.models.auto import modeling_auto
@@ -129,7 +137,7 @@ def _compared(
             exact, single = (
                 saved.load(cls, folder / "model", dtype) for dtype in (torch.float64, torch.float32)
             )
-        every = [Calls(_vocabulary(exact), padded) for padded in (False, True)]
+        every = [Calls(vocabulary(exact), padding) for padding in (0, PADDED)]
         wanted = [expected(exact, calls) for calls in every]
         eager = [
             largest_error(together(single, calls), x, calls)
@@ -152,18 +160,19 @@ def _compared(
         figures["errors"][cache] = max(errors)
         figures["lowering"] = artifact.manifest.lowering
         for found, own in zip(errors, eager, strict=True):
-            allowed = tolerance(min(own, AGREES), _floor(exact))
+            allowed = tolerance(min(own, AGREES), floor(exact))
             figures["used"] = max(figures["used"], found / allowed)
     if figures["used"] <= 1:
         return {"status": "proven", "reason": "", **figures}
     return {"status": "wrong", "reason": "differs from transformers", **figures}
 
 
-def _vocabulary(model: Any) -> int:
+def vocabulary(model: Any) -> int:
+    """How many tokens a model knows."""
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def _floor(model: Any) -> float:
+def floor(model: Any) -> float:
     """What rounding does to a sound implementation: u sqrt(K) with K the terms of the longest sums
     that follow one another, one of a layer's attention and one of its feed-forward."""
     text = model.config.get_text_config(decoder=True)
