@@ -79,6 +79,42 @@ def source(path: str | Path) -> Path:
     return readable(path)
 
 
+def existing_file(path: str | Path) -> Path:
+    """A file that is to be read.
+
+    Raises: InputError where there is none.
+    """
+    if not readable(path).is_file():
+        what = "is no file" if os.path.lexists(path) else "is not there"
+        raise InputError(f"{shown(path)}: {what}.")
+    return Path(path)
+
+
+def file_target(path: str | Path, kind: str, mark: bytes) -> Path:
+    """The real place of a file that is to be written; a link is followed.
+
+    kind: what it will be, such as "a report". mark: stands in every such file, near its beginning.
+    Raises: InputError where a file cannot be replaced as a whole, or one lies there that is of
+        another kind and would be lost; OSError where nothing may be written.
+    """
+    with named(path):
+        utf8(path)
+        _check_links(path)
+        place = Path(os.path.realpath(path))
+        mode = _mode(place)
+        if mode is not None and not stat.S_ISREG(mode):
+            raise InputError(f"{shown(path)}: is no file; {kind} is one. Give another path.")
+        if not place.parent.is_dir():
+            raise InputError(f"{shown(path)}: there is no folder {shown(place.parent)}.")
+        if not os.access(place.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), shown(place.parent))
+        if mode is not None and os.path.getsize(place) and mark not in _beginning(place):
+            raise InputError(
+                f"{shown(path)}: is there already, and is not {kind} of ours. Give another path."
+            )
+    return place
+
+
 def target(path: str | Path, kind: str) -> Path:
     """The real place of a folder that is to be written, its parent's links followed.
 
@@ -146,6 +182,11 @@ def _check_parents(path: str | Path, place: Path) -> None:
         if not os.access(parent, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), shown(parent))
         return
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1 << 16)
 
 
 def _mode(path: Path) -> int | None:

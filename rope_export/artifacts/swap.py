@@ -105,11 +105,17 @@ def replace(target: Path, fill: Callable[[Path], None], check: Check) -> None:
 
 def write(path: Path, contents: str | bytes) -> None:
     """Replace one file as a whole; text is written as UTF-8. A link is replaced, not followed."""
+    with writing(path) as new:
+        new.write_bytes(contents.encode() if isinstance(contents, str) else contents)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A path to write to; what is there at the end of the block replaces the file `path` as a
+    whole. A link is replaced, not followed."""
     with _work(path) as work:
-        with (work / NEW).open("xb") as file:
-            file.write(contents.encode() if isinstance(contents, str) else contents)
-            file.flush()
-            os.fsync(file.fileno())
+        yield work / NEW
+        sync(work / NEW)
         os.replace(work / NEW, path)
 
 

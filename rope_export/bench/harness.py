@@ -16,10 +16,11 @@ from rope_export.bench.entrants import Choice, Entrant, Layer, layers, named
 from rope_export.bench.machine import BackgroundLoad, Machine
 from rope_export.bench.proof import RUNTIME, Proof, Truth, WrongError, impossible, prove, timed_on
 from rope_export.bench.result import Bench, Memory, Row, compared
-from rope_export.bench.roofline import Limits, cores, measured_limits, work
+from rope_export.bench.roofline import Limits, measured_limits, work
 from rope_export.bench.shapes import DEFAULT, Arrays, Shape, drawn
 from rope_export.bench.timing import Call, Plan, measure
 from rope_export.engines.plan import Engine
+from rope_export.environment import cores
 from rope_export.errors import InputError, RopeExportError, extra
 from rope_export.typed_json import plain
 

@@ -1,16 +1,14 @@
 """The machine that a benchmark ran on, and its background load."""
 
 import os
-import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 
 from rope_export.bench.roofline import Limits
-from rope_export.version import VERSION
+from rope_export.environment import cpu_name, versions
 
 QUIET = 0.05
 """Share of the cores that other processes may take before figures are not to be believed."""
@@ -38,19 +36,13 @@ class Machine:
 
     @classmethod
     def here(cls, cores: int, limits: Limits, background_cores: float | None) -> "Machine":
-        versions = {"rope_export": VERSION, "python": platform.python_version()}
-        for package in PACKAGES:
-            try:
-                versions[package] = version(package)
-            except PackageNotFoundError:
-                continue
         return cls(
             cpu=cpu_name(),
             cores=cores,
             limits=limits,
             background_cores=background_cores,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions=versions,
+            versions=versions(PACKAGES),
         )
 
 
@@ -90,14 +82,3 @@ def _processor_seconds() -> float | None:
         return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, AttributeError):
         return None
-
-
-def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

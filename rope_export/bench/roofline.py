@@ -4,7 +4,6 @@ Source: Williams, Waterman and Patterson, Roofline, Commun. ACM 52 (2009).
 """
 
 import math
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -158,10 +157,3 @@ def last_level_cache() -> int:
         text = path.read_text(encoding="ascii").strip()
         sizes.append(int(text.rstrip("KMG")) * units.get(text[-1:], 1))
     return max(sizes)
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

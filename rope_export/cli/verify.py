@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from rope_export.cli import output
+from rope_export.cli.reports import ReportFiles
 from rope_export.errors import InputError, UnavailableError
 
 
@@ -55,6 +56,47 @@ def verify_artifact(
         bool,
         typer.Option("--large", help="Also the corners of an engine that take gigabytes."),
     ] = False,
+    case: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Compare this case alone; may be repeated."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a report with plots.")
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE.xml", help="Write every row in JUnit's format.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", help="Write what a pull request shows.")
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="What --json printed earlier: fail where an error has grown since.",
+        ),
+    ] = None,
+    factor: Annotated[
+        float, typer.Option(help="With --baseline: how many times as large an error may be.")
+    ] = 2.0,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OTHER",
+            help="Compare with this as well: a runtime, an artifact, an engine, or recorded "
+            "outputs (.npz, Polygraphy's .json).",
+        ),
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Keep inputs and outputs of every call."),
+    ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Take the calls' inputs from here (.npz, Polygraphy's .json)."
+        ),
+    ] = None,
     require: Annotated[
         list[str] | None,
         typer.Option(metavar="reading", help="What must be proven for status 0: reading."),
@@ -74,7 +116,8 @@ def verify_artifact(
         step("loading PyTorch", None)
         from rope_export.parity import verify as run
 
-        report = run(
+        files = ReportFiles({"report": report, "junit": junit, "markdown": markdown})
+        found = run(
             path,
             source=source,
             adapter=adapter,
@@ -84,17 +127,27 @@ def verify_artifact(
             spec=spec,
             layer=layer,
             maps=dict(map(_pair, maps or ())),
+            cases=case or (),
+            spread=files.spread,
+            baseline=baseline,
+            factor=factor,
+            against=against,
+            record=record,
+            replay=replay,
             progress=step,
         )
-    output.warn(report.notes)
+        step("writing reports", None)
+        files.write(found, str(path), context)
+    output.warn(found.notes)
     if as_json:
-        output.print_json(output.report_json(report, context))
+        output.print_json(output.report_json(found, context))
     else:
-        title = f"{path} against eager PyTorch"
-        output.print_report(report, title, context, every_row=all_rows)
-    status = output.PASSED[report.status]
-    if require and status == 0 and report.reading.status != "proven":
-        reason = output.speller(context)(str(report.reading.reason))
+        other = "eager PyTorch" if against is None else f"eager PyTorch and {against}"
+        title = f"{path} against {other}"
+        output.print_report(found, title, context, every_row=all_rows)
+    status = output.PASSED[found.status]
+    if require and status == 0 and found.reading.status != "proven":
+        reason = output.speller(context)(str(found.reading.reason))
         output.error(f"--require reading: it is unproven ({reason}).")
         return UnavailableError.status
     return status

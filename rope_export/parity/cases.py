@@ -1,10 +1,13 @@
 """The calls that a subject is judged on: corners of batch, sequence, past, position and padding."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal
 
 import numpy as np
+
+from rope_export.errors import InputError
 
 Padding = Literal["left", "right", "holes", "unequal"]
 
@@ -150,3 +153,17 @@ def _padded(cache: str) -> Iterator[Case]:
     if cache == "fixed":
         yield Case(batch=3, sequence=4, past=20, lengths=(20, 3, 11), padding="holes")
         yield Case(batch=3, sequence=1, past=20, lengths=(5, 20, 11), padding="left")
+
+
+def chosen(case: str, cases: Collection[str]) -> bool:
+    """Whether a case is one of those that were asked for by name, or one of a text's calls; every
+    case is where none was."""
+    return not cases or case in cases or any(case.startswith(f"{name}, call ") for name in cases)
+
+
+def check_chosen(cases: Collection[str], names: Collection[str]) -> None:
+    """Raises: InputError for a case that was asked for and is none of `names`."""
+    for case in cases:
+        if case not in names:
+            like = get_close_matches(case, names, n=3, cutoff=0.0)
+            raise InputError(f"`case`={case!r}: there is no such case. Like it are {like}.")

@@ -31,6 +31,10 @@ class Expected(ABC):
     def bounds(self) -> Mapping[str, Bounds]:
         """What the errors of each output may be in this call."""
 
+    def ceilings(self) -> Mapping[str, np.ndarray]:
+        """How far rounding alone may take each number of eager's outputs, where that is known."""
+        return {}
+
     def stages(self) -> Iterable[tuple[str, np.ndarray]]:
         """What eager computes on the way in the artifact's dtype, by name, in its order."""
         return ()
@@ -44,6 +48,21 @@ class Expected(ABC):
             return np.stack([_slots(x, axis, at, at + self.sequence) for x, at in rows])
         by_token = self.interface.output(output).shape[:2] == ("batch", "sequence")
         return value[self.attended] if by_token and self.attended is not None else value
+
+    def by_token(self, output: str, value: np.ndarray) -> np.ndarray | None:
+        """An output as (batch, sequence, ...), of a cache the slots that the call wrote; nothing
+        for one that has no row for each token."""
+        axis = self._slot_axis(output)
+        if axis is not None:
+            return np.moveaxis(self.judged(output, value), axis, 1)
+        shape = self.interface.output(output).shape
+        return value if shape[:2] == ("batch", "sequence") else None
+
+    def judged_tokens(self, output: str) -> np.ndarray:
+        """Which tokens of an output are judged, (batch, sequence)."""
+        if self.attended is None or self._slot_axis(output) is not None:
+            return np.ones((len(self.starts), self.sequence), bool)
+        return self.attended
 
     def difference(self, output: str, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How far an output is from the reference, and the reference, in the part that is judged

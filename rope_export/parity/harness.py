@@ -10,12 +10,20 @@ import torch
 
 from rope_export import paths
 from rope_export.artifacts.folder import Folder, holding
-from rope_export.errors import UnavailableError
+from rope_export.errors import InputError, UnavailableError
+from rope_export.parity.cases import check_chosen, chosen
 from rope_export.parity.judge import Judge
 from rope_export.parity.onnx_file.file import OnnxFile
+from rope_export.parity.recording.against import Other, Side
+from rope_export.parity.recording.files import is_recording
+from rope_export.parity.recording.pairs import check_options, compare_recordings
+from rope_export.parity.recording.recorder import Recorder, check_recording, recording
+from rope_export.parity.recording.replay import replayed
+from rope_export.parity.report.baseline import FACTOR, Baseline, check_factor
 from rope_export.parity.report.result import Report
+from rope_export.parity.report.spread import Spread
 from rope_export.parity.rows import Row
-from rope_export.parity.subject import Request, Streamed, Subject
+from rope_export.parity.subject import Request, Revealing, Streamed, Subject
 from rope_export.parity.subjects.opening import subject_of
 from rope_export.runtimes import find_runtime
 from rope_export.sessions import Session
@@ -31,6 +39,13 @@ def verify(
     runtimes: Sequence[str] | None = None,
     seed: int = 0,
     large: bool = False,
+    cases: Sequence[str] = (),
+    spread: bool = False,
+    baseline: str | Path | None = None,
+    factor: float = FACTOR,
+    against: str | Path | None = None,
+    record: str | Path | None = None,
+    replay: str | Path | None = None,
     spec: str | Path | None = None,
     layer: int | None = None,
     maps: Mapping[str, str] | None = None,
@@ -43,32 +58,63 @@ def verify(
     where the GPU is that it is for: until then the report's numbers are unverified.
 
     A file that others made is compared with transformers' model of its source: logits, and what
-    it caches and generates; of what is wrong the report names the cause.
+    it caches and generates; of what is wrong the report names the cause. Two recordings are
+    compared with each other.
 
-    artifact: its folder, an open Artifact or Engine, or any .onnx file. source: the checkpoint its
-    weights come from, if it is not where it was when it was exported. adapter: the one that was
-    merged into them, if it has moved. runtimes: names to compare; without, those the artifact is
-    made for that are available here. seed: of the drawn inputs. large: also those corners of an
-    engine that take minutes and gigabytes. spec, layer, maps: of a file that others made, its
-    config where the source is not there; the layer of the source that it holds, if it is no whole
-    decoder; names of its tensors by ours, where they are not matched by themselves. progress:
-    called with the name of each case and the share that is done.
+    artifact: its folder, an open Artifact or Engine, any .onnx file, or a recording. source: the
+    checkpoint its weights come from, if it is not where it was when it was exported. adapter: the
+    one that was merged into them, if it has moved. runtimes: names to compare; without, those the
+    artifact is made for that are available here. seed: of the drawn inputs. large: also those
+    corners of an engine that take minutes and gigabytes. cases: names of those to compare; without,
+    all. spread: whether the report is to keep where errors lie, for its plots. baseline: the JSON
+    of an earlier report; the verdict is "failed" where an error is more than `factor` times what it
+    was. against: what is compared as well, and with every runtime: another runtime, artifact or
+    engine, or recorded outputs. record: the .npz file that gets inputs and outputs of every call.
+    replay: the file whose inputs are the calls; Polygraphy's JSON too. spec, layer, maps: of a file
+    that others made, its config where the source is not there; the layer of the source that it
+    holds, if it is no whole decoder; names of its tensors by ours, where they are not matched by
+    themselves. progress: called with the name of each case and the share that is done.
     Raises: ArtifactError and CheckpointError for what cannot be read; UnavailableError if a runtime
-        that was asked for does not exist.
+        that was asked for does not exist; InputError for a case that does not, or a baseline of
+        something else.
     """
-    # Its files are in memory from here on: the verdict is about them, whatever replaces them.
-    opened = _opened(artifact)
-    request = Request(
-        source=None if source is None else str(source),
-        adapter=None if adapter is None else str(adapter),
-        seed=seed,
-        large=large,
-        spec=None if spec is None else str(spec),
-        layer=layer,
-        maps=tuple((maps or {}).items()),
-    )
-    subject = subject_of(opened, request)
-    return compare(subject, runtimes=runtimes, seed=seed, progress=progress)
+    check_factor(factor)
+    place = None if record is None else check_recording(record)
+    earlier = None if baseline is None else Baseline(baseline, seed)
+    if not isinstance(artifact, Folder) and is_recording(artifact):
+        options = {"source": source, "adapter": adapter, "record": record, "replay": replay}
+        check_options(artifact, options | {"spec": spec, "layer": layer, "map": maps or None})
+        report = compare_recordings(artifact, against, runtimes=runtimes, cases=cases)
+    else:
+        request = Request(
+            source=None if source is None else str(source),
+            adapter=None if adapter is None else str(adapter),
+            seed=seed,
+            large=large,
+            cases=tuple(cases),
+            spec=None if spec is None else str(spec),
+            layer=layer,
+            maps=tuple((maps or {}).items()),
+        )
+        # Its files are in memory from here on: the verdict is about them, whatever replaces them.
+        opened, other = _opened(artifact), None if against is None else Other(against)
+        subject = replayed(subject_of(opened, request), replay, other)
+        if place is not None and isinstance(subject, Streamed):
+            raise InputError("`record`: a decoder's calls are not recorded; take a layer.")
+        with ExitStack() as stack:
+            report = compare(
+                subject,
+                runtimes=runtimes,
+                seed=seed,
+                cases=cases,
+                spread=spread,
+                other=other,
+                recorder=None if place is None else stack.enter_context(recording(place)),
+                progress=progress,
+            )
+    if earlier is not None:
+        report.growth = earlier.growth(report.rows, factor, runtimes=runtimes, cases=cases)
+    return report
 
 
 def _opened(artifact: str | Path | Folder) -> Folder | OnnxFile:
@@ -83,47 +129,84 @@ def compare(
     *,
     runtimes: Sequence[str] | None = None,
     seed: int = 0,
+    cases: Sequence[str] = (),
+    spread: bool = False,
+    other: Other | None = None,
+    recorder: Recorder | None = None,
     progress: Progress = lambda step, done: None,
 ) -> Report:
-    """The verdict on a subject, whatever it is; its evidence records it, if anything was compared.
+    """The verdict on a subject, whatever it is; its evidence records it, if all was compared and
+    nothing else.
 
-    runtimes, seed, progress: as for `verify`.
+    runtimes, seed, cases, spread, progress: as for `verify`. other: what is compared as well.
+    recorder: is given every call.
     """
     progress("reading the source", 0.0)
     report = subject.report()
+    report.spread = Spread() if spread else None
     # What is not finite fails its row, without a word from numpy.
     with ExitStack() as stack, _exact_eager(), np.errstate(over="ignore", invalid="ignore"):
         sessions = _open(subject, runtimes, report, stack)
+        sides: dict[str, Side] = {}
+        if other is not None:
+            if other.runtime is not None and other.runtime not in ("eager", *sessions):
+                sessions |= _open(subject, (other.runtime,), report, stack)
+            sides = other.opened(subject.interface, sessions, report, stack)
         if isinstance(subject, Streamed):
-            subject.prove(sessions, report, seed, progress)
+            both = {k: v for k, v in sides.items() if isinstance(v, Session)}
+            subject.prove({**sessions, **both}, report, seed, progress)
         else:
-            judge = Judge(subject=subject, sessions=sessions, report=report, seed=seed)
-            _judge_all(judge, subject, progress)
+            judge = Judge(
+                subject=subject,
+                sessions={**sessions, **sides},
+                report=report,
+                seed=seed,
+                against=tuple(sides) or _named(other, sessions),
+                recorder=recorder,
+            )
+            _judge_all(judge, subject, cases, progress)
             judge.finish()
             if judge.failed:
                 progress("looking for the first wrong tensor", 1.0)
                 found = subject.locate(judge.failed, judge.prepared)
                 report.located += found.located
                 report.left_out += found.notes
-    if not isinstance(subject, Streamed):
+    if not isinstance(subject, Streamed) and not cases:
         subject.conclude(report, seed)
-    if report.status != "nothing compared":  # which must not hide an earlier verdict
+    whole = not cases and other is None
+    if report.status != "nothing compared" and whole:  # which must not hide an earlier verdict
         report.keep(subject.record(_evidence(report, seed)))
     return report
 
 
-def _judge_all(judge: Judge, subject: Subject, progress: Progress) -> None:
-    """Every case, every call that shows a feature, and every property."""
-    cases, properties = list(subject.cases()), list(subject.properties(judge.seed))
+def _named(other: Other | None, sessions: Mapping[str, Session]) -> tuple[str, ...]:
+    """The runtime that others are compared with, if one was named and runs here."""
+    name = None if other is None else other.runtime
+    return () if name is None or name not in ("eager", *sessions) else (name,)
+
+
+def _judge_all(judge: Judge, subject: Subject, only: Sequence[str], progress: Progress) -> None:
+    """Every case, every call that shows a feature, and every property; or those of them that were
+    asked for by name.
+
+    Raises: InputError for a name that none has.
+    """
+    every, properties = list(subject.cases()), list(subject.properties(judge.seed))
+    names = [*(case.name for case in every), *(equality.name for equality in properties)]
+    revealing = Revealing()
+    if not only or not set(only) <= set(names):
+        progress("looking for calls that show every feature", 0.0)
+        revealing = subject.revealing(judge.prepared)
+        judge.report.not_visible += revealing.not_visible
+    check_chosen(only, [*names, *(call.case.name for call in revealing.calls)])
+    cases = [case for case in every if chosen(case.name, only)]
+    properties = [equality for equality in properties if chosen(equality.name, only)]
     count = len(cases) + len(properties)
-    progress("looking for calls that show every feature", 0.0)
-    revealing = subject.revealing(judge.prepared)
-    judge.report.not_visible += revealing.not_visible
     for at, case in enumerate(cases):
         progress(case.name, at / count)
         judge.judge(judge.prepared(case))
     for call in revealing.calls:
-        if call.case not in cases:
+        if call.case not in every and chosen(call.case.name, only):
             judge.judge(call)
     for at, equality in enumerate(properties, len(cases)):
         progress(equality.name, at / count)

@@ -1,7 +1,8 @@
 """One call after the other: eager, the reference and every session on the same inputs."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 
@@ -12,22 +13,36 @@ from rope_export.parity.comparison import Arrays
 from rope_export.parity.metrics import errors
 from rope_export.parity.overflow import Overflows
 from rope_export.parity.problems import Problems
+from rope_export.parity.recording.against import RecordedOutputs, Side
+from rope_export.parity.recording.recorder import Recorder
 from rope_export.parity.report.result import Report
-from rope_export.parity.rows import CALLS_FAILED, counted, judged
+from rope_export.parity.report.spread import Deviating
+from rope_export.parity.rows import CALLS_FAILED, Row, counted, judged
 from rope_export.parity.subject import Call, Property, Run, Subject
+from rope_export.runtimes import all_runtimes
 from rope_export.sessions import Session
 
 
 class Judge:
     """Runs eager, the reference and every session on the same inputs, and writes the rows.
 
-    outside: how many calls each runtime does not take, by its name. failed: see `Failures`.
+    against: names among these, with which every other one is compared too. recorder: is given
+    every call. outside: how many calls each runtime does not take, by its name. failed: see
+    `Failures`.
     """
 
     def __init__(
-        self, *, subject: Subject, sessions: Mapping[str, Session], report: Report, seed: int
+        self,
+        *,
+        subject: Subject,
+        sessions: Mapping[str, Side],
+        report: Report,
+        seed: int,
+        against: Sequence[str] = (),
+        recorder: Recorder | None = None,
     ) -> None:
         self.subject, self.sessions, self.report, self.seed = subject, sessions, report, seed
+        self.against, self.recorder = against, recorder
         self.outputs = [tensor.name for tensor in subject.interface.outputs]
         self.outside: Counter[str] = Counter()
         self.overflows = Overflows(subject.interface.main_output, subject.dtype)
@@ -52,10 +67,12 @@ class Judge:
         the cache that was there before."""
         case, main = call.case.name, self.subject.interface.main_output
         overflows, first = self.overflows.seen(call.expected, call.eager), len(self.report.rows)
+        answers: dict[str, Arrays] = {}
         for runtime, session in {"eager": None, **self.sessions}.items():
             answer = call.eager if session is None else self._run(session, call, runtime)
             if answer is None:
                 continue
+            answers[runtime] = answer
             if overflows and session is not None:
                 error = errors(*call.expected.difference(main, answer[main]))
                 self.overflows.add(runtime, error)
@@ -63,12 +80,43 @@ class Judge:
                 if self._same_form(case, runtime, output, answer[output], call.eager[output]):
                     self._compare(call, runtime, output, answer[output])
         for row in self.report.rows[first:]:
-            if row.status == "failed" and row.metric != CALLS_FAILED:
+            if row.status == "failed" and row.metric != CALLS_FAILED and _own(row.runtime):
                 cases = self.failed.setdefault(row.runtime, {})
                 cases[call.case] = max(row.used, cases.get(call.case, 0.0))
+        others = [x for x in answers if x not in ("eager", *self.against)]
+        for runtime, other in product(others, [x for x in self.against if x in answers]):
+            self._apart(call, answers, runtime, other)
+        if self.recorder is not None:
+            self.recorder.add(call, {x: answers[x] for x in answers if _own(x)})
+
+    def _apart(self, call: Call, answers: Mapping[str, Arrays], runtime: str, other: str) -> None:
+        """The rows of how far two runtimes are from each other: by what each may be from the
+        reference, of which eager's part is known."""
+        for output in self.outputs:
+            sides = answers[runtime][output], answers[other][output]
+            if any(side.shape != call.eager[output].shape for side in sides):
+                continue  # which has a row of its own
+            left, expected = call.expected.difference(output, sides[0])
+            right, _ = call.expected.difference(output, sides[1])
+            for metric, error in errors(left - right, expected).items():
+                own, eager_error = call.tolerance(output, metric), call.eager_errors[output][metric]
+                allowed = own + (eager_error if other == "eager" else own)
+                self.report.rows.append(
+                    Row(
+                        case=call.case.name,
+                        seed=self.seed,
+                        runtime=f"{runtime} against {other}",
+                        output=output,
+                        metric=metric,
+                        error=error,
+                        eager_error=eager_error,
+                        tolerance=allowed,
+                        status="passed" if error <= allowed else "failed",
+                    )
+                )
 
     def _compare(self, call: Call, runtime: str, output: str, value: np.ndarray) -> None:
-        self.report.rows += judged(
+        rows = judged(
             case=call.case.name,
             seed=self.seed,
             runtime=runtime,
@@ -77,15 +125,41 @@ class Judge:
             eager_errors=call.eager_errors[output],
             bounds=call.bounds[output],
         )
+        self.report.rows += rows
+        self._keep(rows, call, output, value)
         changed = call.expected.changed(output, value, call.inputs)
         if changed is not None:
             self._count(call.case.name, runtime, output, "past values changed", changed)
+
+    def _keep(self, rows: list[Row], call: Call, output: str, value: np.ndarray) -> None:
+        """Note where in an output its errors lie, if that was asked for."""
+        spread, expected = self.report.spread, call.expected
+        right = expected.by_token(output, expected.outputs[output])
+        if spread is None or right is None:
+            return
+        name = self.subject.interface.positions
+        if name is None:
+            positions = expected.starts[:, None] + np.arange(expected.sequence)
+        else:  # of several axes the first
+            positions = call.inputs[name].reshape(-1, *right.shape[:2])[0]
+        left = expected.by_token(output, value)
+        ceiling = call.ceilings.get(output)
+        deviating = Deviating(
+            difference=left - right,
+            bound=None if ceiling is None else expected.by_token(output, ceiling),
+            scale=float(np.max(np.abs(expected.difference(output, value)[1]), initial=0.0)),
+            judged=expected.judged_tokens(output),
+            positions=positions,
+        )
+        spread.add(rows, deviating)
 
     def property(self, equality: Property) -> None:
         """Judge how far the two sides are apart, in eager and on every runtime."""
         left, right = equality.sides(self.subject.eager)
         eager_errors, bounds = errors(left - right, right), equality.bounds(right)
         for runtime, session in {"eager": None, **self.sessions}.items():
+            if isinstance(session, RecordedOutputs):
+                continue
             try:
                 sides = (left, right) if session is None else equality.sides(_run_of(session))
             except ProfileError:
@@ -114,7 +188,9 @@ class Judge:
         for runtime, count in self.outside.items():
             self.report.left_out.append(f"{count} cases lie outside of the profiles of {runtime}.")
 
-    def _run(self, session: Session, call: Call, runtime: str) -> Arrays | None:
+    def _run(self, session: Side, call: Call, runtime: str) -> Arrays | None:
+        if isinstance(session, RecordedOutputs):
+            return session.of(call.case.name)
         try:
             return _run_of(session)(call.inputs)
         except ProfileError:
@@ -147,3 +223,8 @@ class Judge:
 
 def _run_of(session: Session) -> Run:
     return lambda inputs: {name: to_numpy(x) for name, x in session.run(inputs).items()}
+
+
+def _own(runtime: str) -> bool:
+    """Whether this is a runtime of the subject itself, and not of what it is compared with."""
+    return runtime == "eager" or runtime in all_runtimes()

@@ -7,6 +7,7 @@ is made of, how its reference computes, and what eager is, stays in the subject'
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,14 +28,16 @@ Progress = Callable[[str, float], None]
 class Request:
     """The arguments of `verify` besides the artifact and the runtimes.
 
-    spec: the config of a file that others made, where its source is not there. layer: of such a
-    file, which one it holds, if it is no whole decoder. maps: names of its tensors, (ours, theirs).
+    cases: names of those that are compared, if not all. spec: the config of a file that others
+    made, where its source is not there. layer: of such a file, which one it holds, if it is no
+    whole decoder. maps: names of its tensors, (ours, theirs).
     """
 
     source: str | None = None
     adapter: str | None = None
     seed: int = 0
     large: bool = False
+    cases: tuple[str, ...] = ()
     spec: str | None = None
     layer: int | None = None
     maps: tuple[tuple[str, str], ...] = ()
@@ -51,6 +54,11 @@ class Call:
     eager: Arrays
     eager_errors: Mapping[str, Mapping[str, float]]
     bounds: Mapping[str, Bounds]
+
+    @cached_property
+    def ceilings(self) -> Mapping[str, np.ndarray]:
+        """How far rounding alone may take each number of eager's outputs, where that is known."""
+        return self.expected.ceilings()
 
     def tolerance(self, output: str, metric: str) -> float:
         """What the error of a runtime may be."""
@@ -95,6 +103,11 @@ class Whereabouts:
 
 class Streamed(ABC):
     """Something that is judged in its own order, so that it need not be in memory as a whole."""
+
+    @property
+    @abstractmethod
+    def interface(self) -> Interface:
+        """The names of the tensors, and which are one cache."""
 
     @property
     @abstractmethod

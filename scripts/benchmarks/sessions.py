@@ -19,11 +19,10 @@ from rope_export import export
 from rope_export.artifacts.artifact import Artifact
 from rope_export.artifacts.manifest import Manifest
 from rope_export.bench.contenders import steps
-from rope_export.bench.machine import cpu_name
 from rope_export.bench.markdown import table_lines
-from rope_export.bench.roofline import cores
 from rope_export.bench.shapes import Shape, drawn
 from rope_export.bench.timing import Call, Plan, Timing, measure
+from rope_export.environment import cores, cpu_name
 from rope_export.runtimes.onnxruntime import RUNTIMES, OnnxRuntimeRunner
 from rope_export.sessions import Session
 from rope_export.spec import AttentionSpec

@@ -25,9 +25,9 @@ from rope_export import AttentionSpec, export, open_session
 from rope_export.arrays import to_numpy
 from rope_export.artifacts.artifact import Artifact
 from rope_export.artifacts.deployed import file_weights
-from rope_export.bench.machine import cpu_name
 from rope_export.bench.markdown import table_lines
 from rope_export.bench.proof import apart
+from rope_export.environment import cpu_name
 from rope_export.parity import frequencies
 from rope_export.parity.bounds import floors, tolerance
 from rope_export.parity.layer.chain import longest_reduction

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from rope_export.errors import ArtifactError
-from rope_export.runtimes import find_runtime
+from rope_export.runtimes import all_runtimes
 from rope_export.runtimes.onnxruntime import OnnxRuntime, first_line
 
 Arrays = dict[str, np.ndarray]
@@ -14,7 +14,7 @@ RunLayer = Callable[[Arrays], Arrays]
 
 def layer_runner(runtime: str) -> Callable[[bytes], RunLayer] | None:
     """Opens models on a runtime; none if that is not one of onnxruntime's providers."""
-    chosen = find_runtime(runtime)
+    chosen = all_runtimes().get(runtime)
     if not isinstance(chosen, OnnxRuntime) or type(chosen) is not OnnxRuntime:
         return None
 

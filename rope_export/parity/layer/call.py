@@ -26,8 +26,11 @@ class LayerExpected(Expected):
     rough: ReferenceLayer
     total: int
 
+    def ceilings(self) -> Mapping[str, np.ndarray]:
+        return ceiling(self.layer, self.trace)
+
     def bounds(self) -> Mapping[str, Bounds]:
-        own = ceiling(self.layer, self.trace)
+        own = self.ceilings()
         rough = own if self.rough is self.layer else ceiling(self.rough, self.trace)
         bounds = {}
         for tensor in self.interface.outputs:

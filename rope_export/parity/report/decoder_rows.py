@@ -1,16 +1,14 @@
 """The rows of a whole decoder, which may be thousands: by kind of output, and what is shown."""
 
-import re
 from collections.abc import Sequence
 
 from rope_export.parity.report.result import Report
+from rope_export.parity.report.words import LAYER, kind_of
 from rope_export.parity.rows import Row
 
 KINDS = ("logits", "text", "layers", "present")
 """How the names of the kinds of outputs begin, in the order in which they are told: logits, greedy
 text, hidden states that leave a layer, caches."""
-
-LAYER = re.compile(r"^(layers|present)\.(\d+)")
 
 MOST_FAILED = 12
 """Failed rows of layers and weights that are shown of each runtime; the first wrong layer is what
@@ -20,12 +18,6 @@ matters."""
 def is_decoder(report: Report) -> bool:
     """Whether a report is about a whole decoder."""
     return any(row.output in KINDS or LAYER.match(row.output) for row in report.rows)
-
-
-def kind_of(output: str) -> str:
-    """The kind of an output, which is its own name if it is of none."""
-    layer = LAYER.match(output)
-    return output if layer is None else layer.group(1)
 
 
 def text_lines(report: Report) -> list[str]:

@@ -47,6 +47,8 @@ def _verdict(report: Report) -> Iterator[str]:
         )
     elif report.numbers is not None:
         yield f"numbers {report.numbers}."
+    if report.growth is not None:
+        yield from report.growth.lines()
     if report.quantization_error is not None:
         figures = ", ".join(f"{name} {x:.1e}" for name, x in report.quantization_error.items())
         yield f"quantization error, against the source's own weights: {figures} (not judged)."

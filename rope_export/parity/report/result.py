@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rope_export.parity.report.baseline import Growth
 from rope_export.parity.report.located import Located
+from rope_export.parity.report.spread import Spread
 from rope_export.parity.rows import Row
 from rope_export.reading.verdict import Reading
 
@@ -29,6 +31,8 @@ class Report:
     located: of rows that failed, the first tensor on the way that is wrong.
     causes: of a file that others made, what explains the texts that failed: "runtime", "cause" (a
         feature), "fault" (what was done to it, in words), "texts".
+    spread: how errors lie over positions and in tensors, where that was asked for.
+    growth: the errors beside those of an earlier run, where one was given.
     notes: warnings that are not about the artifact, such as evidence that could not be kept.
     """
 
@@ -45,6 +49,8 @@ class Report:
     overflow: bool = False
     located: tuple[Located, ...] = ()
     causes: list[dict[str, str]] = field(default_factory=list)
+    spread: Spread | None = None
+    growth: Growth | None = None
 
     @property
     def status(self) -> Literal["passed", "failed", "nothing compared"]:
@@ -53,6 +59,8 @@ class Report:
         if self.reading.status == "failed":
             return "failed"
         if self.numbers is not None and self.numbers.startswith("failed"):
+            return "failed"
+        if self.growth is not None and self.growth.failed:
             return "failed"
         ran = {row.runtime for row in self.rows} - {"eager", "file"}
         return "passed" if ran else "nothing compared"
@@ -80,5 +88,6 @@ class Report:
             "left_out": self.left_out,
             "notes": self.notes,
             "not_visible": self.not_visible,
+            "baseline": None if self.growth is None else self.growth.to_json(),
             "located": [x.to_json() for x in self.located],
         }

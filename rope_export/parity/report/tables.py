@@ -11,13 +11,13 @@ from rich.text import Text
 
 from rope_export.parity.report.decoder_rows import (
     is_decoder,
-    kind_of,
     order_of,
     shown_failures,
     text_lines,
 )
 from rope_export.parity.report.lines import every_line, short_lines
 from rope_export.parity.report.result import Report
+from rope_export.parity.report.words import figure, kind_of, share
 from rope_export.parity.rows import CALLS_FAILED, Row
 
 MOST = 10
@@ -38,12 +38,9 @@ def summary(report: Report, title: str, spell: Spell = str) -> RenderableType:
     parts: list[RenderableType] = [Text(spell(line)) for line in short_lines(report)]
     decoder = is_decoder(report)
     parts += [Text(line) for line in text_lines(report)]
-    failed = [row for row in _without_repeats(report) if row.status == "failed"]
+    failed, more = failures(report)
     if failed:
-        worst, more = worst_of(failed, lambda x: (x.case, x.runtime, x.output)), None
-        if decoder:
-            worst, more = shown_failures(worst)
-        parts.append(_Grid(worst, "failed", whole=True))
+        parts.append(_Grid(failed, "failed", whole=True))
         parts += [] if more is None else [Text(more)]
     worst = worst_rows(report)
     if worst:
@@ -69,8 +66,16 @@ def table(report: Report, title: str, spell: Spell = str) -> RenderableType:
     for row in rows:
         names = (row.case, row.runtime, row.output, row.metric)
         errors = (row.error, row.eager_error, row.tolerance)
-        grid.add_row(*map(escape, names), *map(_figure, errors), _used(row), _mark(row))
+        grid.add_row(*map(escape, names), *map(figure, errors), share(row), _mark(row))
     return Group(grid, *(Text(spell(line)) for line in every_line(report)))
+
+
+def failures(report: Report) -> tuple[list[Row], str | None]:
+    """What failed: the worst row of each case, runtime and output, of a decoder's layers the first
+    ones; and a sentence on others, if there are any."""
+    failed = [row for row in _without_repeats(report) if row.status == "failed"]
+    worst = worst_of(failed, lambda row: (row.case, row.runtime, row.output))
+    return shown_failures(worst) if is_decoder(report) else (worst, None)
 
 
 def worst_rows(report: Report) -> list[Row]:
@@ -120,9 +125,9 @@ class _Grid:
             "case": [row.case for row in rows],
         }
         self.figures = {
-            "error": [_figure(row.error) for row in rows],
-            "tolerance": [_figure(row.tolerance) for row in rows],
-            "used": [_used(row) for row in rows],
+            "error": [figure(row.error) for row in rows],
+            "tolerance": [figure(row.tolerance) for row in rows],
+            "used": [share(row) for row in rows],
         }
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -147,13 +152,5 @@ class _Grid:
         yield grid
 
 
-def _used(row: Row) -> str:
-    return f"{100 * row.used:.0f} %" if row.used < 1e4 else "> 1e6 %"
-
-
 def _mark(row: Row) -> Text:
     return Text("ok", "green") if row.status == "passed" else Text("FAILED", "bold red")
-
-
-def _figure(value: float) -> str:
-    return "0" if value == 0 else f"{value:.1e}"

@@ -13,6 +13,7 @@ from rope_export.artifacts.folder import Folder, model_hashes
 from rope_export.checkpoints.stored import deployed
 from rope_export.decoder.weights import DecoderWeights
 from rope_export.errors import ArtifactError, InputError, UnavailableError
+from rope_export.interface import Interface
 from rope_export.parity.decoder.cases import Text, not_visible, regular_texts
 from rope_export.parity.decoder.cut import Cutter
 from rope_export.parity.decoder.greedy import Greedy
@@ -53,6 +54,10 @@ class DecoderSubject(Streamed):
         self.artifact, self.request, self.facts = artifact, request, artifact.facts
         self.opened: Folder = artifact
         self.specs = [AttentionSpec.from_json(spec) for spec in self.facts.specs]
+
+    @property
+    def interface(self) -> Interface:
+        return self.facts.interface
 
     @property
     def runtimes(self) -> Sequence[str]:

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from rope_export.bench.machine import cpu_name
-from rope_export.bench.roofline import cores
+from rope_export.environment import cores, cpu_name
 from scripts.benchmarks.decoders.exporting import (
     ALL_LOGITS,
     FLOAT,

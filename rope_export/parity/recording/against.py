@@ -1,0 +1,113 @@
+"""The other side of a comparison: a runtime, an artifact, an engine, or recorded outputs."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rope_export import paths
+from rope_export.artifacts.folder import Folder, holding
+from rope_export.errors import InputError, UnavailableError
+from rope_export.interface import Interface
+from rope_export.parity.comparison import Arrays
+from rope_export.parity.recording.files import Recording, is_recording
+from rope_export.parity.report.result import Report
+from rope_export.parity.subjects.opening import open_on
+from rope_export.runtimes import all_runtimes
+from rope_export.sessions import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedOutputs:
+    """What a runtime made of calls, as a file has it."""
+
+    recording: Recording
+    runtime: str
+
+    def of(self, case: str) -> Arrays | None:
+        """The outputs of one call by name, or nothing where the file has none."""
+        return self.recording.outputs(case, self.runtime)
+
+
+Side = Session | RecordedOutputs
+
+
+class Other:
+    """What is compared beside an artifact, and with every runtime of it.
+
+    against: the name of a runtime, or the path of an artifact, an engine or a recording.
+    Raises: InputError for what is none of these.
+    """
+
+    def __init__(self, against: str | Path) -> None:
+        self.shown = paths.shown(against)
+        self.runtime = str(against) if str(against) in all_runtimes() else None
+        self.path = None if self.runtime is not None else Path(against)
+        self.recorded = self.path is not None and is_recording(self.path)
+        self._folder: Folder | None = None
+        if self.path is None or self.recorded:
+            return
+        if not paths.readable(self.path).is_dir():
+            raise InputError(
+                f"`against`={self.shown}: is no folder of an artifact or an engine, no .npz or "
+                f".json file, and no runtime ({', '.join(all_runtimes())})."
+            )
+        self._folder = holding(self.path)
+
+    def opened(
+        self,
+        interface: Interface,
+        sessions: Mapping[str, Session],
+        report: Report,
+        stack: ExitStack,
+    ) -> dict[str, Side]:
+        """Its sides by their names in a report. interface: of this side. sessions: this side's, on
+        whose runtimes a folder is opened too; runtimes that cannot are reported as skipped.
+
+        Raises: InputError for one that has other tensors; UnavailableError for one that none of
+            these runtimes can run, or that is a runtime which is not here.
+        """
+        if self.recorded:
+            return dict(self._outputs(interface))
+        if self._folder is None:
+            if self.runtime not in ("eager", *sessions):
+                reasons = {x["runtime"]: x["reason"] for x in report.skipped}
+                raise UnavailableError(f"runtime {self.runtime!r}: {reasons.get(self.shown)}")
+            return {}
+        self._check(self._folder.manifest.interface, interface)
+        sides: dict[str, Side] = {}
+        for runtime in sessions:
+            name = f"{runtime} of {self.shown}"
+            try:
+                sides[name] = stack.enter_context(open_on(self._folder, runtime))
+            except UnavailableError as error:
+                report.skipped.append({"runtime": name, "reason": str(error)})
+        if sessions and not sides:
+            raise UnavailableError(f"{self.shown}: {report.skipped[-1]['reason']}")
+        return sides
+
+    def _check(self, theirs: Interface, ours: Interface) -> None:
+        for own, other in ((ours.inputs, theirs.inputs), (ours.outputs, theirs.outputs)):
+            if own != other:
+                raise InputError(
+                    f"`against`={self.shown}: has other tensors, {', '.join(map(str, other))}, "
+                    f"not {', '.join(map(str, own))}. Compare each with eager PyTorch, by itself."
+                )
+
+    def _outputs(self, interface: Interface) -> Iterator[tuple[str, Side]]:
+        """The recorded outputs of each runtime. Raises: InputError where one is missing."""
+        assert self.path is not None
+        recording = Recording(self.path, interface)
+        if not recording.runtimes:
+            raise InputError(f"{recording.shown}: holds no outputs to compare with.")
+        for runtime in recording.runtimes:
+            for case in recording.cases:
+                outputs = recording.outputs(case, runtime)
+                missing = [x.name for x in interface.outputs if outputs and x.name not in outputs]
+                if missing:
+                    raise InputError(
+                        f"{recording.shown}, {case} on {runtime}: has no {', '.join(missing)}, "
+                        f"which the artifact gives."
+                    )
+            name = f"{runtime} of {recording.shown}"
+            yield name, RecordedOutputs(recording=recording, runtime=runtime)

@@ -1,0 +1,147 @@
+"""A subject whose calls were recorded; what is judged, and by what, stays as it is."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rope_export import paths
+from rope_export.errors import InputError
+from rope_export.interface import Interface
+from rope_export.parity.cases import Case
+from rope_export.parity.comparison import Arrays, Expected
+from rope_export.parity.recording.against import Other
+from rope_export.parity.recording.files import Recording, checked_inputs
+from rope_export.parity.report.result import Report
+from rope_export.parity.subject import (
+    Call,
+    Failures,
+    Property,
+    Revealing,
+    Streamed,
+    Subject,
+    Whereabouts,
+)
+from rope_export.sessions import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedCase(Case):
+    """A call whose inputs lie in a file. title: its name there."""
+
+    title: str
+
+    @property
+    def name(self) -> str:
+        return self.title
+
+
+class Replayed(Subject):
+    """Another subject on recorded inputs: without its own cases, and without properties, since
+    those ask for inputs of their own.
+
+    Raises: InputError for calls that it does not take.
+    """
+
+    def __init__(self, subject: Subject, recording: Recording) -> None:
+        self.subject, self.recording = subject, recording
+        self._cases = [
+            recorded_case(case, checked_inputs(recording, case, subject.interface), self.interface)
+            for case in recording.cases
+        ]
+
+    @property
+    def interface(self) -> Interface:
+        return self.subject.interface
+
+    @property
+    def dtype(self) -> str:
+        return self.subject.dtype
+
+    @property
+    def runtimes(self) -> Sequence[str]:
+        return self.subject.runtimes
+
+    def report(self) -> Report:
+        report = self.subject.report()
+        report.left_out.append(
+            f"only the {len(self._cases)} calls of {self.recording.shown} were compared."
+        )
+        return report
+
+    def cases(self) -> Iterable[Case]:
+        return self._cases
+
+    def inputs(self, case: Case, seed: int) -> Arrays:
+        return self.recording.inputs(case.name)
+
+    def expected(self, case: Case, inputs: Arrays) -> Expected:
+        return self.subject.expected(case, inputs)
+
+    def eager(self, inputs: Arrays) -> Arrays:
+        return self.subject.eager(inputs)
+
+    def open(self, runtime: str) -> Session:
+        return self.subject.open(runtime)
+
+    def record(self, evidence: Mapping[str, Any]) -> None:
+        """Evidence is about whole runs."""
+
+    def conclude(self, report: Report, seed: int) -> None:
+        """What a whole run finds at its end is not to be had of some calls."""
+
+    def locate(self, failures: Failures, prepared: Callable[[Case], Call]) -> Whereabouts:
+        return self.subject.locate(failures, prepared)
+
+    def properties(self, seed: int) -> Iterable[Property]:
+        return ()
+
+    def revealing(self, prepared: Callable[[Case], Call]) -> Revealing:
+        return Revealing()
+
+
+def replayed(
+    subject: Subject | Streamed, replay: str | Path | None, other: Other | None
+) -> Subject | Streamed:
+    """The subject on the calls of a recording, where there is one: that which is to be replayed, or
+    whose outputs are the other side.
+
+    Raises: InputError for a subject that is not judged call by call, or a recording without inputs.
+    """
+    path = replay
+    if path is None and other is not None and other.recorded:
+        path = other.path
+    if path is None:
+        return subject
+    if isinstance(subject, Streamed):
+        raise InputError(
+            f"{paths.shown(path)}: a decoder is judged on texts of its own, not on recorded calls. "
+            f"Replay those of a layer."
+        )
+    recording = Recording(path, subject.interface)
+    if not any(map(recording.inputs, recording.cases)):
+        raise InputError(
+            f"{recording.shown}: holds outputs without their inputs; give those with `replay`."
+        )
+    return Replayed(subject, recording)
+
+
+def recorded_case(name: str, inputs: Arrays, interface: Interface) -> RecordedCase:
+    """The case that a call's inputs are, by their shapes and lengths."""
+    batch, sequence = inputs[interface.main_input].shape[:2]
+    slots = 0
+    if interface.caches:
+        pair = interface.caches[0]
+        slots = inputs[pair.input].shape[pair.axis]
+    lengths: tuple[int, ...] | None = None
+    past, spare = slots, 0
+    if interface.lengths is not None:
+        rows = inputs.get(interface.lengths, np.zeros(batch, np.int64))
+        lengths = tuple(int(x) for x in rows)
+        past = max(lengths)
+        spare = slots - past - sequence
+    return RecordedCase(
+        title=name, batch=batch, sequence=sequence, past=past, lengths=lengths, spare=spare
+    )

@@ -1,0 +1,65 @@
+"""A report as JUnit XML, which continuous integration shows: a test for each row.
+
+Source: the format as junitparser writes it, https://github.com/testmoapp/junitxml.
+"""
+
+from collections.abc import Callable
+
+from rope_export.errors import extra
+from rope_export.parity.report.lines import every_line
+from rope_export.parity.report.result import Report
+from rope_export.parity.report.words import figure
+from rope_export.parity.rows import Row
+
+NAME = "rope_export verify"
+"""Of the whole; a file without it is not replaced."""
+
+Spell = Callable[[str], str]
+Command = Callable[[Row | None], str]
+
+
+def check_junit() -> None:
+    """Raises: UnavailableError where junitparser is missing."""
+    with extra("report", "a report in JUnit's format"):
+        import junitparser  # noqa: F401
+
+
+def as_junit(report: Report, title: str, command: Command, spell: Spell = str) -> bytes:
+    """The file: a suite for each runtime, the tests that ran in it; a runtime that was asked for
+    and could not run is a test that is skipped, and a verdict that no row shows is an error.
+
+    command: reproduces a row. spell: rewrites sentences for those who read them.
+    """
+    from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
+
+    whole = JUnitXml(NAME)
+    suites: dict[str, list[TestCase]] = {}
+    for row in report.rows:
+        test = TestCase(f"{row.case}: {row.output}, {row.metric}", f"{title}.{row.runtime}", 0.0)
+        if row.status == "failed":
+            failure = Failure(_figures(row), "tolerance")
+            failure.text = f"{_figures(row)}\n{command(row)}"
+            test.result = [failure]
+        suites.setdefault(row.runtime, []).append(test)
+    for skipped in report.skipped:
+        test = TestCase("open", f"{title}.{skipped['runtime']}", 0.0)
+        test.result = [Skipped(spell(skipped["reason"]))]
+        suites.setdefault(skipped["runtime"], []).append(test)
+    if report.status != "passed" and all(row.status == "passed" for row in report.rows):
+        test = TestCase("verdict", title, 0.0)
+        test.result = [Error(spell(" ".join(every_line(report))), report.status)]
+        suites.setdefault("verdict", []).append(test)
+    for name, tests in suites.items():
+        suite = TestSuite(name)
+        suite.add_testcases(tests)
+        whole.add_testsuite(suite)
+    whole.update_statistics()
+    text: bytes = whole.tostring()
+    return text
+
+
+def _figures(row: Row) -> str:
+    return (
+        f"{row.metric} {figure(row.error)}, tolerance {figure(row.tolerance)}, eager's "
+        f"{figure(row.eager_error)}, seed {row.seed}"
+    )

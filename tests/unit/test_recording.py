@@ -1,0 +1,243 @@
+"""Calls in files: recorded, replayed, compared with another runtime, artifact or recording."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rope_export import Artifact, verify
+from rope_export.errors import InputError
+from rope_export.parity import Report
+from rope_export.parity.metrics import METRICS
+
+CASES = ["3x7, past 0", "1x7, past 1", "3x2, past 9, positions drawn"]
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny) -> Artifact:
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def file(artifact, tmp_path_factory) -> Path:
+    """Three calls as onnxruntime and eager made them."""
+    path = tmp_path_factory.mktemp("recording") / "calls.npz"
+    assert verify(artifact, runtimes=["onnxruntime"], cases=CASES, record=path).passed
+    return path
+
+
+def plain(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def changed(file: Path, out: Path, key: str, by: float) -> Path:
+    """The recording with one number of one array changed."""
+    with np.load(file) as loaded:
+        arrays = {name: loaded[name].copy() for name in loaded.files}
+    arrays[key].reshape(-1)[-1] += by
+    return plain(out, **arrays)
+
+
+def rows(report: Report, runtime: str) -> dict:
+    return {
+        (row.case, row.output, row.metric): row for row in report.rows if row.runtime == runtime
+    }
+
+
+def test_a_recording_is_plain_numpy(file) -> None:
+    with np.load(file, allow_pickle=False) as loaded:
+        assert {name.split("/")[0] for name in loaded.files} == {"rope_export", *CASES}
+        hidden = loaded[f"{CASES[0]}/inputs/hidden_states"]
+        output = loaded[f"{CASES[0]}/outputs/onnxruntime/attention_output"]
+        assert hidden.shape == output.shape == (3, 7, 64)
+        assert loaded[f"{CASES[0]}/tolerances/attention_output"].shape == (len(METRICS),)
+
+
+def test_replayed_calls_have_the_errors_of_the_run_that_recorded_them(artifact, file) -> None:
+    once = verify(artifact, runtimes=["onnxruntime"], cases=CASES)
+    again = verify(artifact, runtimes=["onnxruntime"], replay=file)
+    assert again.passed
+    before = rows(once, "onnxruntime")
+    assert rows(again, "onnxruntime") == before
+    assert {case for case, _, _ in before} == set(CASES)
+    assert any("only the 3 calls" in line for line in again.left_out)
+
+
+def test_recorded_outputs_are_judged_and_compared_with_what_runs_now(artifact, file) -> None:
+    report = verify(artifact, runtimes=["onnxruntime"], against=file)
+    assert report.passed
+    recorded = rows(report, f"onnxruntime of {file}")
+    now = rows(report, "onnxruntime")
+    assert {key: row.error for key, row in recorded.items()} == {
+        key: row.error for key, row in now.items()
+    }
+    apart = rows(report, f"onnxruntime against onnxruntime of {file}")
+    assert {row.error for row in apart.values()} == {0.0}
+    assert all(row.tolerance > 0 for row in apart.values())
+
+
+def test_a_recorded_output_that_is_wrong_fails(artifact, file, tmp_path) -> None:
+    key = f"{CASES[0]}/outputs/onnxruntime/attention_output"
+    wrong = changed(file, tmp_path / "wrong.npz", key, 1e-3)
+    report = verify(artifact, runtimes=["onnxruntime"], against=wrong)
+    failed = {(r.runtime, r.case, r.output) for r in report.rows if r.status == "failed"}
+    of = f"onnxruntime of {wrong}"
+    assert failed == {
+        (name, CASES[0], "attention_output") for name in (of, f"onnxruntime against {of}")
+    }
+
+
+def test_another_artifact_is_judged_and_compared(artifact, tiny, tmp_path) -> None:
+    other = tiny("portable")
+    report = verify(artifact, runtimes=["onnxruntime"], cases=CASES[:1], against=other.path)
+    assert report.passed
+    assert rows(report, f"onnxruntime of {other.path}")
+    apart = rows(report, f"onnxruntime against onnxruntime of {other.path}")
+    assert len(apart) == 6
+    with pytest.raises(InputError, match="has other tensors"):
+        verify(artifact, against=tiny(cache="fixed").path)
+
+
+@pytest.mark.parametrize("runtime", ["eager", "reference"])
+def test_another_runtime_is_compared(artifact, runtime) -> None:
+    report = verify(artifact, runtimes=["onnxruntime"], cases=CASES[:1], against=runtime)
+    assert report.passed
+    assert len(rows(report, f"onnxruntime against {runtime}")) == 6
+    assert bool(rows(report, "reference")) == (runtime == "reference")
+
+
+def test_evidence_is_about_whole_runs_alone(artifact, file, tmp_path) -> None:
+    copy = Artifact.open(shutil.copytree(artifact.path, tmp_path / "copy"))
+    before = copy.evidence.get("parity")
+    verify(copy, runtimes=["onnxruntime"], cases=CASES[:1])
+    verify(copy, runtimes=["onnxruntime"], replay=file)
+    assert copy.evidence.get("parity") == before
+
+
+def test_a_plain_file_is_one_call(artifact, file, tmp_path) -> None:
+    with np.load(file) as loaded:
+        inputs = {
+            name.rpartition("/")[2]: loaded[name]
+            for name in loaded.files
+            if name.startswith(f"{CASES[1]}/inputs/")
+        }
+        output = {
+            name.rpartition("/")[2]: loaded[name]
+            for name in loaded.files
+            if name.startswith(f"{CASES[1]}/outputs/onnxruntime/")
+        }
+    call = plain(tmp_path / "call.npz", **inputs)
+    both = plain(tmp_path / "both.npz", **inputs, **output)
+    outputs = plain(tmp_path / "outputs.npz", **output)
+    once = verify(artifact, runtimes=["onnxruntime"], replay=call)
+    assert {row.case for row in once.rows if row.runtime == "onnxruntime"} == {"recorded call"}
+    for report in (
+        verify(artifact, runtimes=["onnxruntime"], against=both),
+        verify(artifact, runtimes=["onnxruntime"], replay=call, against=outputs),
+    ):
+        assert report.passed
+        assert any("against recorded of" in row.runtime for row in report.rows)
+    with pytest.raises(InputError, match="give those with `replay`"):
+        verify(artifact, against=outputs)
+    with pytest.raises(InputError, match="'another' is no tensor"):
+        verify(artifact, replay=plain(tmp_path / "x.npz", another=np.zeros(1)))
+    del inputs["past_key"]
+    less = plain(tmp_path / "less.npz", **inputs)
+    with pytest.raises(InputError, match="'past_key' is missing"):
+        verify(artifact, replay=less)
+
+
+@pytest.mark.parametrize("cache", ["none", "fixed"])
+def test_every_kind_of_cache_is_replayed(tiny, tmp_path, cache) -> None:
+    """In bfloat16 too, which numpy's files do not know."""
+    artifact = tiny(cache=cache, dtype="bfloat16", lowering="standard")
+    cases = ["2x1, past 0" if cache == "none" else "3x5, past 0, 0, 9"]
+    file = tmp_path / "calls.npz"
+    once = verify(artifact, runtimes=["reference"], cases=cases, record=file)
+    again = verify(artifact, runtimes=["reference"], replay=file)
+    assert once.passed
+    assert rows(again, "reference") == rows(once, "reference")
+
+
+def test_two_recordings_are_compared_without_a_reference(file, tmp_path) -> None:
+    report = verify(file, against=file)
+    assert report.passed
+    assert report.weights == "unproven"
+    assert any("no reference" in line for line in report.left_out)
+    key = f"{CASES[0]}/outputs/onnxruntime/attention_output"
+    wrong = changed(file, tmp_path / "wrong.npz", key, 1e-3)
+    failed = {(r.case, r.output) for r in verify(wrong, against=file).rows if r.status == "failed"}
+    assert failed == {(CASES[0], "attention_output")}
+    other = changed(file, tmp_path / "other.npz", f"{CASES[0]}/inputs/hidden_states", 1.0)
+    with pytest.raises(InputError, match="hidden_states is not that of"):
+        verify(other, against=file)
+    with pytest.raises(InputError, match="give the artifact first"):
+        verify(file)
+
+
+def test_files_without_tolerances_have_that_of_their_longest_axis(tmp_path) -> None:
+    """2 u sqrt(K) for each side; K is 100 here and u 2^-24."""
+    stream = np.random.default_rng(0)
+    value = stream.standard_normal((3, 100)).astype(np.float32)
+    paths = []
+    for name, factor in (("one", 1.0), ("near", 1 + 30 * 2**-24), ("far", 1 + 60 * 2**-24)):
+        key = "call/outputs/ort/y"
+        moved = (value * np.float64(factor)).astype(np.float32)
+        paths.append(plain(tmp_path / f"{name}.npz", **{key: moved, "call/inputs/x": value}))
+    one, near, far = paths
+    report = verify(near, against=one)
+    assert report.passed
+    assert {row.tolerance for row in report.rows if row.metric == METRICS[0]} == {40 * 2**-24}
+    assert any("K the longest axis" in line for line in report.left_out)
+    assert verify(far, against=one).status == "failed"
+
+
+def test_polygraphy_reads_and_is_read(artifact, file, tmp_path) -> None:
+    """Its own library writes the files."""
+    pytest.importorskip("polygraphy", reason="Polygraphy is not installed")
+    from polygraphy.comparator import IterationResult, RunResults
+    from polygraphy.json import save_json
+
+    calls, results = [], []
+    with np.load(file) as loaded:
+        for case in CASES:
+            names = [name for name in loaded.files if name.startswith(f"{case}/")]
+            calls.append({n.split("/")[2]: loaded[n] for n in names if "/inputs/" in n})
+            outputs = {n.split("/")[3]: loaded[n] for n in names if "/outputs/onnxruntime/" in n}
+            results.append(IterationResult(outputs=outputs))
+    save_json(calls, str(tmp_path / "inputs.json"))
+    run = RunResults()
+    run.append(("onnxrt-runner", results))
+    run.save(str(tmp_path / "outputs.json"))
+    report = verify(
+        artifact,
+        runtimes=["onnxruntime"],
+        replay=tmp_path / "inputs.json",
+        against=tmp_path / "outputs.json",
+    )
+    assert report.passed
+    apart = [row for row in report.rows if "against onnxrt-runner of" in row.runtime]
+    assert {row.case for row in apart} == {"call 1", "call 2", "call 3"}
+    assert {row.error for row in apart} == {0.0}
+    (tmp_path / "other.json").write_text(json.dumps({"lst": [1]}))
+    with pytest.raises(InputError, match="is not JSON that Polygraphy saved"):
+        verify(artifact, replay=tmp_path / "other.json")
+
+
+def test_what_cannot_be_is_refused_before_anything_runs(artifact, file, tmp_path) -> None:
+    with pytest.raises(InputError, match="is no folder of an artifact"):
+        verify(artifact, against="nothing")
+    with pytest.raises(InputError, match=r"ends in \.npz"):
+        verify(artifact, record=tmp_path / "calls.json")
+    (tmp_path / "mine.npz").write_bytes(b"something else")
+    with pytest.raises(InputError, match="is not a recording of ours"):
+        verify(artifact, record=tmp_path / "mine.npz")
+    with pytest.raises(InputError, match=r"is no \.npz file"):
+        verify(artifact, replay=tmp_path / "mine.npz")
+    with pytest.raises(InputError, match="is not there"):
+        verify(artifact, replay=tmp_path / "none.npz")
+    with pytest.raises(InputError, match=r"`case`='1x8': there is no such case. Like it are"):
+        verify(artifact, cases=["1x8"])
