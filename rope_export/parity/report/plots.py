@@ -53,7 +53,7 @@ def errors_plot(rows: Sequence[Row]) -> str:
             x = [places[case] for case in worst]
             errors = _drawable([row.error for row in worst.values()])
             allowed = [row.tolerance for row in worst.values()]
-            axes.plot(x, allowed, "_", color=colour, alpha=0.45, markersize=5)
+            axes.plot(x, allowed, "_", color=colour, alpha=0.6, markersize=5)
             axes.plot(x, errors, "o", color=colour, markersize=2.6, label=output)
         failed = [row for x in outputs.values() for row in x.values() if row.status == "failed"]
         if failed:
@@ -71,6 +71,8 @@ def positions_plot(output: str, runtimes: Mapping[str, OverPositions]) -> str:
     """The largest error of a token at each position, by runtime, with what bounds eager's."""
 
     def draw(axes: "Axes") -> None:
+        from matplotlib.ticker import NullLocator
+
         x = np.where(EDGES == 0, 0.5, EDGES)
         for at, (runtime, one) in enumerate(_eager_last(runtimes)):
             bound = one.bound > 0
@@ -91,7 +93,7 @@ def positions_plot(output: str, runtimes: Mapping[str, OverPositions]) -> str:
         axes.set_xlim(0.4, 1.6 * last)
         ticks = {at: name for at, name in TICKS.items() if at <= last}
         axes.set_xticks([*ticks], [*ticks.values()])
-        axes.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("size of the position (log)")
         axes.set_ylabel("largest error of a token")
         axes.grid()
@@ -104,6 +106,7 @@ def map_plot(one: Map) -> str:
 
     def draw(axes: "Axes") -> None:
         from matplotlib.colors import LogNorm
+        from matplotlib.ticker import MaxNLocator
 
         batch, sequence = one.tokens
         width = one.heads if one.heads > 1 else one.channels
@@ -120,6 +123,7 @@ def map_plot(one: Map) -> str:
             step = -(-one.heads // 12)
             heads = range(0, one.heads, step)
             axes.set_xticks([x + 0.5 for x in heads], [str(x) for x in heads])
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         if batch > 1:
             step = -(-batch // 8)
             rows = range(0, batch, step)
