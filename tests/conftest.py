@@ -17,6 +17,8 @@ from rope_export.parity.cases import Case, regular_cases
 from rope_export.runtimes import all_runtimes
 from rope_export.sessions import Session
 
+pytest.register_assert_rewrite("tests.support")
+
 TINY = {
     "model_type": "llama",
     "hidden_size": 64,
