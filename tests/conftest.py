@@ -95,6 +95,16 @@ def short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rope_export.parity.subjects.layer.regular_cases", shorter)
 
 
+@pytest.fixture
+def known_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bench` and `tune` without measuring the machine, which takes seconds, and has a test of its
+    own."""
+    from rope_export.bench.roofline import Limits
+
+    limits = Limits(threads=1, bandwidth=48e9, rate=119e9, cache_bytes=0)
+    monkeypatch.setattr("rope_export.bench.harness.measured_limits", lambda threads: limits)
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M's real weights, fetched into the ignored folder `checkpoints/` if not there."""

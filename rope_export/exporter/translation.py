@@ -13,7 +13,7 @@ from onnxscript import optimizer
 from torch import nn
 
 from rope_export.errors import RopeExportError
-from rope_export.exporter import composites, operator_table, taps
+from rope_export.exporter import composites, operator_table, taps, type_promotion
 from rope_export.exporter.passes import CancelReshapesPass
 from rope_export.interface import Interface, TensorType
 
@@ -49,7 +49,13 @@ def traced(
     if by_name:
         arguments = {"kwargs": examples}
     operator_table.read_once()
-    with _quiet(), torch.no_grad(), composites.replaced_in_place():
+    with (
+        _quiet(),
+        torch.no_grad(),
+        composites.replaced_in_place(),
+        type_promotion.from_the_trace(),
+        _no_cache(),
+    ):
         program = torch.onnx.export(
             module,
             **arguments,
@@ -129,6 +135,16 @@ def _clean_up(model: ir.Model, weights: set[str]) -> None:
         value.const_value = values[name]
         graph.register_initializer(value)
     RemoveUnusedNodesPass()(model)
+
+
+@contextmanager
+def _no_cache() -> Iterator[None]:
+    """Has torch compute the sizes of every traced value anew: with symbolic sizes, its cache takes
+    longer to fill than to do without."""
+    from torch._dynamo import config
+
+    with config.patch(fake_tensor_cache_enabled=False):
+        yield
 
 
 @contextmanager

@@ -118,6 +118,7 @@ def test_a_file_that_the_config_names_is_the_only_one_fetched(hub: Hub) -> None:
     assert torch.equal(weights["q_proj.weight"], load_file(folder / "model.fp16.safetensors")[name])
 
 
+@pytest.mark.usefixtures("short_prompts")
 def test_an_adapter_of_a_hub_is_merged_and_one_beside_a_model_is_not_fetched(
     hub: Hub, tmp_path: Path
 ) -> None:

@@ -30,6 +30,15 @@ def read_by_transformers(smollm2_gguf, smollm2) -> dict:
     )
 
 
+@pytest.fixture(scope="module")
+def tokenizers(smollm2, smollm2_gguf) -> tuple:
+    """transformers' of the checkpoint, and of the GGUF file."""
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name)
+    return AutoTokenizer.from_pretrained(smollm2), theirs
+
+
 @pytest.fixture
 def nothing_to_do(monkeypatch) -> None:
     """Any step of making a checkpoint is an error."""
@@ -91,13 +100,10 @@ def test_config_is_the_one_transformers_reads(smollm2, read_by_transformers):
 @pytest.mark.parametrize(
     "text", ["The capital of France is 2018", "  déjà\n\n\tvu; 日本語 🙂", "it's <|im_end|> x=3"]
 )
-def test_tokens_are_those_that_transformers_reads(smollm2, smollm2_gguf, text):
+def test_tokens_are_those_that_transformers_reads(tokenizers, text):
     """But not of several spaces before a digit: transformers splits words before digits here, the
     file's pre-tokenizer `smollm` digits before words (ggml-org/llama.cpp, llama-vocab.cpp)."""
-    from transformers import AutoTokenizer
-
-    ours = AutoTokenizer.from_pretrained(smollm2)
-    theirs = AutoTokenizer.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name)
+    ours, theirs = tokenizers
     assert ours(text)["input_ids"] == theirs(text)["input_ids"]
     assert ours.decode(ours(text)["input_ids"]) == text
     assert ours.convert_tokens_to_ids(ours.tokenize("a  1")) == [81, 256, 33]

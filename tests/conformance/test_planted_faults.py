@@ -25,6 +25,7 @@ def slice_of(every: list[tuple[object, ...]], step: int) -> list[object]:
     ]
 
 
+@pytest.mark.usefixtures("short_prompts")
 @pytest.mark.parametrize(
     ("name", "fault", "lowering", "dtype"),
     slice_of(ONCE_PASSED, 3),

@@ -206,6 +206,7 @@ def test_a_tensor_that_transformers_does_not_know_fails(
     assert found.differences[0].output == "model.layers.0.self_attn.q_proj.bias"
 
 
+@pytest.mark.usefixtures("short_prompts")
 def test_a_failed_reading_fails_the_verification(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +226,7 @@ def test_a_failed_reading_fails_the_verification(
     assert kept["status"] == "failed"
 
 
+@pytest.mark.usefixtures("short_prompts")
 def test_without_transformers_it_is_unproven_and_may_be_required(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+)
 
 from rope_export import AttentionSpec, RotaryAttention, export, verify
 from rope_export.checkpoints import open_model
@@ -36,7 +40,7 @@ class Pair:
         stream = torch.Generator().manual_seed(batch * 10_000 + new + past)
         hidden = torch.randn(batch, past + new, 576, dtype=torch.float64, generator=stream)
         positions = torch.arange(past + new).expand(batch, -1)
-        _, key, value = self.ours(hidden[:, :past], positions[:, :past]) if past else (None,) * 3
+        key, value = self.cached(hidden[:, :past], positions[:, :past]) if past else (None, None)
         ours, present_key, _ = self.ours(hidden[:, past:], positions[:, past:], key, value)
         cache = DynamicCache(config=self.config)
         if past:
@@ -50,6 +54,14 @@ class Pair:
         )
         assert (present_key - cache.layers[0].keys).abs().max() < 1e-12
         return ours, theirs
+
+    def cached(self, hidden: torch.Tensor, positions: torch.Tensor) -> list[torch.Tensor]:
+        """The keys and values that theirs caches of these tokens, without attending to them."""
+        key, value = (
+            projection(hidden).unflatten(-1, (-1, 64)).transpose(1, 2)
+            for projection in (self.theirs.k_proj, self.theirs.v_proj)
+        )
+        return [apply_rotary_pos_emb(key, key, *self.rotary(hidden, positions))[1], value]
 
 
 @pytest.fixture(scope="module", params=[0, 29])

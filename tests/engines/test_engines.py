@@ -305,6 +305,7 @@ def test_without_capabilities_an_engine_is_for_the_gpu_that_is_here() -> None:
 
 
 @without_gpu
+@pytest.mark.usefixtures("known_limits")
 def test_an_engine_is_an_artifact_wherever_one_is_taken(build, capsys, monkeypatch) -> None:
     monkeypatch.setattr("rope_export.parity.subjects.layer.regular_cases", lambda *_, **__: [])
     monkeypatch.setattr("rope_export.parity.subjects.layer.layer_properties", lambda *_: [])

@@ -64,6 +64,7 @@ def test_numbers_are_within_the_parity_tolerance(
     assert ran == {"reference" if dtype == "bfloat16" else "onnxruntime"}
 
 
+@pytest.mark.usefixtures("short_prompts")
 @pytest.mark.parametrize(
     ("config", "cache", "dtype"),
     FEATURES + [pytest.param(*way, marks=pytest.mark.long) for way in MORE],

@@ -12,6 +12,8 @@ from rope_export.lowerings import ort, standard
 from rope_export.lowerings.portable import Portable
 from tests.conftest import taking_turns
 
+pytestmark = pytest.mark.usefixtures("short_prompts")
+
 ROTATE = operators.rotate
 PROJECT = RotaryAttention.project
 ATTEND = operators.attend

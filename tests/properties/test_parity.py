@@ -75,6 +75,7 @@ def test_cases_cover_the_corners(cache, padding) -> None:
     assert any(case.padding for case in found) == padding
 
 
+@pytest.mark.usefixtures("short_prompts")
 def test_json_has_the_agreed_keys(tiny) -> None:
     report = json.loads(json.dumps(verify(tiny()).to_json(), allow_nan=False))
     more = {
@@ -131,6 +132,7 @@ def test_nothing_run_is_not_passed() -> None:
     assert not Report(weights="proven").passed
 
 
+@pytest.mark.usefixtures("short_prompts")
 def test_comparing_nothing_leaves_the_evidence_as_it_was(tiny, tmp_path) -> None:
     artifact = Artifact.open(shutil.copytree(tiny().path, tmp_path / "copy"))
     assert verify(artifact).passed
@@ -139,6 +141,7 @@ def test_comparing_nothing_leaves_the_evidence_as_it_was(tiny, tmp_path) -> None
     assert artifact.evidence == before
 
 
+@pytest.mark.usefixtures("short_prompts")
 def test_weights_are_unproven_where_the_source_is_gone(smollm2, tmp_path) -> None:
     source = shutil.copytree(smollm2, tmp_path / "source", copy_function=os.link)
     artifact = export(source, out=tmp_path / "layer")

@@ -640,6 +640,7 @@ def test_names_of_artifacts_are_folders_or_paths(tmp_path, artifact) -> None:
         named([])
 
 
+@pytest.mark.usefixtures("short_prompts", "known_limits")
 def test_weights_in_few_bits_may_be_off_by_what_was_proven_and_no_more(
     exported, tmp_path, monkeypatch
 ) -> None:

@@ -54,6 +54,7 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.usefixtures("short_prompts")
 def test_a_whole_file_counts_before_the_index_beside_it(tmp_path: Path, capsys) -> None:
     """Fine-tuned weights saved whole into the folder that held the old model's shards."""
     folder = both(tmp_path / "both", whole=1, shards=0)
@@ -230,6 +231,7 @@ def test_a_variant_file_is_read_once_the_config_names_it(tmp_path: Path) -> None
     assert is_as_transformers(folder)
 
 
+@pytest.mark.usefixtures("short_prompts")
 def test_the_hubs_cache_of_links_is_a_source(tmp_path: Path) -> None:
     """A snapshot folder whose files are links into blobs, as the hub's client leaves them."""
     plain = saved(tmp_path / "plain", 0, max_shard_size="20KB")

@@ -18,6 +18,12 @@ from rope_export.parity.report.lines import every_line
 from rope_export.quantization import Quantization, pack, unpack
 from tests.conftest import TINY
 
+
+@pytest.fixture
+def all_prompts() -> None:
+    """In place of `short_prompts`."""
+
+
 HOWS = [(4, 32), (4, 16), (8, 32), (8, 128)]
 
 
@@ -54,17 +60,19 @@ def test_a_packed_weight_stands_for_what_onnxruntime_multiplies_with(
 
 
 @pytest.mark.parametrize(
-    ("weights", "options"),
+    ("weights", "options", "prompts"),
     [
-        ("int4", {"cache": "fixed"}),
-        ("int4", {"accuracy_level": 1, "block_size": 16}),
-        ("int4", {"dtype": "float16", "cache": "fixed", "padding": True}),
-        ("int8", {}),
-        ("int8", {"accuracy_level": 0, "dtype": "float16"}),
+        ("int4", {"cache": "fixed"}, "all_prompts"),
+        ("int4", {"accuracy_level": 1, "block_size": 16}, "short_prompts"),
+        ("int4", {"dtype": "float16", "cache": "fixed", "padding": True}, "short_prompts"),
+        ("int8", {}, "all_prompts"),
+        ("int8", {"accuracy_level": 0, "dtype": "float16"}, "short_prompts"),
     ],
     ids=str,
 )
-def test_sound_artifacts_pass(exported, weights, options) -> None:
+def test_sound_artifacts_pass(exported, weights, options, prompts, request) -> None:
+    """Kernels that round activations to int8 have all prompts."""
+    request.getfixturevalue(prompts)
     artifact = exported(TINY, weights=weights, **options)
     assert artifact.manifest.lowering == "ort"
     report = verify(artifact)
@@ -72,6 +80,7 @@ def test_sound_artifacts_pass(exported, weights, options) -> None:
     assert {node.op_type for node in onnx.load(artifact.model).graph.node} >= {"MatMulNBits"}
 
 
+@pytest.mark.usefixtures("short_prompts")
 def test_what_the_bits_cost_is_told_and_falls_with_more_of_them(exported, tiny) -> None:
     loss = {}
     for weights in ("int4", "int8"):
@@ -88,6 +97,7 @@ def test_what_the_bits_cost_is_told_and_falls_with_more_of_them(exported, tiny) 
     assert verify(tiny()).quantization_error is None
 
 
+@pytest.mark.usefixtures("short_prompts")
 def test_other_scales_than_the_sources_fail(tiny_config, tmp_path, monkeypatch) -> None:
     """The artifact agrees with itself, but not with its source."""
 
@@ -101,6 +111,7 @@ def test_other_scales_than_the_sources_fail(tiny_config, tmp_path, monkeypatch) 
     assert {("file", f"{name}_proj.weight") for name in "qkvo"} <= failed
 
 
+@pytest.mark.usefixtures("short_prompts")
 def test_a_value_off_by_one_step_fails(exported, monkeypatch) -> None:
     """A kernel that is right but reads another weight than the one that is proven."""
     artifact = exported(TINY, weights="int4", accuracy_level=1, block_size=16)

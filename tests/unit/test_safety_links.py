@@ -66,6 +66,7 @@ def test_an_artifact_in_the_hubs_cache_opens(
     assert run(["inspect", str(folder), "--json"]) == 0
 
 
+@pytest.mark.usefixtures("short_prompts")
 def test_one_in_the_hubs_cache_verifies(large, tmp_path, monkeypatch) -> None:
     folder = cached(large, tmp_path, monkeypatch)
     blobs = contents(tmp_path / "models--org--layer" / "blobs")

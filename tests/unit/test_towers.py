@@ -54,6 +54,7 @@ def test_the_text_decoder_is_meant_unless_a_tower_is_named(qwen: Path) -> None:
     assert vision.names["q_proj.weight"] == "model.visual.blocks.0.attn.qkv.weight"
 
 
+@pytest.mark.usefixtures("short_prompts")
 def test_a_tower_is_exported_and_proven_against_its_checkpoint(qwen: Path, tmp_path: Path) -> None:
     artifact = export(qwen, out=tmp_path / "tower", part="vision_config", cache="none")
     shapes = {tensor.name: tensor.shape for tensor in artifact.manifest.inputs}

@@ -1,10 +1,12 @@
 """Tuning: every lowering that can is measured, the fastest is taken, and that is written down."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
-from rope_export import RopeExportError, verify
+from rope_export import Artifact, RopeExportError, verify
 from rope_export.bench import Plan, Shape, tune
 from rope_export.bench.proof import Proof
 from rope_export.bench.timing import summarized
@@ -12,10 +14,21 @@ from rope_export.cli import run
 from rope_export.errors import InputError
 from tests.conftest import TINY
 
-pytestmark = pytest.mark.usefixtures("short_prompts")
+pytestmark = pytest.mark.usefixtures("short_prompts", "known_limits")
 
 SHORT = Plan(rounds=2, seconds=0.01, calls=1, warm_seconds=0.0, warm_calls=1)
 SHAPES = (Shape(batch=1, sequence=1, past=4), Shape(batch=2, sequence=3, past=0))
+
+
+@pytest.fixture
+def made_once(exported, monkeypatch) -> None:
+    """What tuning exports is copied from artifacts that tests share."""
+
+    def export(source: Path, *, out: Path, lowering: str) -> Artifact:
+        made = exported(json.loads(source.read_text()), lowering=lowering)
+        return Artifact.open(shutil.copytree(made.path, out))
+
+    monkeypatch.setattr(tune, "export", export)
 
 
 @pytest.fixture
@@ -37,7 +50,9 @@ def fastest(monkeypatch):
     return choose
 
 
-def test_the_fastest_is_exported_and_why_is_written_down(tiny_config, tmp_path, fastest) -> None:
+def test_the_fastest_is_exported_and_why_is_written_down(
+    tiny_config, tmp_path, fastest, made_once
+) -> None:
     wanted = "portable"  # neither the first nor what "auto" takes
     fastest(wanted)
     artifact = tune.tuned(tiny_config, out=tmp_path / "out", shapes=SHAPES, plan=SHORT)
@@ -52,7 +67,7 @@ def test_the_fastest_is_exported_and_why_is_written_down(tiny_config, tmp_path, 
     assert artifact.evidence["tuning"] == evidence  # beside the parity that was added
 
 
-def test_only_what_can_express_the_layer_is_measured(tmp_path, fastest) -> None:
+def test_only_what_can_express_the_layer_is_measured(tmp_path, fastest, made_once) -> None:
     fastest("portable")
     config = tmp_path / "config.json"
     config.write_text(json.dumps({**TINY, "model_type": "gpt_oss", "attention_bias": True}))
