@@ -30,8 +30,8 @@ def _extend_once() -> None:
         from torch.onnx._internal.fx.passes import type_promotion
     except ImportError:
         return
-    names = ("_TypePromotionInterpreter", "get_type_promotion_rule")
-    interpreter, rule_of = (getattr(type_promotion, name, None) for name in names)
+    interpreter: Any = getattr(type_promotion, "_TypePromotionInterpreter", None)
+    rule_of: Any = getattr(type_promotion, "get_type_promotion_rule", None)
     run = getattr(interpreter, "run_node", None)
     if run is not None and rule_of is not None and not hasattr(run, "from_the_trace"):
         interpreter.run_node = _from_the_trace(run, rule_of)
