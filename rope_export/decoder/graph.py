@@ -29,6 +29,7 @@ from rope_export.decoder.stamping import (
     merged_before,
     stamped,
 )
+from rope_export.decoder.two_forms import TwoFormsPass
 from rope_export.errors import SpecError
 from rope_export.exporter.taps import KEY as TAPS
 from rope_export.exporter.taps import taps_of
@@ -95,6 +96,7 @@ def decoder_graph(
     if form.lowering.packs:
         SkipNormPass()(model)
         pack(model)
+        tracing.two_forms(model)
     used = model.graph.initializers.keys()
     weights: dict[str, tuple[Origin, ...]] = {
         name: (origin,) for name, origin in origins.items() if name in used
@@ -254,6 +256,15 @@ class _Tracing:
         attention = f"{path}{self.lm.attentions[at]}."
         own = own.replace(path + inside, attention, 1)
         return own, replace(origin, key=attention + ours, name=ours, layer=at)
+
+    def two_forms(self, model: ir.Model) -> None:
+        """Computes what padding asks for only where there may be any."""
+        graph = model.graph
+        inputs = {value.name: value for value in graph.inputs}
+        mask, positions = inputs[self.interface.mask], inputs[self.interface.positions]
+        biases = {part.tensor.name for part in self.shared.parts if part.padding}
+        last = [x for node in graph for x in node.outputs if x.name == LAST]
+        TwoFormsPass(mask, positions, biases, last[0] if last else None)(model)
 
     def stamp(self, at: int, function: Function, weights: Mapping[str, str]) -> Stamp:
         parts = parts_of(self.attentions[self.kinds[at]], self.shared.parts)

@@ -61,7 +61,9 @@ def _summed(node: ir.Node) -> ir.Node | None:
 
 @dataclass
 class PackProjectionsPass(ir.passes.InPlacePass):
-    """Makes one matrix product and a Split of those that have the same input, plain or quantized.
+    """Makes one matrix product and a Split of those that have the same input: of two or more whose
+    weights are quantized, which round the input once then, of three or more others; a Split costs
+    as much as a product less saves.
 
     packed: afterwards, the initializers that each new one is made of, side by side.
     """
@@ -74,7 +76,7 @@ class PackProjectionsPass(ir.passes.InPlacePass):
         for node in graph:
             if _weights_of(node):
                 groups[_likeness(node)].append(node)
-        shared = [nodes for nodes in groups.values() if len(nodes) > 1]
+        shared = [nodes for nodes in groups.values() if len(nodes) >= _least(nodes[0])]
         for nodes in shared:
             self._pack(graph, nodes)
         return ir.passes.PassResult(model, bool(shared))
@@ -128,6 +130,11 @@ class PackProjectionsPass(ir.passes.InPlacePass):
         graph.initializers[str(whole.name)] = whole
         self.packed[str(whole.name)] = names
         return whole
+
+
+def _least(node: ir.Node) -> int:
+    """How many products like this one are worth a Split."""
+    return 2 if node.op_type == QUANTIZED else 3
 
 
 def _sizes(graph: ir.Graph, widths: list[int]) -> ir.Value:

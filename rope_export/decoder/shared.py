@@ -41,13 +41,14 @@ class Part:
     """One tensor that layers share.
 
     group: Rotation or Visibility. facts: of a spec, that it depends on. field: of the group.
-    tensor: its name, dtype and symbolic shape.
+    tensor: its name, dtype and symbolic shape. padding: whether it says nothing but the mask.
     """
 
     group: type[Rotation] | type[Visibility]
     facts: tuple[Any, ...]
     field: str
     tensor: TensorType
+    padding: bool = False
 
 
 class Shared(nn.Module):
@@ -116,6 +117,15 @@ class Shared(nn.Module):
         """Whether a lowering can take the mask as it is."""
         return self.covering or operators.stale_slots == "any"
 
+    def _is_padding(self, facts: tuple[Any, ...]) -> bool:
+        """Whether a bias of these facts says nothing but the mask."""
+        for layer in self.layers:
+            assert isinstance(layer, RotaryAttention)
+            assert isinstance(layer.operators, Lowering)
+            if visibility_facts(layer.spec) == facts:
+                return layer.operators.bias_is_padding(layer.spec)
+        return False
+
     @torch.no_grad()
     def _parts(self) -> list[Part]:
         """Every part, with its symbolic shape: by what it is in two calls of other sizes."""
@@ -142,6 +152,7 @@ class Shared(nn.Module):
                     dtype=str(first.dtype).removeprefix("torch."),
                     shape=_symbolic(first, calls[1][key]),
                 ),
+                padding=key[2] == "bias" and self._is_padding(key[1]),
             )
             for at, (key, first) in enumerate(calls[0].items())
         ]

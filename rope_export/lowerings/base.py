@@ -79,6 +79,11 @@ class Lowering(Operators):
         """
         return None
 
+    def bias_is_padding(self, spec: AttentionSpec) -> bool:
+        """Whether the bias of its visibility, where a mask is taken, says nothing but the mask, and
+        `com.microsoft::GroupQueryAttention` does without it where that is all ones."""
+        return False
+
     def split(self, x: Tensor, width: int) -> Tensor:
         """As `Operators.split`, by a shape that does not have to be computed."""
         heads = x.shape[2] // width

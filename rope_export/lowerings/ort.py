@@ -83,14 +83,17 @@ class Ort(Lowering):
         )
         return self.split(rotated, width)
 
+    def bias_is_padding(self, spec: AttentionSpec) -> bool:
+        unbounded = spec.window is None and spec.window_after is None
+        return spec.chunk is None and (spec.causal or unbounded)
+
     def visibility(self, slots: Slots, spec: AttentionSpec) -> Visibility:
         """Causality, its windows, softcap and sinks are the operator's own; padding, chunks and
         windows of a layer that sees later tokens make a bias. Tokens that may see nothing are
         zeroed afterwards."""
         bias = sees_any = None
         padded = slots.attention_mask is not None
-        own = spec.causal or (spec.window is None and spec.window_after is None)
-        if padded or spec.chunk is not None or not own:
+        if padded or not self.bias_is_padding(spec):
             allowed = operators.allowed_in(slots, spec)
             dtype: torch.dtype = getattr(torch, spec.dtype)
             # Half the lowest number: a score added to it must not be infinite.
