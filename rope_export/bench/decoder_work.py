@@ -17,8 +17,9 @@ with extra("export", "reading the model"):
 
 LOOK_UPS = ("Gather", "GatherBlockQuantized")
 """Operators that read some rows of a weight and not all."""
-EXPERTS = ("MoE", "QMoE", "Loop", "If")
-"""Operators that read some of their weights, by what the tokens are."""
+EXPERTS = ("MoE", "QMoE")
+"""Operators that read some of their weights, by what the tokens are; so do branches and loops with
+products in them."""
 PRODUCTS = ("MatMul", "Gemm", "MatMulNBits")
 
 
@@ -94,4 +95,8 @@ def _bytes(tensor: TensorProto) -> int:
 def _chooses(node: NodeProto, tensors: dict[str, TensorProto]) -> bool:
     """Whether an operator takes whole matrices out of a stack of them."""
     looked_up = tensors.get(node.input[0]) if node.op_type in LOOK_UPS else None
-    return node.op_type in EXPERTS or (looked_up is not None and len(looked_up.dims) > 2)
+    if node.op_type in EXPERTS or (looked_up is not None and len(looked_up.dims) > 2):
+        return True
+    graphs = [x.g for x in node.attribute if x.HasField("g")]
+    inside = (inner for graph in graphs for inner in graph.node)
+    return any(inner.op_type in PRODUCTS or _chooses(inner, tensors) for inner in inside)
