@@ -18,7 +18,7 @@ from rope_export.decoder.modules import Form, Projection, lower_modules
 from rope_export.decoder.passes import PackProjectionsPass, SkipNormPass
 from rope_export.decoder.quantized import QuantizedProjection
 from rope_export.decoder.rotations import refuse_marked
-from rope_export.decoder.shared import LAST, Shared, parts_of
+from rope_export.decoder.shared import LAST, PLAIN, Shared, parts_of
 from rope_export.decoder.skeleton import Skeleton
 from rope_export.decoder.stamping import (
     BODY,
@@ -177,7 +177,9 @@ class _Tracing:
         fixed = self.interface.cache == "fixed"
         covering = fixed and self.interface.covered == "capacity"
         layers = list(self.attentions.values())
-        return Shared(layers, fixed=fixed, last=self.last, covering=covering)
+        return Shared(
+            layers, fixed=fixed, last=self.last, positions=self.lm.positions, covering=covering
+        )
 
     @cached_property
     def pairs(self) -> dict[int, tuple[CachePair, CachePair]]:
@@ -259,12 +261,9 @@ class _Tracing:
 
     def two_forms(self, model: ir.Model) -> None:
         """Computes what padding asks for only where there may be any."""
-        graph = model.graph
-        inputs = {value.name: value for value in graph.inputs}
-        mask, positions = inputs[self.interface.mask], inputs[self.interface.positions]
         biases = {part.tensor.name for part in self.shared.parts if part.padding}
-        last = [x for node in graph for x in node.outputs if x.name == LAST]
-        TwoFormsPass(mask, positions, biases, last[0] if last else None)(model)
+        if biases:
+            TwoFormsPass(PLAIN, biases, self.shared.tables(), LAST)(model)
 
     def stamp(self, at: int, function: Function, weights: Mapping[str, str]) -> Stamp:
         parts = parts_of(self.attentions[self.kinds[at]], self.shared.parts)
@@ -346,6 +345,8 @@ def _assembled(
     values = merged_before(outer, front, inputs)
     if last is not None:
         ir.convenience.replace_all_uses_with(last, values[LAST])
+    if PLAIN in values:  # what nothing takes yet
+        graph.outputs.append(values[PLAIN])
     outer.meta[TAPS] = stamped(outer, stamps, {**inputs, **values})
     by_name = {str(value.name): value for value in graph.outputs}
     graph.outputs.clear()

@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rope_export.arrays import to_numpy
 from rope_export.attention.layer import RotaryAttention
 from rope_export.attention.request import (
     Cache,
@@ -35,6 +38,13 @@ SIZES = (
 LAST = "last_token"
 """The name of the index of each row's last new token, int64 (B)."""
 
+PLAIN = "is_plain"
+"""The name of the boolean that says whether a call has no padding, has each token at the position
+of its slot, and has one row, one new token of each, or nothing in its cache."""
+
+ROWS = 8192
+"""Positions that tables of cos and sin have at most; a call beyond them is not plain."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -54,21 +64,54 @@ class Part:
 class Shared(nn.Module):
     """Computes every `Part` of a decoder's layers from the inputs of a call.
 
-    layers: one lowered attention layer of each kind. fixed: whether the cache is. covering: whether
-    its mask has every slot, and its lengths are always given.
+    layers: one lowered attention layer of each kind. fixed: whether the cache is. positions: how
+    many the model was made for, if any number. covering: whether its mask has every slot, and its
+    lengths are always given.
     """
 
     def __init__(
-        self, layers: Sequence[RotaryAttention], *, fixed: bool, last: bool, covering: bool = False
+        self,
+        layers: Sequence[RotaryAttention],
+        *,
+        fixed: bool,
+        last: bool,
+        positions: int | None = None,
+        covering: bool = False,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self.rows = min(positions or ROWS, ROWS)
         self.fixed, self.last, self.covering = fixed, last, covering
         self.parts = self._parts()
 
     @property
     def outputs(self) -> list[str]:
-        return [part.tensor.name for part in self.parts] + ([LAST] if self.last else [])
+        further = ([LAST] if self.last else []) + ([PLAIN] if self.has_two_forms else [])
+        return [part.tensor.name for part in self.parts] + further
+
+    @property
+    def has_two_forms(self) -> bool:
+        """Whether a form of attention that knows nothing of padding is enough for some calls."""
+        return any(part.padding for part in self.parts)
+
+    @torch.no_grad()
+    def tables(self) -> dict[str, NDArray[np.generic]]:
+        """cos and sin of the first positions, (rows, R / 2), by the names of their parts; of whole
+        rotations whose angles depend on nothing but the position."""
+        tables = {}
+        for layer in self.layers:
+            assert isinstance(layer, RotaryAttention)
+            rope, facts = layer.spec.rope, rotation_facts(layer.spec)
+            if rope is None or rope.depends_on_length or rope.axes > 1:
+                continue
+            if rope.rotary_dim != layer.spec.head_dim or layer.spec.position_scale is not None:
+                continue
+            dtype: torch.dtype = getattr(torch, layer.spec.dtype)
+            every = tensors_of(layer.rotation(torch.arange(self.rows)[None], dtype))
+            for part in self.parts:
+                if part.group is Rotation and part.facts == facts and part.field in every:
+                    tables[part.tensor.name] = to_numpy(every[part.field][0])
+        return tables
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """tensors: attention_mask and position_ids of the decoder's interface, the keys of one
@@ -87,6 +130,8 @@ class Shared(nn.Module):
         outputs = [values[part.group, part.facts, part.field] for part in self.parts]
         if self.last:
             outputs.append(_last_token(attention_mask, lengths, sequence))
+        if self.has_two_forms:
+            outputs.append(_is_plain(attention_mask, position_ids, lengths, self.rows))
         return tuple(outputs)
 
     def _values(
@@ -227,3 +272,14 @@ def _last_token(mask: Tensor, lengths: Tensor | None, sequence: int) -> Tensor:
     real = own != 0
     last = torch.where(real, new, -1).amax(dim=1)
     return torch.where(last < 0, sequence - 1, last)
+
+
+def _is_plain(mask: Tensor, positions: Tensor, lengths: Tensor | None, rows: int) -> Tensor:
+    """`PLAIN`, for tables of so many rows."""
+    (batch, sequence), total = positions.shape, mask.shape[1]
+    new = torch.arange(sequence, device=mask.device)
+    slots = total - sequence + new[None] if lengths is None else lengths[:, None] + new
+    aside = (positions - slots).abs().amax(dim=(0, 1))
+    several = (batch - 1) * (sequence - 1) * (total - sequence)
+    beyond = torch.full((), total) > rows
+    return (mask.amin(dim=(0, 1)) == 1) & (aside + several == 0) & ~beyond

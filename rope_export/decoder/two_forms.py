@@ -1,11 +1,12 @@
 """A graph pass that gives attention a second form, for calls that need less of it: what padding
 asks for is computed in a branch of its own."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 BIAS = 10
 """The input of GroupQueryAttention that is added to its scores."""
@@ -13,166 +14,192 @@ BIAS = 10
 QUERY_LENGTHS = 16
 """Its input of new tokens for each row."""
 
-_DROPPED = (BIAS, QUERY_LENGTHS)
+TABLES = (7, 8)
+"""Its inputs of the cos and sin of every position."""
 
 PLAIN, GENERAL = "plain", "general"
 """The two forms."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Rotated:
+    """What gives an attention its queries and keys: a Split in q, k and v, and the rotations of
+    the first two. tables: cos and sin of every position."""
+
+    split: ir.Node
+    rotations: tuple[ir.Node, ir.Node]
+    tables: tuple[ir.Value, ir.Value]
+
+    @property
+    def nodes(self) -> list[ir.Node]:
+        return [self.split, *self.rotations]
+
+    @property
+    def interleaved(self) -> int:
+        attribute = self.rotations[0].attributes.get("interleaved")
+        return 0 if attribute is None else attribute.as_int()
+
+
 @dataclass
 class TwoFormsPass(ir.passes.InPlacePass):
     """Gives GroupQueryAttention two forms, of which each call takes one. The plain one has neither
-    a bias nor new tokens by row: right where the mask is all ones, and where there is one row, one
-    new token of each, or nothing in the cache. It is faster in a prefill and in every step.
+    a bias nor new tokens by row, and where it can, it takes q, k and v as one tensor and rotates
+    them itself. It is faster in a prefill and in every step.
 
-    mask: the input (batch, total). positions: the input (batch, sequence). biases: the names of
-    values that say nothing but what the mask does. last: the index of each row's last token whose
-    mask is 1, where the graph has it; it is the last one then.
+    condition: name of the boolean that says whether the plain form is right. biases: names of the
+    values that say nothing but what the mask does. tables: cos and sin of every position, each
+    (rows, R / 2), by the names of a call's. last: name of the index of each row's last token whose
+    mask is 1; in the plain form that is the last one.
     """
 
-    mask: ir.Value
-    positions: ir.Value
+    condition: str
     biases: Collection[str]
-    last: ir.Value | None = None
+    tables: Mapping[str, NDArray[np.generic]]
+    last: str
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         attending = [node for node in graph if self._has_two(node)]
         if not attending:
             return ir.passes.PassResult(model, False)
-        asked = self._condition()
-        graph.insert_before(graph[0], asked)
-        condition = asked[-1].outputs[0]
-        general = dict.fromkeys(
-            value for node in attending for value in map(node.inputs.__getitem__, _DROPPED) if value
-        )
+        values = {str(value.name): value for node in graph for value in node.outputs}
+        condition = values[self.condition]
+        inside: dict[ir.Value | None, None] = {}
         for node in attending:
-            _attend_in_branches(graph, node, condition)
-        for value in general:
-            _only_in_general(graph, value, condition, [_unused(value)])
-        gathered = self._gathered()
+            rotated = self._rotated(graph, node)
+            inside |= dict.fromkeys(node.inputs[at] for at in (BIAS, QUERY_LENGTHS))
+            inside |= dict.fromkeys([] if rotated is None else rotated.rotations[0].inputs[1:3])
+            _attend_in_branches(graph, node, condition, rotated)
+        own = [x for x in inside if x and all(user.graph is not graph for user, _ in x.uses())]
+        _only_in_general(graph, own, condition, [_unused(value) for value in own])
+        gathered = _gathered(values.get(self.last))
         if gathered is not None:
             hidden, token = gathered
-            _only_in_general(graph, token, condition, _last_of(hidden))
+            _only_in_general(graph, [token], condition, _last_of(hidden))
+        graph.sort()  # a branch may come before its condition
         return ir.passes.PassResult(model, True)
 
     def _has_two(self, node: ir.Node) -> bool:
         """Whether a node attends with a bias that is nothing but padding."""
-        if node.op_type != "GroupQueryAttention" or len(node.inputs) <= max(_DROPPED):
+        if node.op_type != "GroupQueryAttention" or len(node.inputs) <= QUERY_LENGTHS:
             return False
         bias = node.inputs[BIAS]
         return bias is not None and bias.name in self.biases
 
-    def _condition(self) -> list[ir.Node]:
-        """Nodes whose last one says whether the plain form is right."""
-        one = ir.node("Constant", [], {"value": ir.tensor(1, dtype=ir.DataType.INT64)})
-        lowest = ir.node("ReduceMin", [self.mask], {"keepdims": 0})
-        ones = ir.node("GreaterOrEqual", [lowest.outputs[0], one.outputs[0]])
-        sizes = ir.node("Shape", [self.positions])
-        new = ir.node("Shape", [self.positions], {"start": 1})
-        total = ir.node("Shape", [self.mask], {"start": 1})
-        past = ir.node("Sub", [total.outputs[0], new.outputs[0]])
-        more = ir.node("Add", [past.outputs[0], one.outputs[0]])
-        all_sizes = ir.node("Concat", [sizes.outputs[0], more.outputs[0]], {"axis": 0})
-        smallest = ir.node("ReduceMin", [all_sizes.outputs[0]], {"keepdims": 0})
-        single = ir.node("Equal", [smallest.outputs[0], one.outputs[0]])
-        both = ir.node("And", [ones.outputs[0], single.outputs[0]], name=PLAIN)
-        both.outputs[0].name = PLAIN
-        nodes = [one, lowest, ones, sizes, new, total, past, more, all_sizes, smallest, single]
-        return [*nodes, both]
+    def _rotated(self, graph: ir.Graph, node: ir.Node) -> _Rotated | None:
+        """What the plain form does itself, if it can: nothing else must use its values, and there
+        must be a table of its angles."""
+        q, k, split = (None if x is None else x.producer() for x in node.inputs[:3])
+        if q is None or k is None or split is None or split.op_type != "Split":
+            return None
+        if q.op_type != "RotaryEmbedding" or k.op_type != q.op_type:
+            return None
+        alone = all(len(output.uses()) == 1 for x in (q, k, split) for output in x.outputs)
+        angles = [value for value in q.inputs[1:3] if value and value.name in self.tables]
+        whole = [q.inputs[0], k.inputs[0], node.inputs[2]] == list(split.outputs)
+        if not alone or not whole or len(angles) != 2 or list(k.inputs[1:3]) != angles:
+            return None
+        cos, sin = (self._table(graph, str(value.name)) for value in angles)
+        return _Rotated(split=split, rotations=(q, k), tables=(cos, sin))
 
-    def _gathered(self) -> tuple[ir.Value, ir.Value] | None:
-        """The hidden states, and those of the last tokens, which are gathered by their index."""
-        waiting = [] if self.last is None else [self.last]
-        while waiting:
-            for node, _ in waiting.pop().uses():
-                if node.op_type == "GatherND" and node.inputs[0] is not None:
-                    return node.inputs[0], node.outputs[0]
-                waiting += node.outputs
-        return None
+    def _table(self, graph: ir.Graph, name: str) -> ir.Value:
+        """The initializer of a table."""
+        own = f"{name}/table"
+        if own not in graph.initializers:
+            tensor = ir.tensor(self.tables[name], name=own)
+            graph.register_initializer(ir.val(own, const_value=tensor))
+        return graph.initializers[own]
 
 
-def _like(value: ir.Value, other: ir.Value, name: str) -> None:
-    value.name, value.type, value.shape = name, other.type, other.shape
+def _gathered(last: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
+    """The hidden states, and those of the last tokens, which are gathered by their index."""
+    waiting = [] if last is None else [last]
+    while waiting:
+        for node, _ in waiting.pop().uses():
+            if node.op_type == "GatherND" and node.inputs[0] is not None:
+                return node.inputs[0], node.outputs[0]
+            waiting += node.outputs
+    return None
 
 
-def _choice(
-    condition: ir.Value,
-    plain: Sequence[ir.Node],
-    general: Sequence[ir.Node],
-    outputs: Sequence[ir.Value],
-    name: str,
-) -> ir.Node:
-    """An If. plain, general: nodes of its branches, whose last one's outputs are the branch's.
-    outputs: the values that it stands for, whose uses become its own."""
-    branches = {
-        branch: ir.Graph([], nodes[-1].outputs, nodes=nodes, name=f"{name}/{branch}")
-        for branch, nodes in (("then_branch", plain), ("else_branch", general))
-    }
-    chosen = ir.node("If", [condition], branches, num_outputs=len(outputs), name=name)
-    for new, old in zip(chosen.outputs, outputs, strict=True):
-        _like(new, old, str(old.name))
-    return chosen
-
-
-def _attend_in_branches(graph: ir.Graph, node: ir.Node, condition: ir.Value) -> None:
-    """Puts an attention into both branches of an If, into the first as the plain form."""
-    forms = []
-    for form in (PLAIN, GENERAL):
-        inputs = list(node.inputs)
-        for at in _DROPPED if form == PLAIN else ():
-            inputs[at] = None
-        copy = ir.Node(
-            node.domain,
-            node.op_type,
-            inputs,
-            node.attributes.values(),
-            num_outputs=len(node.outputs),
-            name=f"{node.name}/{form}",
-        )
-        for new, old in zip(copy.outputs, node.outputs, strict=True):
-            _like(new, old, f"{old.name}/{form}")
-        forms.append([copy])
-    plain, general = forms
-    chosen = _choice(condition, plain, general, node.outputs, str(node.name))
-    graph.insert_before(node, chosen)
-    for old, new in zip(node.outputs, chosen.outputs, strict=True):
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+def _attend_in_branches(
+    graph: ir.Graph, node: ir.Node, condition: ir.Value, rotated: _Rotated | None
+) -> None:
+    """Puts an attention into both branches of an If, and into the general one what rotates for it
+    where the plain form does that itself."""
+    inputs, attributes = list(node.inputs), dict(node.attributes)
+    inputs[BIAS] = inputs[QUERY_LENGTHS] = None
+    if rotated is not None:
+        inputs[:3] = [rotated.split.inputs[0], None, None]
+        for at, table in zip(TABLES, rotated.tables, strict=True):
+            inputs[at] = table
+        attributes["do_rotary"] = ir.AttrInt64("do_rotary", 1)
+        attributes["rotary_interleaved"] = ir.AttrInt64("rotary_interleaved", rotated.interleaved)
+    plain = ir.Node(
+        node.domain,
+        node.op_type,
+        inputs,
+        attributes.values(),
+        num_outputs=len(node.outputs),
+        name=f"{node.name}/{PLAIN}",
+    )
+    before = [] if rotated is None else rotated.nodes
+    _branch(graph, condition, [plain], [*before, node], list(node.outputs), str(node.name))
 
 
 def _only_in_general(
-    graph: ir.Graph, value: ir.Value, condition: ir.Value, plain: Sequence[ir.Node]
+    graph: ir.Graph, values: list[ir.Value], condition: ir.Value, plain: Sequence[ir.Node]
 ) -> None:
-    """Moves what computes a value, and nothing else, into the general branch of an If. plain: the
-    nodes of the other."""
-    producer, name = value.producer(), str(value.name)
-    assert producer is not None
-    own = {producer}
-    order = list(graph)
-    for node in reversed(order):
+    """Moves what computes values, and nothing else, into the general branch of an If. plain: the
+    nodes of the other, whose last ones give as many values."""
+    own = {producer for producer in (value.producer() for value in values) if producer}
+    for node in reversed(graph):
         users = [user for output in node.outputs for user, _ in output.uses()]
         goes_out = any(output.is_graph_output() for output in node.outputs)
         if users and not goes_out and all(user in own for user in users):
             own.add(node)
-    nodes = [node for node in order if node in own]
-    after = next(node for node in order[order.index(producer) + 1 :] if node not in own)
-    uses = [(user, at) for user, at in value.uses()]
-    graph.remove(nodes)
-    value.name = f"{name}/{GENERAL}"
-    _like(plain[-1].outputs[0], value, f"{name}/{PLAIN}")
-    chosen = _choice(condition, plain, nodes, [value], name)
-    chosen.outputs[0].name = name
-    for user, at in uses:
-        user.replace_input_with(at, chosen.outputs[0])
-    graph.insert_before(after, chosen)
+    nodes = [node for node in graph if node in own]
+    _branch(graph, condition, plain, nodes, values, "/".join(str(x.name) for x in values))
+
+
+def _branch(
+    graph: ir.Graph,
+    condition: ir.Value,
+    plain: Sequence[ir.Node],
+    general: Sequence[ir.Node],
+    values: list[ir.Value],
+    name: str,
+) -> None:
+    """Moves nodes of a graph into the general branch of an If, at the place of the last one.
+
+    plain: the nodes of the other branch. values: what the moved nodes give to others, as the last
+    values of the plain ones do.
+    """
+    place = general[-1]
+    outputs = [output for node in plain for output in node.outputs][-len(values) :]
+    names = [str(value.name) for value in values]
+    chosen = ir.Node("", "If", [condition], num_outputs=len(values), name=name)
+    graph.insert_before(place, chosen)
+    for value, other, new, own in zip(values, outputs, chosen.outputs, names, strict=True):
+        new.type, new.shape = value.type, value.shape
+        other.type, other.shape = value.type, value.shape
+        ir.convenience.replace_all_uses_with(value, new, replace_graph_outputs=True)
+        new.name, value.name, other.name = own, f"{own}/{GENERAL}", f"{own}/{PLAIN}"
+    graph.remove(general)
+    for branch, nodes, gives, form in (
+        ("then_branch", plain, outputs, PLAIN),
+        ("else_branch", general, values, GENERAL),
+    ):
+        inner = ir.Graph([], gives, nodes=nodes, name=f"{name}/{form}")
+        chosen.attributes.add(ir.AttrGraph(branch, inner))
 
 
 def _unused(value: ir.Value) -> ir.Node:
     """A value of the same type and axes that nothing looks at."""
     assert value.dtype is not None
     assert value.shape is not None
-    zeros = np.zeros([1] * len(value.shape), value.dtype.numpy())
+    sizes = [size if isinstance(size, int) else 1 for size in value.shape]
+    zeros = np.zeros(sizes, value.dtype.numpy())
     return ir.node("Constant", [], {"value": ir.tensor(zeros)})
 
 
