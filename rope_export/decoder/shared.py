@@ -96,16 +96,15 @@ class Shared(nn.Module):
 
     @torch.no_grad()
     def tables(self) -> dict[str, NDArray[np.generic]]:
-        """cos and sin of the first positions, (rows, R / 2), by the names of their parts; of whole
-        rotations whose angles depend on nothing but the position."""
+        """cos and sin of the first positions, (rows, R / 2), by the names of their parts, where
+        attention can rotate by them."""
         tables = {}
         for layer in self.layers:
             assert isinstance(layer, RotaryAttention)
-            rope, facts = layer.spec.rope, rotation_facts(layer.spec)
-            if rope is None or rope.depends_on_length or rope.axes > 1:
+            assert isinstance(layer.operators, Lowering)
+            if not layer.operators.rotates_inside(layer.spec):
                 continue
-            if rope.rotary_dim != layer.spec.head_dim or layer.spec.position_scale is not None:
-                continue
+            facts = rotation_facts(layer.spec)
             dtype: torch.dtype = getattr(torch, layer.spec.dtype)
             every = tensors_of(layer.rotation(torch.arange(self.rows)[None], dtype))
             for part in self.parts:

@@ -177,6 +177,8 @@ def _branch(
     """
     place = general[-1]
     outputs = [output for node in plain for output in node.outputs][-len(values) :]
+    for at, output in enumerate(output for node in plain for output in node.outputs):
+        output.name = f"{name}/{PLAIN}/{at}"  # what a graph gives is its own alone
     names = [str(value.name) for value in values]
     chosen = ir.Node("", "If", [condition], num_outputs=len(values), name=name)
     graph.insert_before(place, chosen)

@@ -84,6 +84,11 @@ class Lowering(Operators):
         `com.microsoft::GroupQueryAttention` does without it where that is all ones."""
         return False
 
+    def rotates_inside(self, spec: AttentionSpec) -> bool:
+        """Whether its operator of attention can rotate q and k itself, by tables of cos and sin,
+        where each token's position is its slot."""
+        return False
+
     def split(self, x: Tensor, width: int) -> Tensor:
         """As `Operators.split`, by a shape that does not have to be computed."""
         heads = x.shape[2] // width

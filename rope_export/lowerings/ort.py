@@ -23,6 +23,9 @@ DOMAIN = "com.microsoft"
 HEAD_SIZES = 8
 """GroupQueryAttention takes multiples of this alone, and reports it only when it runs."""
 
+ROTATED_HEAD_SIZES = 16
+"""It takes multiples of this alone where it rotates itself."""
+
 LARGEST_WINDOW = 2**31 - 1
 """The operator keeps its window in 32 bits; a longer one sees every slot that there can be."""
 
@@ -33,7 +36,7 @@ class Ort(Lowering):
     The rotation lies outside the operator. Inside, it would count positions from the cache, or
     rotate every row by the first one's position_ids, and it takes tables of cos and sin that end
     somewhere and do not know dynamic or longrope; outside costs two small nodes and honours any
-    position.
+    position. A whole decoder has both forms, and takes the one inside where that is right.
     """
 
     name = "ort"
@@ -86,6 +89,12 @@ class Ort(Lowering):
     def bias_is_padding(self, spec: AttentionSpec) -> bool:
         unbounded = spec.window is None and spec.window_after is None
         return spec.chunk is None and (spec.causal or unbounded)
+
+    def rotates_inside(self, spec: AttentionSpec) -> bool:
+        rope = spec.rope
+        if rope is None or rope.depends_on_length or rope.axes > 1 or spec.position_scale:
+            return False
+        return rope.rotary_dim == spec.head_dim and spec.head_dim % ROTATED_HEAD_SIZES == 0
 
     def visibility(self, slots: Slots, spec: AttentionSpec) -> Visibility:
         """Causality, its windows, softcap and sinks are the operator's own; padding, chunks and
