@@ -10,8 +10,8 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from rope_export.arrays import numpy_dtype
 from rope_export.attention.layer import RotaryAttention
+from rope_export.decoder.assembly import assembled
 from rope_export.decoder.body import Body
 from rope_export.decoder.model import CausalLM
 from rope_export.decoder.modules import Form, Projection, lower_modules
@@ -26,12 +26,9 @@ from rope_export.decoder.stamping import (
     Stamp,
     body_taps,
     function_of,
-    merged_before,
-    stamped,
 )
 from rope_export.decoder.two_forms import TwoFormsPass
 from rope_export.errors import SpecError
-from rope_export.exporter.taps import KEY as TAPS
 from rope_export.exporter.taps import taps_of
 from rope_export.exporter.translation import cleaned, traced
 from rope_export.interface import CachePair, Interface, TensorType
@@ -91,7 +88,7 @@ def decoder_graph(
             names[weight], placed = tracing.placed(at, first, weight, origin)
             origins[names[weight]] = placed
         stamps.append(tracing.stamp(at, function, names))
-    model = _assembled(outer, tracing.front(), stamps, interface)
+    model = assembled(outer, tracing.front(), stamps, interface)
     pack = PackProjectionsPass()
     if form.lowering.packs:
         SkipNormPass()(model)
@@ -319,38 +316,3 @@ def _settings(layer: nn.Module) -> list[tuple[str, str, Any]]:
         for key, value in vars(module).items()
         if isinstance(value, str | int | float | bool | None) and key not in numbers
     ]
-
-
-def _default(graph: ir.Graph, value: ir.Value) -> None:
-    """Lets a call leave out an input of whole numbers: without it, it is one -1."""
-    value.const_value = ir.tensor([-1], dtype=ir.DataType.INT64, name=value.name)
-    graph.register_initializer(value)
-
-
-def _assembled(
-    outer: ir.Model, front: ir.Model, stamps: Sequence[Stamp], interface: Interface
-) -> ir.Model:
-    graph = outer.graph
-    inputs = {str(value.name): value for value in graph.inputs}
-    last = inputs.pop(LAST, None)
-    for tensor in interface.inputs:
-        if tensor.name not in inputs:
-            dtype = ir.DataType.from_numpy(numpy_dtype(tensor.dtype))
-            inputs[tensor.name] = ir.Value(name=tensor.name, type=ir.TensorType(dtype))
-        inputs[tensor.name].shape = ir.Shape(tensor.shape)
-    graph.inputs.clear()
-    graph.inputs.extend(inputs[tensor.name] for tensor in interface.inputs)
-    for name in interface.optional:
-        _default(graph, inputs[name])
-    values = merged_before(outer, front, inputs)
-    if last is not None:
-        ir.convenience.replace_all_uses_with(last, values[LAST])
-    if PLAIN in values:  # what nothing takes yet
-        graph.outputs.append(values[PLAIN])
-    outer.meta[TAPS] = stamped(outer, stamps, {**inputs, **values})
-    by_name = {str(value.name): value for value in graph.outputs}
-    graph.outputs.clear()
-    for tensor in interface.outputs:
-        by_name[tensor.name].shape = ir.Shape(tensor.shape)
-        graph.outputs.append(by_name[tensor.name])
-    return outer
