@@ -47,7 +47,7 @@ def altered(llama: Path, tmp_path: Path) -> Source:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         rope = config["rope_parameters"] | facts.pop("rope", {})
         config |= {"rope_parameters": rope} | facts
-        for key in ("rope_scaling", "rope_theta"):
+        for key in ("rope_scaling",):
             config.pop(key, None)
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         return folder

@@ -34,6 +34,8 @@ from rope_export.parity.subject import Progress, Request, Streamed
 from rope_export.parity.subjects.onnx_file_layer import FileLayerSubject
 from rope_export.sessions import Session
 
+READ_BACK = "of the config; its weights are read from the file"
+
 PROBED = 3
 """Tokens of the call that tells whether the file gives the logits of all of them."""
 
@@ -108,6 +110,7 @@ class FileSubject(Streamed):
         greedy = RowGreedy(theirs, prompts, tokens) if self.matched.caches else None
         verdicts = FileVerdicts(report, self.dtype, seed)
         FileProof(decoder, theirs, passages, greedy, verdicts).run(progress)
+        report.problems = list(_together(report.problems))
         for runtime, session in sessions.items():
             progress(f"causes on {runtime}", 1.0)
             causes = Causes(theirs, session, last=last, vocabulary=self.vocabulary, seed=seed)
@@ -133,7 +136,8 @@ class FileSubject(Streamed):
         theirs = their_model(self._facts("all"), self.path, self.request.adapter)
         if self.request.source is None:
             fill(theirs.model, self.file, len(self.specs))
-            return replace(theirs, widened=Widened(theirs.model.parameters()))
+            reading = replace(theirs.reading, reason=READ_BACK)
+            return replace(theirs, reading=reading, widened=Widened(theirs.model.parameters()))
         return theirs
 
 
@@ -143,6 +147,16 @@ def _sizes(source: Model) -> tuple[int, int | None]:
     positions = getattr(config, "max_position_embeddings", None)
     kinds = {getattr(layer.spec.rope, "rope_type", None) for layer in source.layers}
     return config.vocab_size, None if "dynamic" in kinds else positions
+
+
+def _together(problems: Sequence[str]) -> Iterator[str]:
+    """What went wrong in several texts for one reason, in one line."""
+    texts: dict[str, list[str]] = {}
+    for line in problems:
+        text, _, reason = line.partition(" on ")
+        texts.setdefault(reason, []).append(text)
+    for reason, where in texts.items():
+        yield f"{'; '.join(where)} on {reason}" if reason else where[0]
 
 
 def _unjudged(matched: Matched) -> Iterator[str]:

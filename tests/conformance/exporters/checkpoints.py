@@ -1,6 +1,7 @@
 """The thirteen variants as tiny checkpoints that every exporter reads, old transformers too."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,28 @@ POSITIONS = 4 * ORIGINAL
 """What every variant was made for, but dynamic, which goes on beyond what it was made for."""
 
 
-def save(variant: str, folder: Path, seed: int = 0) -> Path:
-    """Writes config.json, weights and a tokenizer, without which some exporters stop."""
+def save(variant: str, folder: Path, seed: int = 0, **sizes: Any) -> Path:
+    """Writes config.json and weights as transformers does, and a tokenizer, without which some
+    exporters stop."""
     model_type, more = VARIANTS[variant]
     longest = {} if variant == "dynamic" else {"max_position_embeddings": POSITIONS}
-    config = AutoConfig.for_model(model_type, **{**COMMON, **longest, **more})
+    config = AutoConfig.for_model(model_type, **{**COMMON, **longest, **more, **sizes})
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()
     _draw(model)
     model.save_pretrained(folder)
+    _tokenizer(folder, config.vocab_size)
+    return folder
+
+
+def for_exporters(checkpoint: Path, folder: Path) -> Path:
+    """A copy whose config has the rotation as transformers before 5 reads it as well: one of the
+    exporters is pinned to such a version, and others read these keys alone."""
+    shutil.copytree(checkpoint, folder)
     path = folder / "config.json"
     facts = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(facts | _old(facts), indent=1), encoding="utf-8")
-    _tokenizer(folder, config.vocab_size)
     return folder
 
 
@@ -66,6 +75,8 @@ def _old(facts: dict[str, Any]) -> dict[str, Any]:
 def _scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
     if rope.get("rope_type", "default") == "default":
         return None
+    if rope["rope_type"] == "longrope":  # Phi-3's own config allows these keys and no other
+        return {"type": "longrope", **{k: rope[k] for k in ("short_factor", "long_factor")}}
     rest = {k: x for k, x in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
     return rest | {"type": rope["rope_type"]}
 

@@ -85,7 +85,8 @@ def judge(variant: str, exporter: str) -> Verdict:
             if exporter == TORCH:
                 torch_export.export(checkpoint, out)
             else:
-                export(OTHERS[exporter], checkpoint, out)
+                both = checkpoints.for_exporters(checkpoint, Path(folder) / "both")
+                export(OTHERS[exporter], both, out)
         except NotInstalledError:
             raise
         except Exception as error:  # an exporter may raise anything
