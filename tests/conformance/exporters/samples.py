@@ -47,7 +47,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             sizes = dict(SIZES)
             if exporter == "onnxruntime-genai":
-                sizes["head_dim"] = 16  # onnxruntime's operator takes no other than multiples of it
+                # onnxruntime's operator takes heads of 16 features, or of multiples of it, alone.
+                sizes |= {"head_dim": 16, "num_attention_heads": 1}
             if variant == "softcap":
                 sizes |= {"layer_types": ["full_attention"], "query_pre_attn_scalar": 8}
             checkpoint = checkpoints.save(variant, Path(folder) / "checkpoint", **sizes)
