@@ -4,7 +4,6 @@ A right file of one config is a wrong one of another that has the same weights.
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,51 +13,44 @@ import pytest
 from onnx import helper
 
 from rope_export.cli import run
-from rope_export.errors import InputError
+from rope_export.errors import InputError, UnavailableError
 from rope_export.parity import Report, verify
-from tests.conformance.exporters import torch_export, torch_layer
+from tests.conformance.exporters import samples, torch_export, torch_layer
 from tests.conformance.exporters.checkpoints import save
 from tests.conformance.exporters.prove import KNOWN, missed
 from tests.conformance.exporters.run import EXPORTERS, judge
 
-pytestmark = pytest.mark.long
+Config = Callable[..., Path]
 
-Source = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of a tiny Llama."""
-    return save("default", tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module")
-def decoder(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its file by `torch.onnx.export`."""
-    return torch_export.export(llama, tmp_path_factory.mktemp("exported"))
+SCALED = {"rope_type": "linear", "factor": 4.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
+MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 8}
 
 
 @pytest.fixture
-def altered(llama: Path, tmp_path: Path) -> Source:
-    """The same checkpoint with other facts in its config."""
+def decoder(tmp_path: Path) -> Path:
+    """A tiny Llama by `torch.onnx.export`."""
+    return samples.unpack("default", tmp_path)
+
+
+@pytest.fixture
+def altered(tmp_path: Path) -> Config:
+    """Its config with other facts."""
 
     def make(**facts: Any) -> Path:
-        folder = shutil.copytree(llama, tmp_path / "altered")
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(samples.config("default").read_text(encoding="utf-8"))
         rope = config["rope_parameters"] | facts.pop("rope", {})
-        config |= {"rope_parameters": rope} | facts
-        for key in ("rope_scaling",):
-            config.pop(key, None)
-        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        return folder
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(config | facts | {"rope_parameters": rope}), encoding="utf-8")
+        return path
 
     return make
 
 
-def test_a_right_decoder_passes(decoder: Path, llama: Path) -> None:
-    report = verify(decoder, source=llama)
+def test_a_right_decoder_passes(decoder: Path) -> None:
+    report = verify(decoder, spec=samples.config("default"))
     assert report.passed, report.problems
-    assert (report.weights, report.reading.status) == ("proven", "proven")
+    assert (report.weights, report.reading.status) == ("unproven", "proven")
     assert report.causes == []
     ran = {row.case.partition(",")[0] for row in report.rows if row.runtime == "onnxruntime"}
     texts = {"short", "two rows", "decode", "chunk", "chunk of two rows", "left padding", "long"}
@@ -68,26 +60,44 @@ def test_a_right_decoder_passes(decoder: Path, llama: Path) -> None:
 @pytest.mark.parametrize(
     ("facts", "causes"),
     [
-        ({"rope": {"rope_type": "linear", "factor": 4.0}}, {"rope scaling"}),
-        ({"rope": {"rope_type": "dynamic", "factor": 4.0}, "max_position_embeddings": 64},
-         {"rope scaling"}),
-        ({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 8},
-         {"window"}),
-        ({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 8,
-          "rope": {"rope_type": "linear", "factor": 4.0}}, {"window", "rope scaling"}),
-        ({"rope": {"rope_theta": 500.0}}, {"unknown"}),
+        ({"rope": SCALED}, {"rope scaling"}),
+        pytest.param(
+            {"rope": DYNAMIC, "max_position_embeddings": 64},
+            {"rope scaling"},
+            marks=pytest.mark.long,
+        ),
+        (MISTRAL, {"window"}),
+        pytest.param(
+            MISTRAL | {"rope": SCALED}, {"window", "rope scaling"}, marks=pytest.mark.long
+        ),
+        pytest.param({"rope": {"rope_theta": 50.0}}, {"unknown"}, marks=pytest.mark.long),
     ],
     ids=["linear", "dynamic", "window", "both", "base"],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_named(
-    decoder: Path, altered: Source, facts: dict[str, Any], causes: set[str]
+    decoder: Path, altered: Config, facts: dict[str, Any], causes: set[str]
 ) -> None:
-    report = verify(decoder, source=altered(**facts))
+    report = verify(decoder, spec=altered(**facts))
     assert report.status == "failed"
     assert named(report) == causes
 
 
-def test_padding_that_is_not_looked_at_is_named(decoder: Path, llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("variant", "causes"),
+    [
+        ("linear", {"rope scaling", "padding"}),  # onnxruntime-genai
+        ("sliding", {"window"}),  # mobius
+        ("softcap", {"softcap"}),  # optimum-onnx
+    ],
+)
+def test_what_is_wrong_with_files_of_other_exporters_is_named(
+    tmp_path: Path, variant: str, causes: set[str]
+) -> None:
+    report = verify(samples.unpack(variant, tmp_path), spec=samples.config(variant))
+    assert named(report) == causes
+
+
+def test_padding_that_is_not_looked_at_is_named(decoder: Path) -> None:
     model = onnx.load(str(decoder))
     for node in model.graph.node:
         for at, name in enumerate(node.input):
@@ -96,40 +106,97 @@ def test_padding_that_is_not_looked_at_is_named(decoder: Path, llama: Path, tmp_
     one = helper.make_tensor("one", onnx.TensorProto.INT64, [], [1])
     model.graph.initializer.append(one)
     model.graph.node.insert(0, helper.make_node("Max", ["attention_mask", "one"], ["ones"]))
-    onnx.save(model, str(tmp_path / "model.onnx"))
-    report = verify(tmp_path / "model.onnx", source=llama)
+    onnx.save(model, str(decoder))
+    report = verify(decoder, spec=samples.config("default"))
     assert named(report) == {"padding"}
     assert {cause["texts"] for cause in report.causes} == {"left padding"}
 
 
-def test_weights_are_read_from_the_file_by_its_config(decoder: Path, llama: Path) -> None:
-    report = verify(decoder, spec=llama / "config.json")
+def test_what_the_inputs_cannot_take_is_left_out(decoder: Path) -> None:
+    """The batch is always 1, and there is no mask."""
+    model = onnx.load(str(decoder))
+    for value in model.graph.input:
+        if value.name == "input_ids":
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+    mask = next(x for x in model.graph.input if x.name == "attention_mask")
+    model.graph.input.remove(mask)
+    ones = helper.make_tensor("one", onnx.TensorProto.INT64, [1], [1])
+    model.graph.initializer.append(ones)
+    nodes = [
+        helper.make_node("Shape", ["past_key_values.0.key"], ["past"], start=2, end=3),
+        helper.make_node("Shape", ["input_ids"], ["new"], start=1, end=2),
+        helper.make_node("Add", ["past", "new"], ["total"]),
+        helper.make_node("Concat", ["one", "total"], ["shape"], axis=0),
+        helper.make_node("Expand", ["one", "shape"], ["attention_mask"]),
+    ]
+    for at, node in enumerate(nodes):
+        model.graph.node.insert(at, node)
+    onnx.save(model, str(decoder))
+    report = verify(decoder, spec=samples.config("default"))
     assert report.passed, report.problems
-    assert report.weights == "unproven"
+    assert {
+        "left padding: not supported by its inputs, there is no attention_mask.",
+        "two rows: not supported by its inputs, the batch is always 1.",
+        "chunk of two rows: not supported by its inputs, the batch is always 1.",
+    } <= set(report.left_out)
 
 
-def test_a_layer_is_judged_by_its_source(llama: Path, altered: Source, tmp_path: Path) -> None:
-    path = torch_layer.export(llama, tmp_path / "layer.onnx", layer=1)
-    report = verify(path, source=llama, layer=1)
+def test_a_weight_that_is_not_found_is_named(decoder: Path, altered: Config) -> None:
+    wide = altered(intermediate_size=24)
+    with pytest.raises(UnavailableError, match=r"the first: model\.layers\.0\.mlp\.gate_proj"):
+        verify(decoder, spec=wide)
+
+
+def test_the_command_tells_what_it_needs(decoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", str(decoder)]) == 2
+    assert "Give the checkpoint that it was made of as --source, or its config alone as --spec" in (
+        capsys.readouterr().err
+    )
+    spec = ["--spec", str(samples.config("default"))]
+    assert run(["verify", str(decoder), *spec, "--map", "a=b"]) == 2
+    assert "--map a=b: 'a' is no name of ours" in capsys.readouterr().err
+    assert run(["verify", str(decoder), *spec, "--map", "input_ids=attention_mask"]) == 3
+    assert (
+        "and it is not known what that is. Name it with --map OURS=THEIRS"
+        in capsys.readouterr().err
+    )
+
+
+def test_source_and_spec_are_one_or_the_other(decoder: Path) -> None:
+    spec = samples.config("default")
+    with pytest.raises(InputError, match="as `source`, or its config alone as `spec`"):
+        verify(decoder, source=spec, spec=spec)
+
+
+@pytest.mark.long
+def test_a_decoder_of_a_checkpoint_is_proven_and_another_ones_is_not(tmp_path: Path) -> None:
+    source = save("default", tmp_path / "source")
+    path = torch_export.export(source, tmp_path / "exported")
+    report = verify(path, source=source)
+    assert report.passed, report.problems
+    assert report.weights == "proven"
+    other = verify(path, source=save("default", tmp_path / "other", seed=1))
+    assert named(other) == {"unknown"}
+
+
+@pytest.mark.long
+def test_a_layer_is_judged_by_its_source(tmp_path: Path) -> None:
+    source = save("default", tmp_path / "source")
+    path = torch_layer.export(source, tmp_path / "layer.onnx", layer=1)
+    report = verify(path, source=source, layer=1)
     assert report.passed, report.problems
     assert any("cos and sin are inputs" in line for line in report.left_out)
-    assert verify(path, source=llama, layer=0).status == "failed"
+    assert verify(path, source=source, layer=0).status == "failed"
+    config = source / "config.json"
+    unproven = verify(path, spec=config, layer=1)
+    assert (unproven.passed, unproven.weights) == (True, "unproven")
+    facts = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(facts | MISTRAL), encoding="utf-8")
+    windowed = verify(path, source=source, layer=1)
+    assert windowed.passed, windowed.problems  # its mask is an input, as its angles are
 
 
-def test_the_command_tells_what_it_needs(
-    decoder: Path, llama: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["verify", str(decoder)]) == 2
-    assert "Give the checkpoint that it was made of as --source" in capsys.readouterr().err
-    assert run(["verify", str(decoder), "--source", str(llama), "--map", "a=b"]) == 2
-    assert "--map a=b: 'a' is no name of ours" in capsys.readouterr().err
-
-
-def test_source_and_spec_are_one_or_the_other(decoder: Path, llama: Path) -> None:
-    with pytest.raises(InputError, match="as `source`, or its config alone as `spec`"):
-        verify(decoder, source=llama, spec=llama / "config.json")
-
-
+@pytest.mark.long
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_known_faults_of_exporters_are_named(exporter: str) -> None:
     """Of every variant that the exporter is known to get wrong."""

@@ -110,7 +110,7 @@ def test_what_is_not_known_can_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("maps", "message"),
     [
-        ({"input_ids": "c"}, "`maps`=input_ids=c: the file has no 'c' left"),
+        ({"input_ids": "c"}, "`maps`=input_ids=c: the file has no input 'c' left"),
         ({"tokens": "input_ids"}, "`maps`=tokens=input_ids: 'tokens' is no name of ours"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rope_export.errors import InputError, UnavailableError
 from rope_export.parity.onnx_file.file import OnnxFile, Value
@@ -46,38 +46,40 @@ class Matched:
     others: tuple[str, ...]
 
 
-@dataclass
 class _Matching:
-    """Inputs and outputs of a file that are still to be matched."""
+    """Inputs and outputs of a file that are still to be matched.
 
-    file: OnnxFile
-    maps: dict[str, str]
-    inputs: dict[str, Value] = field(default_factory=dict)
-    outputs: dict[str, Value] = field(default_factory=dict)
+    ours: every name that a map may have. maps: theirs by ours, which come before all else.
+    """
 
-    def __post_init__(self) -> None:
-        self.inputs = {x.name: x for x in self.file.inputs}
-        self.outputs = {x.name: x for x in self.file.outputs}
-
-    def mapped(self, ours: str, values: dict[str, Value]) -> Value | None:
-        """The tensor that the caller named, taken from `values`.
-
-        Raises: InputError if the file has none of that name.
-        """
-        theirs = self.maps.pop(ours, None)
-        if theirs is None:
-            return None
-        if theirs not in values:
-            names = ", ".join(values)
-            raise InputError(
-                f"`maps`={ours}={theirs}: the file has no {theirs!r} left; of {names}."
-            )
-        return values.pop(theirs)
+    def __init__(self, file: OnnxFile, ours: Sequence[str], maps: Mapping[str, str]) -> None:
+        self.file = file
+        self.inputs = {x.name: x for x in file.inputs}
+        self.outputs = {x.name: x for x in file.outputs}
+        self.mapped: dict[str, Value] = {}
+        for name, theirs in maps.items():
+            if name not in ours:
+                shown = [x for x in ours if ".0." in x or "." not in x]
+                raise InputError(
+                    f"`maps`={name}={theirs}: {name!r} is no name of ours; use one of "
+                    f"{', '.join(shown)}, or of another layer."
+                )
+            is_output = name == "logits" or name.startswith("present")
+            side, values = ("output", self.outputs) if is_output else ("input", self.inputs)
+            if theirs not in values:
+                raise InputError(
+                    f"`maps`={name}={theirs}: the file has no {side} {theirs!r} left, only "
+                    f"{', '.join(values)}."
+                )
+            self.mapped[name] = values.pop(theirs)
 
     def take(self, ours: str, values: dict[str, Value], fitting: Sequence[Value]) -> Value | None:
-        mapped = self.mapped(ours, values)
-        if mapped is not None or not fitting:
-            return mapped
+        """The tensor that is `ours`: the one that was named, or the only one that fits.
+
+        Raises: UnavailableError if several fit.
+        """
+        if ours in self.mapped or not fitting:
+            return self.mapped.get(ours)
         if len(fitting) > 1:
             names = ", ".join(x.name for x in fitting)
             raise UnavailableError(
@@ -98,7 +100,8 @@ def match_decoder(
     theirs by ours, where the caller knows better.
     Raises: UnavailableError for what cannot be matched; InputError for a map to nothing.
     """
-    open_ = _Matching(file, dict(maps))
+    names = [f"{prefix}.{name}" for prefix in ("past_key_values", "present") for name in shapes]
+    open_ = _Matching(file, [*NUMBERS, "logits", *names], maps)
     numbers = {}
     for ours in NUMBERS:
         value = open_.take(ours, open_.inputs, _numbers(ours, open_.inputs.values()))
@@ -122,12 +125,6 @@ def match_decoder(
             f"{file.path}: takes {', '.join(map(str, open_.inputs.values()))}, and it is not known "
             f"what that is. Name it with `maps`=OURS=THEIRS, ours being "
             f"{', '.join(NUMBERS)}, past_key_values.N.key or past_key_values.N.value."
-        )
-    if open_.maps:
-        ours, theirs = next(iter(open_.maps.items()))
-        raise InputError(
-            f"`maps`={ours}={theirs}: {ours!r} is no name of ours; use {', '.join(NUMBERS)}, "
-            f"logits, past_key_values.N.key, present.N.key or the same of value."
         )
     return Matched(numbers=numbers, caches=caches, logits=logits, others=tuple(open_.outputs))
 
@@ -160,9 +157,8 @@ def _caches(open_: _Matching, shapes: Mapping[str, tuple[int | str, ...]]) -> di
     for prefix, values in (("past_key_values", open_.inputs), ("present", open_.outputs)):
         side = {}
         for name in shapes:
-            mapped = open_.mapped(f"{prefix}.{name}", values)
-            if mapped is not None:
-                side[name] = mapped
+            if f"{prefix}.{name}" in open_.mapped:
+                side[name] = open_.mapped[f"{prefix}.{name}"]
         for theirs in list(values):
             ours = cache_name(theirs)
             if (
