@@ -165,5 +165,5 @@ def check_chosen(cases: Collection[str], names: Collection[str]) -> None:
     """Raises: InputError for a case that was asked for and is none of `names`."""
     for case in cases:
         if case not in names:
-            like = get_close_matches(case, names, n=3, cutoff=0.0)
-            raise InputError(f"`case`={case!r}: there is no such case. Like it are {like}.")
+            like = "; ".join(get_close_matches(case, names, n=3, cutoff=0.0))
+            raise InputError(f"`case`={case!r}: there is no such case. Like it are: {like}.")

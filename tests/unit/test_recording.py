@@ -239,5 +239,5 @@ def test_what_cannot_be_is_refused_before_anything_runs(artifact, file, tmp_path
         verify(artifact, replay=tmp_path / "mine.npz")
     with pytest.raises(InputError, match="is not there"):
         verify(artifact, replay=tmp_path / "none.npz")
-    with pytest.raises(InputError, match=r"`case`='1x8': there is no such case. Like it are"):
+    with pytest.raises(InputError, match=r"`case`='1x8': there is no such case. Like it are: "):
         verify(artifact, cases=["1x8"])

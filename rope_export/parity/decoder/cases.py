@@ -1,13 +1,16 @@
 """The texts that a decoder is judged on: each is a few calls, one upon the cache of the other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
 
-from rope_export.parity.cases import SPARE
+from rope_export.parity.cases import SPARE, check_chosen
 from rope_export.spec import AttentionSpec
+
+GREEDY = "greedy"
+"""How the name of the case begins that is generated text."""
 
 LONGEST_WINDOW = 600
 """Tokens of the longest text that is read to look beyond a window; its bounds take a square."""
@@ -94,6 +97,30 @@ def regular_texts(specs: list[AttentionSpec], cache: str, positions: int | None)
         yield Text(name=f"across position {length}", counts=((6,), (6,), (1,)), first=length - 8)
     if positions is not None:
         yield Text(name="at the last positions", counts=((6,), (1,)), first=positions - 8)
+
+
+def chosen_texts(texts: Iterable[Text], cases: Sequence[str]) -> tuple[Text, ...]:
+    """The texts that were asked for by their names, or by one of their calls; all of them where
+    none was, or where generated text was, whose tolerance comes of all others.
+
+    Raises: InputError for a name that none has.
+    """
+    every = tuple(texts)
+    if generates(cases):
+        return every
+    calls = {
+        name: text
+        for text in every
+        for name in (text.name, *(f"{text.name}, call {x + 1}" for x in range(len(text.counts))))
+    }
+    check_chosen(cases, calls)
+    wanted = {calls[case].name for case in cases}
+    return tuple(text for text in every if text.name in wanted)
+
+
+def generates(cases: Sequence[str]) -> bool:
+    """Whether generated text is among the cases that were asked for."""
+    return not cases or any(case.startswith(GREEDY) for case in cases)
 
 
 def trained_length(spec: AttentionSpec) -> int | None:

@@ -7,6 +7,7 @@ import torch
 
 from rope_export.arrays import to_numpy
 from rope_export.errors import ProfileError
+from rope_export.parity.decoder.cases import GREEDY
 from rope_export.parity.decoder.exact import Float64
 from rope_export.parity.decoder.passage import called
 from rope_export.parity.decoder.theirs import Theirs
@@ -35,7 +36,7 @@ class Greedy:
     @property
     def case(self) -> str:
         """What it is called in a report."""
-        return f"greedy, {len(self.ids)} x {self.tokens} tokens"
+        return f"{GREEDY}, {len(self.ids)} x {self.tokens} tokens"
 
     def generate(self, session: Session) -> None:
         """Have a session generate the texts, and begin the reference's forwards of them.
@@ -110,3 +111,10 @@ class Greedy:
                 f"greedy text of prompt {row + 1} on {runtime}: token {at + 1} is "
                 f"{short[first]:.1e} below the reference's, {wrong.sum()} such tokens in all."
             )
+
+
+class NoText(Greedy):
+    """In place of texts where none is generated: of a file without a cache, or of some cases."""
+
+    def __init__(self) -> None:
+        self.walks = []

@@ -13,7 +13,7 @@ from rope_export.parity.bounds import TIMES
 from rope_export.parity.decoder.blocks import Block, block_of
 from rope_export.parity.decoder.calls import Arrays, layer_inputs, new_slots
 from rope_export.parity.decoder.cut import Cut, Cutter
-from rope_export.parity.decoder.greedy import Greedy
+from rope_export.parity.decoder.greedy import Greedy, NoText
 from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.running import RunLayer
 from rope_export.parity.decoder.theirs import Theirs
@@ -115,7 +115,7 @@ class Proof:
 
     def _generate(self, progress: Progress) -> str | None:
         """The first runtime that can generate the greedy texts, if it did."""
-        if not self.whole.judged:
+        if not self.whole.judged or isinstance(self.greedy, NoText):
             return None
         progress("greedy text", 0.0)
         for name, session in self.decoder.sessions.items():
@@ -204,6 +204,7 @@ class Proof:
                     output=output,
                     part=part,
                     judged_tokens=passage.written(call),
+                    positions=passage.taken(passage.positions, call),
                     runtimes={
                         name: new_slots(x[output], passage, call) for name, x in values.items()
                     },
@@ -214,6 +215,7 @@ class Proof:
             output=f"layers.{index + 1}/hidden_states",
             part=block.output,
             judged_tokens=sure,
+            positions=passage.taken(passage.positions, call),
             runtimes={name: x[layer.cut.outputs[0]] for name, x in values.items() if layer},
         )
         for runtime, first in self.verdicts.first.items():

@@ -11,6 +11,7 @@ from rope_export.parity.bounds import TIMES, Bounds, floors, tolerance
 from rope_export.parity.decoder.blocks import Part
 from rope_export.parity.metrics import METRICS, RELATIVE, SCALED_MAX, errors
 from rope_export.parity.report.result import Report
+from rope_export.parity.report.spread import deviating
 from rope_export.parity.rows import counted, judged
 
 UNBOUNDED = dict.fromkeys(METRICS, math.inf)
@@ -48,10 +49,12 @@ class Verdicts:
         output: str,
         part: Part,
         judged_tokens: np.ndarray,
+        positions: np.ndarray,
         runtimes: Mapping[str, np.ndarray],
     ) -> None:
         """One output of one layer. judged_tokens (rows, sequence): those that are looked at.
-        runtimes: the values of each, of the shape of the part."""
+        positions (rows, sequence): of the tokens. runtimes: the values of each, of the shape of the
+        part."""
         exact, eager = (x[judged_tokens] for x in (part.exact, part.eager))
         if not exact.size:
             return
@@ -68,19 +71,21 @@ class Verdicts:
             floor = floors(self.dtype, 1, most, exact.size)
         eager_errors = errors((eager - exact) / unit, exact / unit)
         for runtime, value in {"eager": None, **runtimes}.items():
-            error = eager_errors
-            if value is not None:
-                error = errors((value[judged_tokens] - exact) / unit, exact / unit)
+            difference = ((eager if value is None else value[judged_tokens]) - exact) / unit
             rows = judged(
                 case=case,
                 seed=self.seed,
                 runtime=runtime,
                 output=output,
-                errors=error,
+                errors=errors(difference, exact / unit),
                 eager_errors=eager_errors,
                 bounds=Bounds(ceilings=ceilings, floors=floor),
             )
             self.report.rows += rows
+            if self.report.spread is not None:
+                bound = None if squares is None else TIMES * np.sqrt(squares) / unit
+                call = deviating(difference, exact / unit, bound, judged_tokens, positions)
+                self.report.spread.add(rows, call)
             for row in rows:
                 if row.status == "failed":
                     self.outside(runtime, layer, f"{output}, {case}: {row.metric} {row.error:.1e}, "
@@ -94,10 +99,11 @@ class Verdicts:
         eager: np.ndarray,
         floor: Mapping[str, float],
         judged_tokens: np.ndarray,
+        positions: np.ndarray,
         runtimes: Mapping[str, np.ndarray],
     ) -> LogitTolerance:
         """The logits in the end, (rows, tokens, vocabulary): within twice the larger of eager's
-        error and the floor, without a ceiling.
+        error and the floor, without a ceiling. judged_tokens, positions: as for `layer`.
 
         Returns: what this allows of one logit.
         """
@@ -108,15 +114,20 @@ class Verdicts:
         eager_errors = errors((eager - exact) / unit, exact / unit)
         bounds = Bounds(ceilings=UNBOUNDED, floors=floor)
         for runtime, value in runtimes.items():
-            self.report.rows += judged(
+            difference = (value[judged_tokens] - exact) / unit
+            rows = judged(
                 case=case,
                 seed=self.seed,
                 runtime=runtime,
                 output="logits",
-                errors=errors((value[judged_tokens] - exact) / unit, exact / unit),
+                errors=errors(difference, exact / unit),
                 eager_errors=eager_errors,
                 bounds=bounds,
             )
+            self.report.rows += rows
+            if self.report.spread is not None:
+                call = deviating(difference, exact / unit, None, judged_tokens, positions)
+                self.report.spread.add(rows, call)
         share = float(np.max(np.abs(exact / unit)))
         largest, mean = (tolerance(eager_errors[x], floor[x]) for x in (SCALED_MAX, RELATIVE))
         return LogitTolerance(largest=share * largest, mean=mean / math.sqrt(exact.shape[-1]))

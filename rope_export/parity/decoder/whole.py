@@ -65,12 +65,14 @@ class Whole:
         for call in range(len(exact)) if self.judged else ():
             sure = self._sure(passage, call, certain)
             tokens = last_new(sure, passage.new(call)) if self.last else sure
+            positions = passage.taken(passage.positions, call)
             tolerance = self.verdicts.logits(
                 case=passage.case(call),
                 exact=exact[call],
                 eager=eager[call],
                 floor=self.floors.of((passage.text.name, call), exact[call][tokens].size),
                 judged_tokens=tokens,
+                positions=last_new(positions, passage.new(call)) if self.last else positions,
                 runtimes=results[call],
             )
             self.tolerance = self.tolerance.or_more(tolerance)

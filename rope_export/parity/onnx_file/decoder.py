@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from rope_export.parity.decoder.greedy import Greedy
+from rope_export.parity.decoder.greedy import Greedy, NoText
 from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.proof import Decoder, Proof
 from rope_export.parity.decoder.theirs import Theirs
 from rope_export.parity.decoder.verdicts import Verdicts
-from rope_export.parity.subject import Progress
 from rope_export.sessions import Session
 
 
@@ -31,16 +30,6 @@ class FileProof(Proof):
         verdicts: FileVerdicts,
     ) -> None:
         super().__init__(decoder, theirs, passages, greedy or NoText(), verdicts)
-
-    def _generate(self, progress: Progress) -> str | None:
-        return None if isinstance(self.greedy, NoText) else super()._generate(progress)
-
-
-class NoText(Greedy):
-    """In place of the texts of a file that has no cache to generate with."""
-
-    def __init__(self) -> None:
-        self.walks = []
 
 
 def file_decoder(

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from rope_export.errors import extra
 from rope_export.parity.report.lines import every_line
 from rope_export.parity.report.result import Report
@@ -21,6 +23,14 @@ MAPS = 8
 """Maps that are drawn; of a decoder, or where everything failed, there are more."""
 
 WORDS = {"passed": "Passed", "failed": "Failed", "nothing compared": "Nothing compared"}
+
+KINDS = {"layers": "hidden states after layers", "present": "caches of layers"}
+"""What every layer of a decoder has."""
+
+GREY = (
+    "Grey: from the lowest to the highest bound that rounding alone sets, by the theory of the "
+    "acceptance rule."
+)
 
 Spell = Callable[[str], str]
 Command = Callable[[Row | None], str]
@@ -115,14 +125,12 @@ def _plots(report: Report) -> Iterator[Plot]:
         )
     positions = {} if report.spread is None else report.spread.positions
     for output in dict.fromkeys(output for _, output in positions):
+        own = {runtime: one for (runtime, name), one in positions.items() if name == output}
+        bounded = any(np.any(one.bound > 0) for one in own.values())
         yield Plot(
-            title=f"Error over position: {output}",
-            svg=plots.positions_plot(
-                output,
-                {runtime: one for (runtime, name), one in positions.items() if name == output},
-            ),
-            reading="As a share of the reference's largest number. Grey: from the lowest to the "
-            "highest bound that rounding alone sets, by the theory of the acceptance rule.",
+            title=f"Error over position: {KINDS.get(output, output)}",
+            svg=plots.positions_plot(output, own),
+            reading="As a share of the reference's largest number. " + (GREY if bounded else ""),
         )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rope_export.parity.metrics import METRICS
 from rope_export.parity.report.spread import EDGES, Map, OverPositions
 from rope_export.parity.report.words import kind_of
 from rope_export.parity.rows import Row
@@ -40,7 +41,7 @@ SMALLEST = 1e-3
 
 def errors_plot(rows: Sequence[Row]) -> str:
     """The error of each case on one runtime, in the order in which they ran, and its tolerance."""
-    rows = [row for row in rows if row.tolerance > 0 and row.runtime != "file"]
+    rows = [row for row in rows if row.metric in METRICS and row.tolerance > 0]
     places = {case: at for at, case in enumerate(dict.fromkeys(row.case for row in rows), 1)}
     outputs: dict[str, dict[str, Row]] = {}
     for row in rows:  # of the metrics, and of a decoder's layers, the one that used most
@@ -131,7 +132,7 @@ def map_plot(one: Map) -> str:
             for x in range(1, batch):
                 axes.axhline(x * sequence, color=COLOURS["muted"], lw=0.5)
         axes.set_xlabel("head" if one.heads > 1 else "channel")
-        axes.set_ylabel(f"{sequence} tokens each" if batch > 1 else "token")
+        axes.set_ylabel(_tokens(sequence) if batch > 1 else "token")
         assert axes.figure is not None
         bar = axes.figure.colorbar(image, ax=axes, ticks=[1e-2, 1, 1e2], pad=0.02, aspect=30)
         bar.ax.set_yticklabels(["1 %", "100 %", "10⁴ %"])
@@ -139,6 +140,10 @@ def map_plot(one: Map) -> str:
         bar.outline.set_edgecolor(COLOURS["line"])
 
     return _svg(draw, f"map {one.row.runtime} {one.row.output}", legend=False)
+
+
+def _tokens(count: int) -> str:
+    return "1 token each" if count == 1 else f"{count} tokens each"
 
 
 def _shares() -> Any:

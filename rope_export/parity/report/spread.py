@@ -40,6 +40,29 @@ class Deviating:
     positions: np.ndarray
 
 
+def deviating(
+    difference: np.ndarray,
+    expected: np.ndarray,
+    bound: np.ndarray | None,
+    judged: np.ndarray,
+    positions: np.ndarray,
+) -> Deviating:
+    """An output by the tokens that are judged: difference, expected, bound (tokens, ...)."""
+
+    def placed(values: np.ndarray) -> np.ndarray:
+        whole = np.zeros((*judged.shape, *values.shape[1:]))
+        whole[judged] = values
+        return whole
+
+    return Deviating(
+        difference=placed(difference),
+        bound=None if bound is None else placed(bound),
+        scale=float(np.max(np.abs(expected), initial=0.0)),
+        judged=judged,
+        positions=positions,
+    )
+
+
 @dataclass(eq=False)
 class OverPositions:
     """The largest error of any token at each position, in bins of the position's size.

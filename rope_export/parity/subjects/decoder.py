@@ -14,9 +14,15 @@ from rope_export.checkpoints.stored import deployed
 from rope_export.decoder.weights import DecoderWeights
 from rope_export.errors import ArtifactError, InputError, UnavailableError
 from rope_export.interface import Interface
-from rope_export.parity.decoder.cases import Text, not_visible, regular_texts
+from rope_export.parity.decoder.cases import (
+    Text,
+    chosen_texts,
+    generates,
+    not_visible,
+    regular_texts,
+)
 from rope_export.parity.decoder.cut import Cutter
-from rope_export.parity.decoder.greedy import Greedy
+from rope_export.parity.decoder.greedy import Greedy, NoText
 from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.prompts import drawn_prompts, generated, text_prompts
 from rope_export.parity.decoder.proof import Decoder, Proof
@@ -106,10 +112,13 @@ class DecoderSubject(Streamed):
             locate=None if locator is None else locator.look,
         )
         passages = [
-            Passage(text, theirs, facts.vocabulary, seed, facts.interface) for text in self.texts()
+            Passage(text, theirs, facts.vocabulary, seed, facts.interface)
+            for text in chosen_texts(self.texts(), self.request.cases)
         ]
-        prompts = self._prompts(report, seed)
-        greedy = Greedy(theirs, prompts, generated(self.specs, facts.positions, prompts))
+        greedy: Greedy = NoText()
+        if generates(self.request.cases):
+            prompts = self._prompts(report, seed)
+            greedy = Greedy(theirs, prompts, generated(self.specs, facts.positions, prompts))
         verdicts = Verdicts(report, facts.dtype, seed)
         Proof(decoder, theirs, passages, greedy, verdicts).run(progress)
         if locator is not None:

@@ -11,6 +11,7 @@ from rope_export.checkpoints import Model, open_model
 from rope_export.decoder.source import config_of
 from rope_export.errors import InputError, RopeExportError
 from rope_export.interface import Interface
+from rope_export.parity.decoder.cases import chosen_texts, generates
 from rope_export.parity.decoder.exact import Widened
 from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.prompts import drawn_prompts, generated
@@ -103,11 +104,12 @@ class FileSubject(Streamed):
         decoder = file_decoder(sessions, self.dtype, len(self.specs), last=last)
         passages = [
             Passage(text, theirs, self.vocabulary, seed, decoder.interface)
-            for text in self.judged.texts
+            for text in chosen_texts(self.judged.texts, self.request.cases)
         ]
         prompts = drawn_prompts(self.vocabulary, seed)
         tokens = generated(self.specs, self.positions, prompts)
-        greedy = RowGreedy(theirs, prompts, tokens) if self.matched.caches else None
+        generating = self.matched.caches and generates(self.request.cases)
+        greedy = RowGreedy(theirs, prompts, tokens) if generating else None
         verdicts = FileVerdicts(report, self.dtype, seed)
         FileProof(decoder, theirs, passages, greedy, verdicts).run(progress)
         report.problems = list(_together(report.problems))
