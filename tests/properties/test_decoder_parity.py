@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 
 from rope_export import export_decoder, verify
 from rope_export.artifacts.decoder import DecoderArtifact
-from rope_export.errors import ArtifactError, ProfileError
+from rope_export.errors import ArtifactError, InputError, ProfileError
 from rope_export.parity.decoder import prompts, theirs
 from rope_export.parity.decoder.cases import regular_texts
 from rope_export.parity.report.result import Report
@@ -332,3 +332,24 @@ def test_texts_outside_of_the_profiles_are_counted_and_not_failed(llama, monkeyp
     assert report.status == "passed"
     assert "texts outside of the profiles of onnxruntime: 3." in report.left_out
     assert "no text was generated: it lies outside of the profiles." in report.left_out
+
+
+def test_one_text_is_compared_by_its_name(llama) -> None:
+    """Every call of it, whose errors are kept by position and place; evidence is about all."""
+    before = llama.evidence.get("parity")
+    report = verify(llama, runtimes=["onnxruntime"], cases=["decode, call 2"], spread=True)
+    assert report.passed
+    calls = {row.case for row in report.rows if row.runtime != "file"}
+    assert calls == {f"decode, call {x}" for x in range(1, 5)}
+    maps = report.spread.maps
+    assert {output for runtime, output in maps if runtime != "eager"} == {
+        "logits", "layers", "present",
+    }  # fmt: skip
+    layers = maps["onnxruntime", "layers"]
+    assert layers.values.max() == pytest.approx(layers.row.used, rel=1e-6)
+    assert (report.spread.positions["onnxruntime", "present"].error >= 0).sum() >= 8
+    assert llama.evidence.get("parity") == before
+    with pytest.raises(InputError, match=r"`case`='decod': there is no such case"):
+        verify(llama, cases=["decod"])
+    with pytest.raises(InputError, match="`record`"):
+        verify(llama, record="calls.npz")
