@@ -115,6 +115,7 @@ def verify_artifact(
     with output.progress() as step:
         step("loading PyTorch", None)
         from rope_export.parity import verify as run
+        from rope_export.parity.report.lines import TWO_RECORDINGS
 
         files = ReportFiles({"report": report, "junit": junit, "markdown": markdown})
         found = run(
@@ -142,8 +143,9 @@ def verify_artifact(
     if as_json:
         output.print_json(output.report_json(found, context))
     else:
-        other = "eager PyTorch" if against is None else f"eager PyTorch and {against}"
-        title = f"{path} against {other}"
+        others = [] if found.reading.reason == TWO_RECORDINGS else ["eager PyTorch"]
+        others += [] if against is None else [against]
+        title = f"{path} against {' and '.join(others)}"
         output.print_report(found, title, context, every_row=all_rows)
     status = output.PASSED[found.status]
     if require and status == 0 and found.reading.status != "proven":

@@ -63,7 +63,7 @@ def test_replayed_calls_have_the_errors_of_the_run_that_recorded_them(artifact, 
     before = rows(once, "onnxruntime")
     assert rows(again, "onnxruntime") == before
     assert {case for case, _, _ in before} == set(CASES)
-    assert any("only the 3 calls" in line for line in again.left_out)
+    assert any(line.endswith("were compared: 3.") for line in again.left_out)
 
 
 def test_recorded_outputs_are_judged_and_compared_with_what_runs_now(artifact, file) -> None:
@@ -150,11 +150,10 @@ def test_a_plain_file_is_one_call(artifact, file, tmp_path) -> None:
         verify(artifact, replay=less)
 
 
-@pytest.mark.parametrize("cache", ["none", "fixed"])
-def test_every_kind_of_cache_is_replayed(tiny, tmp_path, cache) -> None:
-    """In bfloat16 too, which numpy's files do not know."""
-    artifact = tiny(cache=cache, dtype="bfloat16", lowering="standard")
-    cases = ["2x1, past 0" if cache == "none" else "3x5, past 0, 0, 9"]
+def test_rows_of_a_fixed_cache_are_replayed(tiny, tmp_path) -> None:
+    """In bfloat16, which numpy's files do not know."""
+    artifact = tiny(cache="fixed", dtype="bfloat16", lowering="standard")
+    cases = ["3x5, past 0, 0, 9"]
     file = tmp_path / "calls.npz"
     once = verify(artifact, runtimes=["reference"], cases=cases, record=file)
     again = verify(artifact, runtimes=["reference"], replay=file)
@@ -210,7 +209,7 @@ def test_polygraphy_reads_and_is_read(artifact, file, tmp_path) -> None:
             results.append(IterationResult(outputs=outputs))
     save_json(calls, str(tmp_path / "inputs.json"))
     run = RunResults()
-    run.append(("onnxrt-runner", results))
+    run.append(("onnxrt-runner-N0-11/26/26-04:00:37", results))
     run.save(str(tmp_path / "outputs.json"))
     report = verify(
         artifact,
@@ -219,7 +218,7 @@ def test_polygraphy_reads_and_is_read(artifact, file, tmp_path) -> None:
         against=tmp_path / "outputs.json",
     )
     assert report.passed
-    apart = [row for row in report.rows if "against onnxrt-runner of" in row.runtime]
+    apart = [row for row in report.rows if "against onnxrt-runner-N0 of" in row.runtime]
     assert {row.case for row in apart} == {"call 1", "call 2", "call 3"}
     assert {row.error for row in apart} == {0.0}
     (tmp_path / "other.json").write_text(json.dumps({"lst": [1]}))

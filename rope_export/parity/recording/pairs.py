@@ -14,6 +14,7 @@ from rope_export.parity.bounds import UNIT_ROUNDOFF, floors
 from rope_export.parity.cases import check_chosen
 from rope_export.parity.metrics import METRICS, errors
 from rope_export.parity.recording.files import Arrays, Recording, is_recording
+from rope_export.parity.report.lines import TWO_RECORDINGS
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import Row
 from rope_export.reading.verdict import Reading
@@ -71,7 +72,7 @@ def compare_calls(
     """
     report = Report(
         weights="unproven",
-        reading=Reading(status="unproven", reason="two recordings were compared"),
+        reading=Reading(status="unproven", reason=TWO_RECORDINGS),
     )
     report.left_out.append(
         "no reference: two recordings were compared with each other, so what both get wrong does "

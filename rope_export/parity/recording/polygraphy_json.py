@@ -4,6 +4,7 @@
 `--save-outputs` the outputs of each runner, call by call.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,12 @@ def _outputs(results: Any) -> Iterator[tuple[str, Any]]:
     for runner, calls in results:
         for at, call in enumerate(calls, 1):
             for name, value in call.items():
-                yield f"call {at}/outputs/{str(runner).replace('/', '-')}/{name}", _plain(value)
+                yield f"call {at}/outputs/{_without_date(str(runner))}/{name}", _plain(value)
+
+
+def _without_date(runner: str) -> str:
+    """A runner's name, to which Polygraphy adds when it ran, without a slash."""
+    return re.sub(r"-\d\d/\d\d/\d\d-\d\d:\d\d:\d\d$", "", runner).replace("/", "-")
 
 
 def _plain(value: Any) -> np.ndarray:

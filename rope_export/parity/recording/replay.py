@@ -67,7 +67,7 @@ class Replayed(Subject):
     def report(self) -> Report:
         report = self.subject.report()
         report.left_out.append(
-            f"only the {len(self._cases)} calls of {self.recording.shown} were compared."
+            f"only calls of {self.recording.shown} were compared: {len(self._cases)}."
         )
         return report
 

@@ -4,6 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from rope_export.parity.report.result import Report
 
+TWO_RECORDINGS = "two recordings were compared"
+"""Why the reading is unproven where there is no artifact."""
+
 
 def every_line(report: Report) -> Iterator[str]:
     """The verdict, and everything that was skipped, left out or not visible, with its reason."""
@@ -33,7 +36,9 @@ def short_lines(report: Report) -> Iterator[str]:
 
 def _verdict(report: Report) -> Iterator[str]:
     failed = sum(row.status == "failed" for row in report.rows)
-    gone = " (the source is gone; give it with `source`)" if report.weights == "unproven" else ""
+    gone = ""
+    if report.weights == "unproven" and report.reading.reason != TWO_RECORDINGS:
+        gone = " (the source is gone; give it with `source`)"
     yield (
         f"{report.status}: {len(report.rows)} comparisons, {failed} failed; weights "
         f"{report.weights}{gone}."
