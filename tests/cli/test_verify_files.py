@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
@@ -90,6 +91,26 @@ def test_a_report_is_replaced_and_nothing_else_is(artifact, files, tmp_path, cap
     assert "is there already" in capsys.readouterr().err
     assert mine.read_text() == "# my own words"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.md", "report.md"]
+
+
+@pytest.mark.parametrize(
+    ("option", "file", "package", "extra"),
+    [
+        ("--report", "x.html", "jinja2", "report"),
+        ("--report", "x.html", "matplotlib.figure", "report"),
+        ("--junit", "x.xml", "junitparser", "report"),
+        ("--replay", "x.json", "polygraphy", "polygraphy"),
+    ],
+)
+def test_a_missing_package_is_a_line_that_names_the_extra(
+    artifact, tmp_path, monkeypatch, capsys, option, file, package, extra
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "x.json").write_text("[]")
+    assert run(["verify", str(artifact.path), option, str(tmp_path / file)]) == 3
+    error = capsys.readouterr().err
+    assert f"pip install 'rope_export[{extra}]'" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
