@@ -271,6 +271,26 @@ KINDS = {
         ),
         {"cache": "fixed"},
     ),
+    "dynamic": (
+        transformers.LlamaConfig(
+            **SMALL | {"max_position_embeddings": 64},
+            rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0},
+        ),
+        {"cache": "growing"},
+    ),
+    "longrope": (
+        transformers.Phi3Config(
+            **{x: y for x, y in SMALL.items() if x != "head_dim"},
+            original_max_position_embeddings=64,
+            rope_parameters={
+                "rope_type": "longrope",
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [1.5, 2.0, 3.0, 4.0],
+                "rope_theta": 10_000.0,
+            },
+        ),
+        {"cache": "fixed"},
+    ),
     "int4": (
         transformers.LlamaConfig(**SMALL),
         {"cache": "growing", "weights": "int4", "block_size": 16, "accuracy_level": 1},
@@ -294,7 +314,7 @@ def test_decoders_of_other_kinds_pass(kind, tmp_path):
     assert ("unequal rows" in cases) == (options["cache"] == "fixed")
     if kind == "gemma2":
         assert "beyond the window of 6" in cases
-    if kind == "yarn":
+    if kind in ("yarn", "dynamic", "longrope"):
         assert "across position 64" in cases
 
 

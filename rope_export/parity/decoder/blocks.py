@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from rope_export.arrays import to_numpy
+from rope_export.parity.bounds import ACCUMULATOR
 from rope_export.parity.decoder.deviation import Deviation
 from rope_export.parity.decoder.passage import Group, Passage, to_float
 from rope_export.parity.decoder.roundings import Roundings
@@ -118,6 +119,7 @@ class _Run:
         assert eager is not None
         self.layer, self.dtype = layer, getattr(torch, dtype)
         self.module = theirs.layers[layer]
+        self.computed_beyond = theirs.computed_beyond
         self.entering = exact.hidden_states.to(self.dtype)
         if massive:
             self.entering = _massive(self.entering)
@@ -154,7 +156,7 @@ class _Run:
         self, roundings: Roundings, call: LayerCall, kwargs: dict[str, Any]
     ) -> dict[str, Tensor]:
         with roundings:
-            _note_rotation(roundings, kwargs)
+            _note_rotation(roundings, kwargs, self.computed_beyond)
             return self._called(call, _wide(self.entering), kwargs, _wide)
 
     def _called(
@@ -212,11 +214,23 @@ class _Run:
         return torch.stack(margins).amin(dim=0) if margins else None
 
 
-def _note_rotation(roundings: Roundings, kwargs: Mapping[str, Any]) -> None:
-    """cos and sin, which the model hands to its layers, are stored with an error of u at most."""
+def _note_rotation(
+    roundings: Roundings, kwargs: Mapping[str, Any], computed_beyond: int | None
+) -> None:
+    """cos and sin, which the model hands to its layers, are stored with an error of u at most.
+
+    Those of a rotation that is computed in a call longer than `computed_beyond` are of frequencies
+    with an error of their own in float32: of a power b^-x that of its base, of x, of the power and
+    of the quotient, (4 + x ln b) u b^-x in all and so at most 4 u, for each position.
+    """
+    error: Tensor | float = roundings.u
+    positions = kwargs.get("position_ids")
+    length = 0 if positions is None else int(positions.max()) + 1
+    if computed_beyond is not None and length > computed_beyond:
+        error = error + 4 * ACCUMULATOR * kwargs["position_ids"].double()[..., None]
     for tensor in tree_flatten(kwargs.get("position_embeddings"))[0]:
         if isinstance(tensor, Tensor) and tensor.is_floating_point():
-            squares = torch.full_like(tensor, (roundings.u * float(tensor.abs().max())) ** 2)
+            squares = torch.ones_like(tensor) * (error * float(tensor.abs().max())) ** 2
             roundings.note(tensor, Deviation(squares=squares, depth=1))
 
 

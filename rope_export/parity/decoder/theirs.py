@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,6 +48,12 @@ class Theirs:
     int8_blocks: Mapping[int, int]
     source: Model | None = None
     read_back: ReadBack | None = None
+
+    @cached_property
+    def computed_beyond(self) -> int | None:
+        """The length of a call beyond which the rotation is computed anew; none if it never is."""
+        dynamic = [x for x in self.model.modules() if getattr(x, "rope_type", None) == "dynamic"]
+        return min((int(x.original_max_seq_len) for x in dynamic), default=None)
 
 
 def their_model(manifest: Deployed, path: str, adapter: str | None) -> Theirs:
