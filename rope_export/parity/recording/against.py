@@ -62,7 +62,8 @@ class Other:
         stack: ExitStack,
     ) -> dict[str, Side]:
         """Its sides by their names in a report. interface: of this side. sessions: this side's, on
-        whose runtimes a folder is opened too; runtimes that cannot are reported as skipped.
+        whose runtimes a folder is opened too, an engine with its plan as well; runtimes that cannot
+        are reported as skipped.
 
         Raises: InputError for one that has other tensors; UnavailableError for one that none of
             these runtimes can run, or that is a runtime which is not here.
@@ -76,7 +77,10 @@ class Other:
             return {}
         self._check(self._folder.manifest.interface, interface)
         sides: dict[str, Side] = {}
-        for runtime in sessions:
+        runtimes = dict.fromkeys(sessions)
+        if self._folder.artifact is not self._folder:  # an engine has a plan besides
+            runtimes |= dict.fromkeys(self._folder.runtimes[:1])
+        for runtime in runtimes:
             name = f"{runtime} of {self.shown}"
             try:
                 sides[name] = stack.enter_context(open_on(self._folder, runtime))

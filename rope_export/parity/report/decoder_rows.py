@@ -17,7 +17,8 @@ matters."""
 
 def is_decoder(report: Report) -> bool:
     """Whether a report is about a whole decoder."""
-    return any(row.output in KINDS or LAYER.match(row.output) for row in report.rows)
+    rows = (row for row in report.rows if row.runtime != "file")  # an engine's structure, weights
+    return any(row.output in KINDS or LAYER.match(row.output) for row in rows)
 
 
 def text_lines(report: Report) -> list[str]:

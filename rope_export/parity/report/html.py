@@ -94,7 +94,7 @@ def as_html(
     page.globals.update(figure=figure, share=share, width=_width)
     verdict, *lines = (spell(line) for line in every_line(report))
     failed, more = failures(report)
-    located = {x.line for x in report.located}
+    located = {spell(x.line) for x in report.located}
     return page.render(
         report=report,
         title=title,
