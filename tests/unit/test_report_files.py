@@ -10,6 +10,7 @@ import pytest
 
 from rope_export.parity import Report
 from rope_export.parity.harness import compare
+from rope_export.parity.report.baseline import Grown, Growth
 from rope_export.parity.report.html import MARK, as_html
 from rope_export.parity.report.junit import as_junit
 from rope_export.parity.report.located import Located, Tap
@@ -19,6 +20,7 @@ from tests.support.interfaces import decoder_interface
 from tests.support.toy_stack import ToySubject
 from tests.unit.test_report import row
 
+BAD = {"status": "failed"}
 FAILED = {"error": 1.0, "status": "failed"}
 
 
@@ -165,6 +167,25 @@ def test_the_page_begins_with_the_verdict_and_has_every_row(page, found) -> None
     assert "<b>a name</b> & another" in text
     for case, runtime in {(one.case, one.runtime) for one in found.rows}:
         assert text.count(f"verify x --case '{case}' --runtime {runtime}") == 1
+
+
+def test_a_page_of_nothing_and_of_no_numbers() -> None:
+    """Nothing ran; and errors that are zero, infinite or none, of a run that grew."""
+    nothing = Report(weights="proven", skipped=[{"runtime": "x", "reason": "there is no <GPU>"}])
+    words = " ".join(Page(as_html(nothing, "x", command)).words)
+    assert "Nothing compared" in words
+    assert "skipped x: there is no <GPU>" in words
+    rows = [row(error=0.0), *(row(case=str(x), error=x, **BAD) for x in (math.nan, math.inf))]
+    report = Report(weights="proven", rows=rows)
+    report.growth = Growth(
+        file="base.json", factor=2.0, compared=3, vanished=(), gone=(),
+        grown=(Grown(row=rows[1], recorded=1e-7),),
+    )  # fmt: skip
+    words = " ".join(Page(as_html(report, "x", command)).words)
+    assert "Grown since the baseline" in words
+    assert words.count("nan") >= 3
+    zero = Report(weights="proven", rows=[row(error=0.0)])
+    assert "Passed" in as_html(zero, "x", command)
 
 
 def test_identifiers_are_unique_and_lead_somewhere(page) -> None:
