@@ -41,15 +41,17 @@ def near_ties_allowed(
 def _changed(
     largest: np.ndarray, norms: np.ndarray, tolerance: LogitTolerance, dtype: str
 ) -> np.ndarray:
-    """(tokens): the probability that rounding has another token taken, at most.
+    """(tokens): the probability that rounding has a sound implementation take another token, at
+    most.
 
-    The errors of two logits are taken as independent and normal, each as large as a row allows in
-    the root mean square, and stored with an error of up to u of the largest. The first logit falls
-    below the one that is d below it with the probability of a normal difference above d; that of
-    any is at most the sum.
+    The errors of two logits are taken as independent and normal, each in the root mean square half
+    of what a row allows, which is twice what is expected of a sound implementation; the largest
+    logits are stored with larger errors than the others, u / sqrt(6) of themselves. The first
+    logit falls below the one that is d below it with the probability of a normal difference above
+    d; that of any is at most the sum.
     """
-    stored = (UNIT_ROUNDOFF[dtype] * largest[:, 0]) ** 2 / 3
-    spread = np.sqrt(2 * ((tolerance.mean * norms) ** 2 + stored))[:, None]
+    stored = (UNIT_ROUNDOFF[dtype] * largest[:, 0]) ** 2 / 6
+    spread = np.sqrt(2 * ((tolerance.mean / 2 * norms) ** 2 + stored))[:, None]
     margins = torch.from_numpy((largest[:, :1] - largest[:, 1:]) / spread)
     chances: np.ndarray = torch.special.ndtr(-margins).sum(dim=-1).clamp(max=1.0).numpy()
     return chances
