@@ -301,13 +301,13 @@ class _Look:
                 "well: what the runtime makes of the graph is wrong, as by fusing operators."
             )
         elif suspect is not None:
-            diagnosis = sentence(suspect.maker, list(explanations(suspect)), suspect)
+            diagnosis = sentence(first, suspect.maker, list(explanations(suspect)), suspect)
         else:
             maker = None if first.source is None else maker_of(
                 self.locator.cutter.model, first.source
             )  # fmt: skip
             found = list(plain_explanations(first, self.dtype))
-            diagnosis = sentence(maker, found)
+            diagnosis = sentence(first, maker, found)
         tap = shown.tap
         return Located(
             case=self.passage.case(self.call),

@@ -51,7 +51,7 @@ class LayerLocator:
     """Runs cases again with every tensor on the way.
 
     eager: the eager layer. model: the ONNX model with its weights inside. prepared: makes a call
-    of a case.
+    of a case. limits: whole numbers of the file that could be limits on slots.
     """
 
     def __init__(
@@ -59,8 +59,9 @@ class LayerLocator:
         eager: RotaryAttention,
         model: Callable[[], onnx.ModelProto],
         prepared: Callable[[Case], Call],
+        limits: Callable[[], frozenset[int]] = frozenset,
     ) -> None:
-        self.eager, self._read, self.prepared = eager, model, prepared
+        self.eager, self._read, self.prepared, self._limits = eager, model, prepared, limits
 
     def locate(self, failures: Failures) -> Whereabouts:
         """The first wrong tensor on each runtime where a case failed."""
@@ -79,9 +80,11 @@ class LayerLocator:
         if first.first is None:
             yield self._nowhere(runtime, first)
             return
-        same = [x for x in looks if x.rank == first.rank]
+        same = _finite([x for x in looks if x.rank == first.rank])
+        first = same[0]
+        assert first.first is not None
         found = [list(explanations(self._suspect(look))) for look in same]
-        common = [text for text in found[0] if all(text in other for other in found)]
+        common = [x for x in found[0] if all(x in other for other in found)]
         suspect = self._suspect(first)
         yield Located(
             case=first.call.case.name,
@@ -92,7 +95,7 @@ class LayerLocator:
             metric=first.first.tap.metric,
             error=first.first.tap.error,
             tolerance=first.first.tap.tolerance,
-            diagnosis=sentence(suspect.maker, common, suspect),
+            diagnosis=sentence(first.first, suspect.maker, common, suspect),
             taps=tuple(seen.tap for seen in first.seen),
         )
 
@@ -129,6 +132,7 @@ class LayerLocator:
             inputs=look.call.inputs,
             first=look.first,
             seen={seen.stage.key: seen for seen in look.seen},
+            limits_of_file=tuple(sorted(self._limits())),
             maker=None if look.first.source is None else maker_of(self._model, look.first.source),
         )
 
@@ -187,6 +191,12 @@ class LayerLocator:
         return compared(
             stage, dtype, runtime, value, stage.expected if true is None else true, source
         )
+
+
+def _finite(looks: list[_Look]) -> list[_Look]:
+    """Those whose tensor is finite, of which more can be told; all if none is."""
+    finite = [x for x in looks if x.first is not None and np.all(np.isfinite(x.first.value))]
+    return finite or looks
 
 
 def _cached(pair: CachePair, call: Call, runtime: str, value: np.ndarray) -> Seen:

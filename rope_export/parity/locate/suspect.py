@@ -28,6 +28,7 @@ class Suspect:
 
     layer: the reference, of whose call with `inputs` `trace` is. first: the tensor. seen: every
     tensor that was compared, by its key. maker: what makes it in the ONNX model; none in eager.
+    limits_of_file: whole numbers in the file that could be limits on slots.
     """
 
     layer: ReferenceLayer
@@ -36,6 +37,7 @@ class Suspect:
     first: Seen
     seen: Mapping[str, Seen]
     maker: Maker | None = None
+    limits_of_file: tuple[int, ...] = ()
 
     @property
     def stage(self) -> Stage:

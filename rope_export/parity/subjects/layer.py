@@ -126,7 +126,12 @@ class LayerSubject(Subject):
         return revealing_calls(self.layer, self.rough, self.interface, prepared, limits)
 
     def locate(self, failures: Failures, prepared: Callable[[Case], Call]) -> Whereabouts:
-        locator = LayerLocator(self._eager, lambda: read_model(self.artifact), prepared)
+        locator = LayerLocator(
+            self._eager,
+            lambda: read_model(self.artifact),
+            prepared,
+            lambda: slot_limits(self.artifact),
+        )
         return locator.locate(failures)
 
     def conclude(self, report: Report, seed: int) -> None:

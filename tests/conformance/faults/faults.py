@@ -250,7 +250,7 @@ FAULTS: list[tuple[str, Fault]] = [
     ("longrope", fault("long factors at any length", ("cos",), patches=always(10_000))),
     ("longrope", fault("switch one position late", ("cos",), spec=rotated(original_length=4_097))),
     ("dynamic", fault("base never grown", ("cos",), patches=always(1))),
-    ("plain", fault("causality dropped", MASK, spec=changed(causal=False))),
+    ("plain, no cache", fault("causality dropped", MASK, spec=changed(causal=False))),
     ("bidirectional", fault("causal", MASK, spec=changed(causal=True))),
     (
         "bidirectional, window 4",
@@ -328,5 +328,5 @@ FAULTS: list[tuple[str, Fault]] = [
         fault("softcap off by 2^-20", SCORES, spec=changed(softcap=50.0 * (1 + 2.0**-20))),
     ),
 ]
-"""The layer, with "padding" or "fixed" where the artifact takes a mask or a fixed cache, and what
-is planted in its file."""
+"""The layer, with "padding", "fixed" or "no cache" where the artifact takes a mask, a fixed cache
+or none, and what is planted in its file."""

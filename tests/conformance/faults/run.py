@@ -17,6 +17,9 @@ from tests.conformance.faults.planting import Fault, artifact
 
 DTYPES = ("float32", "float16")
 
+KINDS = ("padding", "fixed", "no cache")
+"""What may follow a layer's name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -52,13 +55,17 @@ def ways(spec: AttentionSpec, cache: str) -> list[str]:
 
 def kind(name: str, spec: AttentionSpec) -> tuple[str, str, bool]:
     """The layer's own name, and the cache and padding that go with it."""
-    plain = name.removesuffix(", padding").removesuffix(", fixed")
-    cache = "fixed" if name.endswith(", fixed") else "growing" if spec.causal else "none"
-    return plain, cache, name.endswith(", padding")
+    plain, _, more = name.rpartition(", ")
+    if more not in KINDS:
+        plain, more = name, ""
+    growing = "growing" if spec.causal else "none"
+    cache = {"fixed": "fixed", "no cache": "none"}.get(more, growing)
+    return plain, cache, more == "padding"
 
 
 def spec_of(name: str, dtype: str) -> AttentionSpec:
-    return layer(name.removesuffix(", padding").removesuffix(", fixed"), dtype)
+    plain, _, more = name.rpartition(", ")
+    return layer(plain if more in KINDS else name, dtype)
 
 
 def planned() -> Iterator[tuple[str, Fault, str, str]]:

@@ -5,12 +5,15 @@ from collections.abc import Iterator
 
 from rope_export.parity.layer.counterfactuals import Counterfactual, counterfactuals_of
 from rope_export.parity.locate.suspect import Alternative, Suspect
+from rope_export.spec import Feature
 
 RANK = 20
 
 
 def alternatives(suspect: Suspect) -> Iterator[Alternative]:
-    for feature in suspect.layer.spec.features():
+    limits = suspect.limits_of_file
+    beyond = [Feature(kind="lengths", name="lengths beyond", value=limit) for limit in limits]
+    for feature in (*suspect.layer.spec.features(), *beyond):
         for fault in counterfactuals_of(suspect.layer, feature):
             yield _alternative(suspect, fault)
 
