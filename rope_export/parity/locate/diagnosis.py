@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rope_export.discovery import modules_of
-from rope_export.parity.locate.signatures.arithmetic import of_numbers
+from rope_export.parity.locate.signatures.numbers import of_numbers
 from rope_export.parity.locate.stage import SHAPE, Seen
 from rope_export.parity.locate.suspect import Maker, Signature, Suspect
 
@@ -46,7 +46,7 @@ def explanations(suspect: Suspect) -> Iterator[Explanation]:
         for rank, signature in signatures():
             for alternative in signature(suspect):
                 if suspect.explained(alternative.value()):
-                    yield Explanation(rank=rank, text=alternative.text)
+                    yield Explanation(rank=rank + alternative.rank, text=alternative.text)
 
 
 def signatures() -> list[tuple[int, Signature]]:
@@ -63,11 +63,11 @@ def plain_explanations(first: Seen, dtype: str) -> Iterator[Explanation]:
         yield Explanation(text=overflow)
         return
     limits = {row.metric: row.tolerance for row in first.rows}
-    for rank, alternative in enumerate(of_numbers(first.stage, first.value)):
+    for alternative in of_numbers(first.stage, first.value):
         other = alternative.value()
         off = {} if other is None else first.stage.errors(first.value, other)
         if off and all(error <= limits[metric] for metric, error in off.items()):
-            yield Explanation(rank=rank, text=alternative.text)
+            yield Explanation(rank=alternative.rank, text=alternative.text)
 
 
 def sentence(

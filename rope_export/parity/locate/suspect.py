@@ -80,10 +80,12 @@ class Suspect:
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
     """Something that may be wrong. text: what, as the beginning of a sentence. value: what the
-    tensor is then; none if it says nothing about it."""
+    tensor is then; none if it says nothing about it. rank: of several in one file, the lower the
+    more it tells."""
 
     text: str
     value: Callable[[], np.ndarray | None]
+    rank: int = 0
 
 
 Signature = Callable[[Suspect], Iterator[Alternative]]

@@ -13,7 +13,7 @@ from rope_export.parity.locate.suspect import Maker
 from rope_export.runtimes.reference import evaluator_of
 
 Arrays = dict[str, np.ndarray]
-MOVING = {"Reshape", "Transpose", "Cast", "Identity"}
+MOVING = {"Reshape", "Transpose", "Cast", "Identity", "Split"}
 STANDS_IN = "onnxruntime"
 """The runtime of the ONNX model in the place of an engine."""
 
@@ -44,7 +44,7 @@ def with_outputs(model: onnx.ModelProto, values: Iterable[str]) -> onnx.ModelPro
 
 
 def maker_of(model: onnx.ModelProto, value: str) -> Maker | None:
-    """The node that makes a value, looked at through Reshapes, Transposes and Casts."""
+    """The node that makes a value, looked at through those that move numbers."""
     from rope_export.onnx_graph import Graph
 
     graph = Graph(model.graph)

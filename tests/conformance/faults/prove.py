@@ -7,12 +7,15 @@ from pathlib import Path
 
 from rope_export.bench.markdown import table_lines
 from tests.conformance import runner
+from tests.conformance.faults import decoders
 from tests.conformance.faults.run import Verdict, numbered, title, work
 
 PAGE = Path(__file__).parents[3] / "docs" / "faults.md"
 
 
-def page(faults: list[Verdict], controls: list[Verdict]) -> Iterator[str]:
+def page(verdicts: list[Verdict]) -> Iterator[str]:
+    faults = [x for x in verdicts if x.fault]
+    controls = [x for x in verdicts if not x.fault]
     missed = [x for x in faults if x.status == "passed"]
     alarms = [x for x in controls if x.status != "passed"]
     found = [x for x in faults if x.status != "passed"]
@@ -23,7 +26,8 @@ def page(faults: list[Verdict], controls: list[Verdict]) -> Iterator[str]:
         "Written by `python -m scripts.plant_faults --write`: in tiny layers with drawn weights "
         "one fault at a time is planted in the ONNX file, while the manifest describes the sound "
         "layer and the file holds its weights; then `verify` runs in onnxruntime. The file of "
-        "the `tensorrt` lowering runs there too."
+        "the `tensorrt` lowering runs there too. In a decoder of twelve layers, which transformers "
+        "saved, the fault is in one of them."
     )
     yield ""
     yield (
@@ -41,7 +45,7 @@ def page(faults: list[Verdict], controls: list[Verdict]) -> Iterator[str]:
     for way in dict.fromkeys(x.lowering for x in found):
         own = [x for x in found if x.lowering == way]
         yield f"| {way} | {len(own)} | {_share(own)} |"
-    left = len(work()) - len(faults) - len(controls)
+    left = len(work()) + len(list(decoders.work())) - len(verdicts)
     if left:
         yield ""
         yield f"{left} more artifacts that the command makes were not judged in this run."
@@ -49,7 +53,7 @@ def page(faults: list[Verdict], controls: list[Verdict]) -> Iterator[str]:
     yield "## Found"
     yield ""
     heads: tuple[str, ...] = (*WHERE, "rows that failed", *WORST, "first tensor named", "diagnosis")
-    rows = ((*_where(x), x.failed, *_worst(x), _tensor(x), x.diagnosis) for x in found)
+    rows = ((*_where(x), x.failed, *_worst(x), _tensor(x), _why(x)) for x in found)
     yield from table_lines(heads, rows)
     yield ""
     yield "## Below rounding"
@@ -82,6 +86,12 @@ def _tensor(verdict: Verdict) -> str:
     return f"{verdict.tensor or 'none'}{wrong}"
 
 
+def _why(verdict: Verdict) -> str:
+    """What fits, or nothing."""
+    fits = "It fits: "
+    return verdict.diagnosis.removeprefix(fits) if verdict.diagnosis.startswith(fits) else ""
+
+
 def _where(verdict: Verdict) -> tuple[str, ...]:
     return verdict.layer, verdict.fault, verdict.lowering, verdict.dtype
 
@@ -97,26 +107,27 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write docs/faults.md")
     runner.add_options(parser)
     options = parser.parse_args()
-    items = {
+    of_layers = {
         title(*one): {"at": at}
         for at, one in enumerate(work())
         if not options.names or one[0] in options.names
     }
-    finished = runner.run(
-        numbered,
-        items,
-        Verdict,
-        jobs=options.jobs,
-        fresh=options.fresh,
-        line=in_one_line,
-    )
-    verdicts = finished.results.values()
-    faults = [one for one in verdicts if one.fault]
-    controls = [one for one in verdicts if not one.fault]
+    of_decoders = {
+        decoders.title(fault, lowering): {"fault": fault, "lowering": lowering}
+        for fault, lowering in decoders.work()
+        if not options.names or decoders.NAME in options.names
+    }
+    errors, verdicts = 0, []
+    for function, items in ((decoders.judged, of_decoders), (numbered, of_layers)):
+        finished = runner.run(
+            function, items, Verdict, jobs=options.jobs, fresh=options.fresh, line=in_one_line
+        )
+        errors += len(finished.errors)
+        verdicts += finished.results.values()
     if options.write:
-        PAGE.write_text("\n".join(page(faults, controls)) + "\n", encoding="utf-8")
-    unsound = any(one.status == "unsound" for one in faults)
-    return int(unsound or bool(finished.errors) or any(x.status != "passed" for x in controls))
+        PAGE.write_text("\n".join(page(verdicts)) + "\n", encoding="utf-8")
+    alarms = any(x.status != "passed" for x in verdicts if not x.fault)
+    return int(alarms or errors > 0 or any(x.status == "unsound" for x in verdicts))
 
 
 def in_one_line(verdict: Verdict) -> str:

@@ -1,4 +1,4 @@
-"""Factors, constants, scales and precisions of single tensors."""
+"""Scales, norms and gates that are wrong, and precisions of matrix products."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,17 +7,10 @@ import numpy as np
 
 from rope_export.parity.layer.counterfactuals.base import changed
 from rope_export.parity.layer.reference import ReferenceLayer
-from rope_export.parity.locate.stage import Stage
 from rope_export.parity.locate.suspect import Alternative, Suspect
 from rope_export.spec import NormSpec
 
 RANK = 50
-
-SAME = 1e-3
-"""How far a factor may be from -1 to be one."""
-
-MANY = 3
-"""Numbers from which on what they have in common is no accident."""
 
 
 def alternatives(suspect: Suspect) -> Iterator[Alternative]:
@@ -38,7 +31,6 @@ def alternatives(suspect: Suspect) -> Iterator[Alternative]:
         yield _of(suspect, "sinks have the other sign", other)
     yield from _norms(suspect)
     yield from _gates(suspect)
-    yield from of_numbers(suspect.stage, suspect.value)
     yield from _roundings(suspect)
 
 
@@ -68,56 +60,6 @@ def _gates(suspect: Suspect) -> Iterator[Alternative]:
     values = {"gate": 1 - own, "heads": (heads * (1 - gate)).reshape(*heads.shape[:2], -1)}
     yield Alternative(
         text="the gate is inverted: 1 - gate", value=lambda: values[suspect.stage.key]
-    )
-
-
-def of_numbers(stage: Stage, value: np.ndarray) -> Iterator[Alternative]:
-    """What can be told of a tensor's numbers alone."""
-    yield from _factor(stage, value)
-    yield from _constant(stage, value)
-    yield from _factors(stage, value)
-
-
-def _factor(stage: Stage, value: np.ndarray) -> Iterator[Alternative]:
-    """The tensor is a multiple of what it should be."""
-    ours, true = (stage.part(x).astype(np.float64) for x in (value, stage.expected))
-    size = float(true @ true)
-    if not size or not np.all(np.isfinite(ours)):
-        return
-    by = float(ours @ true) / size
-    times = f"another scale: it is {by:.6g} times what it should be"
-    text = "another sign: it is negated" if abs(by + 1) < SAME else times
-    yield Alternative(text=text, value=lambda: by * stage.expected)
-
-
-def _factors(stage: Stage, value: np.ndarray) -> Iterator[Alternative]:
-    """Every token, or every channel, is a multiple of what it should be."""
-    if "sequence" not in stage.axes or "channel" not in stage.axes:
-        return
-    kinds = {
-        "each token has another scale, as by another epsilon": ("channel",),
-        "channels have other scales, as by other weights of a norm": ("batch", "sequence"),
-    }
-    for text, others in kinds.items():
-        axes = tuple(at for at, x in enumerate(stage.axes) if x in others)
-        if np.prod([stage.expected.shape[at] for at in axes]) >= MANY:
-            size = np.sum(stage.expected**2, axis=axes, keepdims=True)
-            by = np.sum(value * stage.expected, axis=axes, keepdims=True) / np.where(size, size, 1)
-            yield Alternative(text=text, value=lambda x=by: x * stage.expected)  # type: ignore[misc]
-
-
-def _constant(stage: Stage, value: np.ndarray) -> Iterator[Alternative]:
-    """The same is added to every token."""
-    if "sequence" not in stage.axes or stage.key in ("context", "heads", "o_proj"):
-        return
-    axes = tuple(at for at, x in enumerate(stage.axes) if x in ("batch", "sequence"))
-    tokens = int(np.prod([stage.expected.shape[at] for at in axes]))
-    if tokens < MANY:
-        return
-    added = np.mean(value - stage.expected, axis=axes, keepdims=True)
-    yield Alternative(
-        text="the same numbers are added to every token, or missing, as by a bias",
-        value=lambda: stage.expected + added,
     )
 
 
