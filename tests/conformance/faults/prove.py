@@ -117,7 +117,7 @@ def main() -> int:
         for fault, lowering in decoders.work()
         if not options.names or decoders.NAME in options.names
     }
-    errors, verdicts = 0, []
+    errors, verdicts = 0, list[Verdict]()
     for function, items in ((decoders.judged, of_decoders), (numbered, of_layers)):
         finished = runner.run(
             function, items, Verdict, jobs=options.jobs, fresh=options.fresh, line=in_one_line
