@@ -125,6 +125,17 @@ FAULTS: dict[str, tuple[Change, int | None, str]] = {
 }
 
 
+FIRST = {
+    "one weight of one layer": ("layers.1.mlp.down_proj", "all of it is in channel 3"),
+    "heads in another order": ("layers.2.self_attn.o_proj", "heads 0 and 1 for each other"),
+    "keys of two heads exchanged": ("layers.1.self_attn.k_proj", "those of 1, 0"),
+    "norm weights": ("layers.1.input_layernorm", "1.0001 times"),
+    "epsilon": ("layers.1.input_layernorm", "another epsilon"),
+    "cache misplaced": ("present.1.key", "layers.1/self_attn.k_rotated"),
+    "no mask": ("layers.0.self_attn.mask", "the mask is ignored"),
+}
+"""The tensor that is wrong first, and what is said of it."""
+
 DEFAULT = {"one weight of one layer", "cache misplaced", "no mask", "epsilon", "head"}
 
 
@@ -142,6 +153,12 @@ def test_a_planted_fault_is_found_and_its_layer_named(llama, tmp_path, name):
     if layer is not None:
         assert told.startswith(f"layers.{layer} is the first")
         assert min(failed_layers(report)) == layer
+        (located,) = report.located
+        tensor, told = FIRST[name]
+        assert located.tensor == tensor
+        assert told in located.diagnosis
+    else:
+        assert not report.located
 
 
 @pytest.mark.usefixtures("briefly")
