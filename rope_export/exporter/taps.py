@@ -73,8 +73,9 @@ def taps_of(model: ir.Model) -> Mapping[str, TapFacts]:
 
 
 def describe_taps(model: ir.Model, taps: Mapping[str, TapFacts]) -> None:
-    """Writes into the model's metadata those taps whose values it still has."""
-    there = {output.name for node in model.graph for output in node.outputs}
+    """Writes into the model's metadata those taps whose values it still has, in a branch or not."""
+    every = ir.traversal.RecursiveGraphIterator(model.graph)
+    there = {output.name for node in every for output in node.outputs}
     kept = {
         tensor: [facts.value, facts.axes] for tensor, facts in taps.items() if facts.value in there
     }

@@ -9,12 +9,13 @@ import onnx
 import torch
 
 from rope_export.attention.layer import RotaryAttention
+from rope_export.decoder.two_forms import GENERAL, PLAIN
 from rope_export.errors import InputError, RopeExportError
 from rope_export.exporter.taps import TapFacts
-from rope_export.interface import Interface, attention_interface
+from rope_export.interface import Interface
 from rope_export.parity.bounds import TIMES
 from rope_export.parity.decoder.blocks import Block, block_of
-from rope_export.parity.decoder.calls import layer_inputs
+from rope_export.parity.decoder.calls import layer_inputs, numbers
 from rope_export.parity.decoder.cut import Cutter
 from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.theirs import Theirs
@@ -25,6 +26,8 @@ from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.layer.trace import Trace
 from rope_export.parity.locate.diagnosis import explanations, plain_explanations, sentence
 from rope_export.parity.locate.eager_layer import eager_taps
+from rope_export.parity.locate.forms import in_form
+from rope_export.parity.locate.inside import attention_inputs, cropped
 from rope_export.parity.locate.stage import Seen, Stage, compared
 from rope_export.parity.locate.stages import ORDER, cache_stage, layer_stages
 from rope_export.parity.locate.suspect import Suspect
@@ -36,6 +39,11 @@ from rope_export.spec import AttentionSpec
 Arrays = Mapping[str, np.ndarray]
 Weights = Callable[[int], Mapping[str, torch.Tensor]]
 """The weights of one layer's attention as they should be deployed, by our names."""
+
+NOTHING = "none"
+"""In the place of a tensor where each of them is right."""
+
+ONLY_PLAIN = "Only the plain form of attention is wrong, which calls without padding take."
 
 ENTERS = "hidden_states"
 """What enters the attention, as `decoder.body` has it."""
@@ -61,6 +69,7 @@ class DecoderLocator:
         self.specs, self.weights, self.dtype = specs, weights, dtype
         self.located: dict[str, tuple[int, Located]] = {}
         self.notes: list[str] = []
+        self._forms: dict[str, Cutter | None] = {}
 
     def look(
         self, runtime: str, passage: Passage, call: int, layer: int, judged: np.ndarray
@@ -71,19 +80,39 @@ class DecoderLocator:
         if known is not None and known[0] <= layer:
             return
         try:
-            found = _Look(self, runtime, passage, call, layer, judged).located()
+            found = self._look(runtime, passage, call, layer, judged)
         except RopeExportError as error:
             self.notes.append(f"{runtime}: the first wrong tensor was not looked for: {error}")
             return
         self.located[runtime] = layer, found
 
+    def _look(
+        self, runtime: str, passage: Passage, call: int, layer: int, judged: np.ndarray
+    ) -> Located:
+        cutter = self.form(GENERAL) or self.cutter
+        found = _Look(self, cutter, runtime, passage, call, layer, judged).located()
+        plain = self.form(PLAIN)
+        if found.tensor != NOTHING or plain is None:
+            return found
+        other = _Look(self, plain, runtime, passage, call, layer, judged).located()
+        return other if other.tensor == NOTHING else replace(
+            other, diagnosis=f"{ONLY_PLAIN} {other.diagnosis}"
+        )  # fmt: skip
+
+    def form(self, form: str) -> Cutter | None:
+        """The model in one form of its attention, if it has two."""
+        if form not in self._forms:
+            self._forms[form] = in_form(self.cutter, form)
+        return self._forms[form]
+
 
 class _Look:
-    """One layer of one call on one runtime."""
+    """One layer of one call on one runtime. cutter: of the model in one form."""
 
     def __init__(
         self,
         locator: DecoderLocator,
+        cutter: Cutter,
         runtime: str,
         passage: Passage,
         call: int,
@@ -91,11 +120,12 @@ class _Look:
         judged: np.ndarray,
     ) -> None:
         self.locator, self.runtime, self.passage = locator, runtime, passage
+        self.cutter = cutter
         self.call, self.layer, self.judged = call, layer, judged
         self.spec = locator.specs.get(layer)
         self.dtype = locator.dtype
         self.prefix = f"layers.{layer}."
-        taps = taps_in(locator.cutter.model)
+        taps = taps_in(cutter.model)
         self.taps = {
             name.removeprefix(self.prefix): facts
             for name, facts in taps.items()
@@ -125,17 +155,20 @@ class _Look:
 
     def _run(self, block: Block) -> tuple[Arrays, Arrays]:
         """The inputs of the cut layer, and its values by the names of taps; none in eager."""
-        cutter, passage = self.locator.cutter, self.passage
+        cutter, passage = self.cutter, self.passage
         more = dict.fromkeys(facts.value for facts in self.taps.values())
         try:
             cut = cutter.cut(self.layer, self.present, more)
         except InputError as error:
             raise RopeExportError(f"layers.{self.layer} cannot be run alone: {error}") from error
-        inputs = layer_inputs(cut, block, passage, self.locator.interface, self.call, self.layer)
+        interface, text = self.locator.interface, passage.text
+        own = layer_inputs(cut, block, passage, interface, self.call, self.layer)
+        # A form of the model may take less than another.
+        inputs = {**numbers(interface, passage, self.call, text.capacity), **own}
         if self.runtime == "eager":
             return inputs, {}
         _, run = opened(self.runtime, onnx.load_from_string(cut.model))
-        outputs = run(inputs)
+        outputs = run(own)
         values = {name: outputs[x.value] for name, x in self.taps.items() if x.value in outputs}
         return inputs, values | {x: outputs[x] for x in cut.outputs}
 
@@ -205,7 +238,8 @@ class _Look:
         spec, path = self.spec, self.attention
         assert spec is not None
         assert path is not None
-        given = self._given(inputs, values[f"{path}.{ENTERS}"])
+        hidden = values[f"{path}.{ENTERS}"]
+        given = attention_inputs(spec, self.locator.interface, self.layer, inputs, hidden)
         tensors = self.locator.weights(self.layer)
         weights = {name: x.double().numpy() for name, x in tensors.items()}
         layer = ReferenceLayer(spec, weights, frequencies(spec))
@@ -221,7 +255,7 @@ class _Look:
             named = replace(
                 stage, name=f"{self.prefix}{path}.{stage.name}", judged=self._real(stage)
             )
-            value = stage.arranged(_cropped(values[name], stage), self.taps[name].axes)
+            value = stage.arranged(cropped(values[name], stage), self.taps[name].axes)
             true = (
                 stage.arranged(*eager_values[stage.key])
                 if stage.key in eager_values
@@ -241,7 +275,7 @@ class _Look:
             inputs=given,
             first=first,
             seen={x.stage.key: x for x in inner},
-            maker=maker_of(self.locator.cutter.model, str(first.source)),
+            maker=maker_of(self.cutter.model, str(first.source)),
         )
         return inner, suspect
 
@@ -267,32 +301,6 @@ class _Look:
         real = self.judged.reshape(shape)
         return real if stage.judged is None else real & stage.judged
 
-    def _given(self, inputs: Arrays, hidden: np.ndarray) -> dict[str, np.ndarray]:
-        """The inputs of the attention as a layer of its own."""
-        spec, interface = self.spec, self.locator.interface
-        assert spec is not None
-        given = {"hidden_states": hidden}
-        positions = inputs.get(str(interface.positions))
-        ours = attention_interface(spec, cache=interface.cache, padding=True)
-        if ours.positions is not None and positions is not None:
-            axes = 1 if spec.rope is None else spec.rope.axes
-            shape = (axes, *positions.shape) if axes > 1 else positions.shape
-            given[ours.positions] = np.ascontiguousarray(np.broadcast_to(positions, shape))
-        theirs = [x.input for x in interface.caches if x.input.split(".")[1] == str(self.layer)]
-        for pair, name in zip(ours.caches, theirs, strict=True):
-            cache = inputs[name]
-            given[pair.input] = cache[:, 0] if spec.latent is not None else cache
-        if ours.lengths is not None:
-            given[ours.lengths] = np.broadcast_to(
-                inputs[str(interface.lengths)], (len(hidden),)
-            ).copy()
-        if ours.mask is not None:
-            mask = inputs[str(interface.mask)]
-            slots = given[ours.caches[0].input].shape[-2]
-            total = slots if ours.lengths is not None else slots + hidden.shape[1]
-            given[ours.mask] = np.pad(mask, ((0, 0), (0, max(total - mask.shape[1], 0))))
-        return given
-
     def _told(self, first: Seen | None, suspect: Suspect | None, every: Sequence[Seen]) -> Located:
         shown = first if first is not None else every[-1]
         if first is None:
@@ -304,7 +312,7 @@ class _Look:
             diagnosis = sentence(first, suspect.maker, list(explanations(suspect)), suspect)
         else:
             maker = None if first.source is None else maker_of(
-                self.locator.cutter.model, first.source
+                self.cutter.model, first.source
             )  # fmt: skip
             found = list(plain_explanations(first, self.dtype))
             diagnosis = sentence(first, maker, found)
@@ -312,7 +320,7 @@ class _Look:
         return Located(
             case=self.passage.case(self.call),
             runtime=self.runtime,
-            tensor="none" if first is None else tap.tensor,
+            tensor=NOTHING if first is None else tap.tensor,
             value=tap.value,
             where=() if first is None else shown.stage.place(
                 shown.value, self.passage.taken(self.passage.positions, self.call)
@@ -323,14 +331,6 @@ class _Look:
             diagnosis=diagnosis,
             taps=tuple(x.tap for x in every),
         )  # fmt: skip
-
-
-def _cropped(value: np.ndarray, stage: Stage) -> np.ndarray:
-    """Scores over no more slots than the mask covers, filled up."""
-    if "slot" not in stage.axes or value.shape[-1] >= stage.expected.shape[-1]:
-        return value
-    missing = stage.expected.shape[-1] - value.shape[-1]
-    return np.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, missing)])
 
 
 def _in_order(around: Sequence[Seen], inner: Sequence[Seen], path: str | None) -> list[Seen]:

@@ -2,6 +2,7 @@
 that the file names."""
 
 import functools
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,15 +17,15 @@ from onnx import helper, numpy_helper
 
 from rope_export import export_decoder, verify
 from rope_export.artifacts.decoder import DecoderArtifact
+from rope_export.exporter.taps import KEY
 from rope_export.parity.decoder import prompts
 from rope_export.parity.decoder.cases import regular_texts
-from rope_export.parity.locate.tapped_model import taps_in
 from rope_export.parity.subjects import decoder as subject
 from tests.conformance.faults.run import Verdict
 from tests.support.planted_decoder import Change, permuted, planted, scaled, through
 
 LAYERS, LAYER = 12, 7
-WAYS = ("portable", "standard", "ort", "tensorrt")
+WAYS = ("ort", "portable", "standard")
 TEXTS = ("short", "decode", "left padding")
 NAME = "layer 7 of a decoder"
 
@@ -45,15 +46,16 @@ def made_of(tensor: str, operator: str, *constants: np.ndarray, **attributes: An
     """The tensor goes through an operator before anything takes it."""
 
     def change(model: onnx.ModelProto) -> Change:
-        value = taps_in(model)[at(tensor)].value
+        value = names_in(model)[at(tensor)]
 
-        def to(graph: onnx.GraphProto) -> None:
+        def to(whole: onnx.GraphProto) -> None:
+            graph = holding(whole, value)
             for node in graph.node:
                 node.output[:] = ["sound" if x == value else x for x in node.output]
             names = []
             for index, constant in enumerate(constants):
                 names.append(f"planted_{index}")
-                graph.initializer.append(numpy_helper.from_array(constant, names[-1]))
+                whole.initializer.append(numpy_helper.from_array(constant, names[-1]))
             place = next(i + 1 for i, x in enumerate(graph.node) if "sound" in x.output)
             graph.node.insert(
                 place, helper.make_node(operator, ["sound", *names], [value], **attributes)
@@ -64,12 +66,43 @@ def made_of(tensor: str, operator: str, *constants: np.ndarray, **attributes: An
     return f"{tensor} through {operator}", (tensor,), change
 
 
+def names_in(model: onnx.ModelProto) -> dict[str, str]:
+    """The ONNX values of the tensors that a file names, in branches or not."""
+    entry = next(x.value for x in model.metadata_props if x.key == KEY)
+    return {tensor: value for tensor, (value, _) in json.loads(entry).items()}
+
+
+def holding(graph: onnx.GraphProto, value: str) -> onnx.GraphProto:
+    """The graph, or that of a branch, in which a value is computed."""
+    if any(value in node.output for node in graph.node):
+        return graph
+    branches = (x.g for node in graph.node for x in node.attribute if x.HasField("g"))
+    return next(x for x in branches if any(value in node.output for node in x.node))
+
+
+def in_one_form(form: str, branch: str) -> Fault:
+    """Another scale in one of the two forms of an attention."""
+
+    def change(model: onnx.ModelProto) -> Change:
+        def to(graph: onnx.GraphProto) -> None:
+            context = names_in(model)[at("self_attn.context")]
+            chosen = next(x for x in graph.node if context in x.output and x.op_type == "If")
+            for node in next(x.g for x in chosen.attribute if x.name == branch).node:
+                for attribute in node.attribute:
+                    if (node.op_type, attribute.name) == ("GroupQueryAttention", "scale"):
+                        attribute.f *= 2
+
+        return to
+
+    return f"scale doubled in the {form} form", ("self_attn.context",), change
+
+
 def instead(name: str, tensor: str, other: str, *first: str) -> Fault:
     """Who takes one tensor takes another one in its place."""
 
     def change(model: onnx.ModelProto) -> Change:
-        taps = taps_in(model)
-        value, taken = taps[at(tensor)].value, taps[at(other)].value
+        names = names_in(model)
+        value, taken = names[at(tensor)], names[at(other)]
         return through(value, helper.make_node("Identity", [taken], ["planted"]))
 
     return name, first, change
@@ -131,6 +164,12 @@ FAULTS: list[Fault] = [
         f"present.{LAYER}.key",
     ),
 ]
+FORMS = [in_one_form("plain", "then_branch"), in_one_form("general", "else_branch")]
+"""Faults of a lowering whose attention has two forms."""
+
+
+def every(lowering: str) -> list[Fault]:
+    return [*FAULTS, *(FORMS if lowering == "ort" else [])]
 
 
 @functools.cache
@@ -174,7 +213,7 @@ def _save(source: Path) -> None:
 def judged(fault: int | None, lowering: str) -> Verdict:
     """The verdict on the decoder with one of the faults, or without."""
     artifact = sound(lowering)
-    name, first, change = ("", (), None) if fault is None else FAULTS[fault]
+    name, first, change = ("", (), None) if fault is None else every(lowering)[fault]
     with tempfile.TemporaryDirectory() as folder:
         if change is not None:
             model = onnx.load(artifact.path / "model.onnx")
@@ -213,9 +252,9 @@ def _few(*facts: object) -> list[object]:
 def work() -> Iterator[tuple[int | None, str]]:
     """What `judged` takes, one lowering after the other."""
     for lowering in WAYS:
-        yield from ((fault, lowering) for fault in (None, *range(len(FAULTS))))
+        yield from ((fault, lowering) for fault in (None, *range(len(every(lowering)))))
 
 
 def title(fault: int | None, lowering: str) -> str:
-    name = "sound" if fault is None else FAULTS[fault][0]
+    name = "sound" if fault is None else every(lowering)[fault][0]
     return f"{NAME}, {name}, {lowering}"

@@ -27,7 +27,7 @@ Weights = dict[str, Tensor]
 Edit = Callable[[ir.Model], None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Fault:
     """One fault. spec: facts of the layer that the file computes instead, as the sound spec's.
     weights: what it computes with. patches: what is replaced while the file is made: an object,
