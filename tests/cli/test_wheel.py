@@ -10,16 +10,18 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Iterable
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.conftest import TINY
 from tests.support.decoder_folder import decoder_folder
 from tests.support.tokenizer_files import CHAT, word_tokenizer
 
 ROOT = Path(__file__).parents[2]
-CONSTRAINTS = ROOT / "constraints.txt"
 
 
 def tracked(below: str = "") -> list[str]:
@@ -43,26 +45,44 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
+def needed(requirements: Iterable[str], *extras: str) -> dict[str, importlib.metadata.Distribution]:
+    """What has to be installed for these requirements and extras, by name: as it is in the
+    environment of the tests, in versions that each of them allows."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    open_ends = [(Requirement(line), extras) for line in requirements]
+    seen = set()
+    while open_ends:
+        wanted, asked = open_ends.pop()
+        applies = wanted.marker is None or any(
+            wanted.marker.evaluate({"extra": extra}) for extra in ("", *asked)
+        )
+        if not applies or (str(wanted), asked) in seen:
+            continue
+        seen.add((str(wanted), asked))
+        here = found[wanted.name] = importlib.metadata.distribution(wanted.name)
+        assert wanted.specifier.contains(here.version, prereleases=True), wanted
+        further = tuple(sorted(wanted.extras))
+        open_ends += [(Requirement(line), further) for line in here.requires or ()]
+    return found
+
+
 def linked(wheel: Path, extras: str, folder: Path) -> Path:
     """The folder of programs of a fresh environment with the wheel and its extras.
 
     What pip would install beside the wheel is linked to where it lies in the environment of the
-    tests, in the same version: unpacking torch takes longer than all else.
+    tests: to ask an index for all of it, and to unpack torch, takes longer than all else.
     """
     venv.create(folder)  # without a pip of its own, which takes as long to unpack as the rest
     programs = folder / "bin"
-    pip = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "install", "--quiet"]
-    plan = ["--dry-run", "--report", "-", "--constraint", str(CONSTRAINTS), f"{wheel}[{extras}]"]
-    done = subprocess.run([*pip, *plan], check=True, cwd=folder, capture_output=True, text=True)
-    wanted = {one["metadata"]["name"]: one for one in json.loads(done.stdout)["install"]}
-    del wanted["rope_export"]
     (packages,) = (folder / "lib").glob("python*/site-packages")
-    for name, one in wanted.items():
-        here = importlib.metadata.distribution(name)
-        assert here.version.partition("+")[0] == one["metadata"]["version"].partition("+")[0], name
+    with zipfile.ZipFile(wheel) as archive:
+        (facts,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        headers = message_from_bytes(archive.read(facts))
+    for here in needed(headers.get_all("Requires-Dist") or (), *extras.split(",")).values():
         for top in {file.parts[0] for file in here.files or () if file.parts[0] != ".."}:
             if not (packages / top).exists():
                 (packages / top).symlink_to(Path(str(here.locate_file(top))))
+    pip = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "install", "--quiet"]
     subprocess.run([*pip, "--no-deps", "--no-compile", str(wheel)], check=True, cwd=folder)
     return programs
 

@@ -1,6 +1,7 @@
 """inv_freq as the reference takes it: the variant's own, in float32."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -13,9 +14,9 @@ def frequencies(spec: AttentionSpec) -> Callable[[int], np.ndarray]:
     """inv_freq of a call by its length; the tests prove the variants against transformers."""
     rope = spec.rope
 
-    def at(length: int) -> np.ndarray:
+    @cache
+    def at(length: int | None) -> np.ndarray:
         assert rope is not None
-        positions = torch.tensor(length) if rope.depends_on_length else None
-        return to_numpy(rope.inv_freq(positions))
+        return to_numpy(rope.inv_freq(None if length is None else torch.tensor(length)))
 
-    return at
+    return lambda length: at(length if rope is not None and rope.depends_on_length else None)
