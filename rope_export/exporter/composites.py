@@ -60,7 +60,7 @@ def decompose(program: ExportedProgram, table: Container[Any]) -> bool:
     graph.eliminate_dead_code()
     sizes = _Sizes(graph)
     composites = [node for node in graph.nodes if _is_composite(node, table)]
-    if not all(_is_replaced(node, sizes) for node in composites):
+    if not all(_is_replaced(node, sizes, table) for node in composites):
         return False
     sizes.read_once()
     for node in composites:
@@ -169,9 +169,13 @@ class _Sizes:
         return product
 
 
-def _is_replaced(node: Node, sizes: _Sizes) -> bool:
+def _is_replaced(node: Node, sizes: _Sizes, table: Container[Any]) -> bool:
     if node.target not in REPLACEMENTS or node.kwargs:
         return False
+    if REPLACEMENTS[node.target] is _out_of_place:
+        return _function_of(node.target) not in table and _writes_to_its_own(node)
+    if node.target is aten.to.device:
+        return _keeps(node)
     if node.target is aten.to.dtype:
         return len(node.args) == 2
     if node.target is aten.chunk.default:
@@ -180,6 +184,52 @@ def _is_replaced(node: Node, sizes: _Sizes) -> bool:
     if REPLACEMENTS[node.target] is not _view:
         return isinstance(value, Tensor)
     return isinstance(value, Tensor) and all(sizes.has(x, node) for x in value.shape)
+
+
+def _function_of(target: Any) -> Any:
+    """The operator that returns what this one writes to its first input."""
+    packet, _, overload = str(target).removeprefix("aten.").partition(".")
+    return getattr(getattr(aten, packet.removesuffix("_")), overload)
+
+
+def _writes_to_its_own(node: Node) -> bool:
+    """Whether nothing but the node sees what it writes to: a new tensor of the operands' dtype, of
+    which there is no view, and which is not looked at afterwards but as the node's result."""
+    x: Any = node.args[0]
+    others = [user for user in x.users if user is not node]
+    operands = [a.meta["val"] for a in node.args if isinstance(a, Node)]
+    dtypes = {value.dtype for value in operands if value.is_floating_point()}
+    return (
+        _is_new(x)
+        and dtypes <= {x.meta["val"].dtype}
+        and all(user < node and user.op == "call_function" and _is_new(user) for user in others)
+    )
+
+
+def _is_new(node: Node) -> bool:
+    """Whether the node's value shares its memory with no other's."""
+    if node.target is operator.getitem:
+        source: Any = node.args[0]
+        return _is_new(source)
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if REPLACEMENTS.get(node.target) is _out_of_place:
+        return True  # which is seen to by itself
+    return all(result.alias_info is None for result in node.target._schema.returns)
+
+
+def _out_of_place(node: Node, sizes: _Sizes) -> None:
+    made = node.graph.call_function(_function_of(node.target), node.args)
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made)
+    node.graph.erase_node(node)
+
+
+def _keeps(node: Node) -> bool:
+    """Whether a node that asks for a device and a dtype leaves its input as it is."""
+    x, device, dtype, *copies = node.args
+    value = x.meta["val"]  # type: ignore[union-attr]
+    return value.device == torch.device(device) and value.dtype == dtype and not any(copies)
 
 
 def _drop(node: Node, sizes: _Sizes) -> None:
@@ -243,6 +293,11 @@ def _renamed(target: Any) -> Callable[[Node, _Sizes], None]:
 REPLACEMENTS: dict[Any, Callable[[Node, _Sizes], None]] = {
     aten.lift_fresh_copy.default: _clone,
     aten.detach_.default: _drop,
+    aten.to.device: _drop,
+    aten.add_.Tensor: _out_of_place,
+    aten.mul_.Tensor: _out_of_place,
+    aten.div_.Tensor: _out_of_place,
+    aten.scatter_.value: _out_of_place,
     aten.to.dtype: _cast,
     aten.reshape.default: _view,
     aten.flatten.using_ints: _view,

@@ -89,6 +89,42 @@ def test_the_graph_is_the_one_that_torch_makes(
     assert graph() == ours
 
 
+class Routed(nn.Module):
+    """Writes to tensors of its own, as routers of experts do."""
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        (x,) = tensors
+        weights, chosen = torch.topk(x.softmax(-1), 2, dim=-1)
+        weights /= weights.sum(-1, keepdim=True)
+        mask = torch.zeros_like(x).scatter_(1, chosen, 1)
+        total = x * mask
+        total += weights.sum(-1, keepdim=True).to(x.device, x.dtype)
+        return total.mul_(x)
+
+
+class Viewed(nn.Module):
+    """Writes to what is looked at in another way afterwards."""
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        (x,) = tensors
+        y = x * 2
+        first = y[:, :4]
+        y += x
+        return first
+
+
+@pytest.mark.parametrize(("module", "replaced"), [(Routed, True), (Viewed, False)])
+def test_what_is_written_in_place_is_what_torch_makes_of_it(module, replaced, monkeypatch) -> None:
+    inputs = [TensorType(name="x", dtype="float32", shape=("batch", 8))]
+    outline, done = Outline(), []
+    decompose = composites.decompose
+    monkeypatch.setattr(composites, "decompose", lambda *a: done.append(decompose(*a)) or done[-1])
+    ours = outline(traced(module(), inputs, ["y"], 18).graph)
+    assert done == [replaced]
+    monkeypatch.setattr(composites, "decompose", lambda *_: False)
+    assert outline(traced(module(), inputs, ["y"], 18).graph) == ours
+
+
 class Narrow(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor:
         return tensors[0].narrow(1, 0, 2).T.contiguous()
