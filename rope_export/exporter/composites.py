@@ -297,6 +297,7 @@ REPLACEMENTS: dict[Any, Callable[[Node, _Sizes], None]] = {
     aten.add_.Tensor: _out_of_place,
     aten.mul_.Tensor: _out_of_place,
     aten.div_.Tensor: _out_of_place,
+    aten.scatter_.src: _out_of_place,
     aten.scatter_.value: _out_of_place,
     aten.to.dtype: _cast,
     aten.reshape.default: _view,

@@ -99,6 +99,7 @@ class Routed(nn.Module):
         mask = torch.zeros_like(x).scatter_(1, chosen, 1)
         total = x * mask
         total += weights.sum(-1, keepdim=True).to(x.device, x.dtype)
+        total.scatter_(1, chosen, weights)
         return total.mul_(x)
 
 
