@@ -227,8 +227,10 @@ def _out_of_place(node: Node, sizes: _Sizes) -> None:
 
 def _keeps(node: Node) -> bool:
     """Whether a node that asks for a device and a dtype leaves its input as it is."""
+    x: Any
+    device: Any
     x, device, dtype, *copies = node.args
-    value = x.meta["val"]  # type: ignore[union-attr]
+    value = x.meta["val"]
     return value.device == torch.device(device) and value.dtype == dtype and not any(copies)
 
 
