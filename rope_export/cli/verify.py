@@ -14,7 +14,9 @@ def verify_artifact(
     context: typer.Context,
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="An artifact's folder, an engine's, or an .onnx file."),
+        typer.Argument(
+            metavar="PATH", help="An artifact's folder, an engine's, an .onnx file, or a recording."
+        ),
     ],
     runtime: Annotated[
         list[str] | None,

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -96,10 +97,11 @@ def test_its_report_is_printed_with_its_names() -> None:
     console.print(summary(report, "toy"))
     printed = console.file.getvalue()
     assert printed.startswith("passed: ")
-    assert "present.1.value" in printed
+    assert re.search(r"^toy +present\.\d\.(key|value) ", printed, re.M)
     wide = Console(file=io.StringIO(), width=150)
     wide.print(table(report, "toy"))
-    assert wide.file.getvalue().count("a row alone") == 2
+    rows = [one for one in report.rows if one.case == "a row alone"]
+    assert wide.file.getvalue().count("a row alone") == len(rows) > 0
 
 
 CORE = [

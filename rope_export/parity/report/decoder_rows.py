@@ -34,7 +34,7 @@ def order_of(row: Row) -> int:
 
 
 def layer_of(row: Row) -> int | None:
-    """The layer that an output is of, if it is of one; layers.1/hidden_states leaves layer 0."""
+    """The layer that an output is of, if it is of one; what leaves layer 0 is called layers.1."""
     found = LAYER.match(row.output)
     if found is None:
         return None
