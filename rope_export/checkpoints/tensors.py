@@ -146,13 +146,14 @@ def deployed(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: str) -> T
             f"tensor {name!r} has dtype {tensor.dtype}; supported: float64, float32, float16, "
             f"bfloat16. Dequantize the checkpoint first."
         )
-    not_finite = int((~torch.isfinite(tensor)).sum())
-    if not_finite:
+    target: torch.dtype = getattr(torch, dtype)
+    ends = torch.stack(torch.aminmax(tensor)) if tensor.numel() else tensor  # NaN is at both
+    if not torch.isfinite(ends).all():
+        not_finite = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(f"tensor {name!r} has {not_finite} values that are NaN or infinite.")
-    rounded = tensor.to(getattr(torch, dtype))
-    if not torch.isfinite(rounded).all():
+    if not torch.isfinite(ends.to(target)).all():
         raise CheckpointError(
-            f"tensor {name!r} has values up to {float(tensor.abs().max()):.3g}, beyond {dtype}. "
+            f"tensor {name!r} has values up to {float(ends.abs().max()):.3g}, beyond {dtype}. "
             f"Use bfloat16 or float32."
         )
-    return rounded.contiguous()
+    return tensor.to(target).contiguous()
