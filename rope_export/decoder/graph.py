@@ -1,7 +1,7 @@
 """From transformers' causal LM to a decoder's ONNX model without contents of weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from torch import nn
 from rope_export.attention.layer import RotaryAttention
 from rope_export.decoder.assembly import assembled
 from rope_export.decoder.body import Body
+from rope_export.decoder.experts import Experts, LoopExpertsPass
 from rope_export.decoder.model import CausalLM
 from rope_export.decoder.modules import Form, Projection, lower_modules
 from rope_export.decoder.passes import PackProjectionsPass, SkipNormPass
@@ -79,7 +80,10 @@ def decoder_graph(
     """
     tracing = _Tracing(lm, specs, form, interface, opset, last)
     outer, origins = tracing.outer()
-    bodies = {first: tracing.body(first) for first in sorted(set(tracing.kinds))}
+    experts = Experts(tracing.skeleton.layers)
+    # An engine's parser takes no loop over experts.
+    with nullcontext() if form.lowering.engine else experts.registered(lm.model):
+        bodies = {first: tracing.body(first) for first in sorted(set(tracing.kinds))}
     stamps = []
     for at, first in enumerate(tracing.kinds):
         function, body_origins = bodies[first]
@@ -89,6 +93,7 @@ def decoder_graph(
             origins[names[weight]] = placed
         stamps.append(tracing.stamp(at, function, names))
     model = assembled(outer, tracing.front(), stamps, interface)
+    LoopExpertsPass(experts, opset)(model)
     pack = PackProjectionsPass()
     if form.lowering.packs:
         SkipNormPass()(model)

@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from rope_export.decoder.branches import branch, only_for
+
 BIAS = 10
 """The input of GroupQueryAttention that is added to its scores."""
 
@@ -144,7 +146,8 @@ def _attend_in_branches(
         name=f"{node.name}/{PLAIN}",
     )
     before = [] if rotated is None else rotated.nodes
-    _branch(graph, condition, [plain], [*before, node], list(node.outputs), str(node.name))
+    moved = [*before, node]
+    branch(graph, condition, [plain], moved, node.outputs, (PLAIN, GENERAL), str(node.name))
 
 
 def _only_in_general(
@@ -152,48 +155,8 @@ def _only_in_general(
 ) -> None:
     """Moves what computes values, and nothing else, into the general branch of an If. plain: the
     nodes of the other, whose last ones give as many values."""
-    own = {producer for producer in (value.producer() for value in values) if producer}
-    for node in reversed(graph):
-        users = [user for output in node.outputs for user, _ in output.uses()]
-        goes_out = any(output.is_graph_output() for output in node.outputs)
-        if users and not goes_out and all(user in own for user in users):
-            own.add(node)
-    nodes = [node for node in graph if node in own]
-    _branch(graph, condition, plain, nodes, values, "/".join(str(x.name) for x in values))
-
-
-def _branch(
-    graph: ir.Graph,
-    condition: ir.Value,
-    plain: Sequence[ir.Node],
-    general: Sequence[ir.Node],
-    values: list[ir.Value],
-    name: str,
-) -> None:
-    """Moves nodes of a graph into the general branch of an If, at the place of the last one.
-
-    plain: the nodes of the other branch. values: what the moved nodes give to others, as the last
-    values of the plain ones do.
-    """
-    place = general[-1]
-    outputs = [output for node in plain for output in node.outputs][-len(values) :]
-    for at, output in enumerate(output for node in plain for output in node.outputs):
-        output.name = f"{name}/{PLAIN}/{at}"  # what a graph gives is its own alone
-    names = [str(value.name) for value in values]
-    chosen = ir.Node("", "If", [condition], num_outputs=len(values), name=name)
-    graph.insert_before(place, chosen)
-    for value, other, new, own in zip(values, outputs, chosen.outputs, names, strict=True):
-        new.type, new.shape = value.type, value.shape
-        other.type, other.shape = value.type, value.shape
-        ir.convenience.replace_all_uses_with(value, new, replace_graph_outputs=True)
-        new.name, value.name, other.name = own, f"{own}/{GENERAL}", f"{own}/{PLAIN}"
-    graph.remove(general)
-    for branch, nodes, gives, form in (
-        ("then_branch", plain, outputs, PLAIN),
-        ("else_branch", general, values, GENERAL),
-    ):
-        inner = ir.Graph([], gives, nodes=nodes, name=f"{name}/{form}")
-        chosen.attributes.add(ir.AttrGraph(branch, inner))
+    name = "/".join(str(value.name) for value in values)
+    branch(graph, condition, plain, only_for(graph, values), values, (PLAIN, GENERAL), name)
 
 
 def _unused(value: ir.Value) -> ir.Node:
