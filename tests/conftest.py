@@ -98,11 +98,12 @@ def short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def known_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """`bench` and `tune` without measuring the machine, which takes seconds, and has a test of its
-    own."""
+    own; on one thread, as threads that wait for one another take longest."""
     from rope_export.bench.roofline import Limits
 
     limits = Limits(threads=1, bandwidth=48e9, rate=119e9, cache_bytes=0)
     monkeypatch.setattr("rope_export.bench.harness.measured_limits", lambda threads: limits)
+    monkeypatch.setattr("rope_export.bench.harness.cores", lambda: 1)
 
 
 @pytest.fixture(scope="session")

@@ -84,6 +84,7 @@ def test_json_has_the_agreed_keys(tiny) -> None:
         "located",
         "quantization_error",
         "numbers",
+        "baseline",
         "left_out",
         "not_visible",
         "notes",
