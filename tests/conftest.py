@@ -15,6 +15,7 @@ from rope_export import Artifact, export, open_session
 from rope_export.errors import UnavailableError
 from rope_export.parity.cases import Case, regular_cases
 from rope_export.runtimes import all_runtimes
+from rope_export.runtimes.onnxruntime import OnnxRuntime
 from rope_export.sessions import Session
 
 pytest.register_assert_rewrite("tests.support")
@@ -81,6 +82,23 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_of_onnxruntime() -> Iterator[None]:
+    """Sessions of onnxruntime compute on one thread unless a test asks for more: a second one that
+    waits for work takes a third of the time of a verdict on a tiny layer, and more beside the other
+    processes. PyTorch has the same from `OMP_NUM_THREADS` in scripts/test."""
+    options = OnnxRuntime.options
+
+    def with_one(runtime: OnnxRuntime) -> Any:
+        made = options(runtime)
+        made.intra_op_num_threads = 1
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnnxRuntime, "options", with_one)
+        yield
 
 
 @pytest.fixture
