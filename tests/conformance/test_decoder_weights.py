@@ -146,8 +146,8 @@ NORMS = {"attn_norm": (256,), "ffn_norm": (256,)}
 GEMMA = {"post_attention_norm": (256,), "post_ffw_norm": (256,)}
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen3", "phi3", "gemma2", "gemma3"])
-def test_a_gguf_file_is_what_transformers_own_loader_makes_of_it(arch, tmp_path) -> None:
+def gguf_file(path: Path, arch: str) -> Path:
+    """A small model of that architecture, whole."""
     shapes = {**LAYER, **NORMS, **(GEMMA if arch.startswith("gemma") else {})}
     if arch == "phi3":
         shapes = {**shapes, "ffn_up": (1024, 256)}
@@ -159,7 +159,13 @@ def test_a_gguf_file_is_what_transformers_own_loader_makes_of_it(arch, tmp_path)
         for name, shape in shapes.items()
     }
     extra["output_norm.weight"] = stream.standard_normal(256, np.float32)
-    written(tmp_path / "tiny.gguf", arch, "Q8_0", extra=extra, **ARCHITECTURES[arch])
+    written(path, arch, "Q8_0", extra=extra, **ARCHITECTURES[arch])
+    return path
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "phi3", "gemma2", "gemma3"])
+def test_a_gguf_file_is_what_transformers_own_loader_makes_of_it(arch, tmp_path) -> None:
+    gguf_file(tmp_path / "tiny.gguf", arch)
     theirs = AutoModelForCausalLM.from_pretrained(
         tmp_path,
         gguf_file="tiny.gguf",

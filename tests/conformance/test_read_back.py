@@ -5,16 +5,20 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from rope_export import export_decoder
 from rope_export.artifacts.decoder import DecoderArtifact
-from rope_export.parity.decoder.read_back import model_of_file
+from rope_export.parity.decoder.read_back import model_of_file, weight_rows
+from rope_export.parity.decoder.theirs import their_model
 from rope_export.quantization import Quantization, pack, unpack
 from rope_export.reading.models import quiet
 from tests.conformance.decoders.models import TEXT, decoders, tiny_decoder
 from tests.conformance.decoders.report import SAMPLE
 from tests.conformance.decoders.run import model_class
 from tests.conformance.families import saved
+from tests.conformance.test_decoder_weights import gguf_file, tiny_folder
+from tests.support.peft_adapters import adapted, model_in
 
 FUSED = ("Phi3ForCausalLM",)
 """Decoders whose queries, keys and values are one tensor; read back by default."""
@@ -57,3 +61,39 @@ def test_quantized_weights_are_read_back_dequantized(bits: Any, tmp_path: Path) 
         weight = theirs.get_parameter(name).detach()
         rows = unpack(pack(weight, quantization), quantization, weight.shape[1])
         assert torch.equal(read_back.read(name), torch.from_numpy(rows))
+
+
+def sources(kind: str, folder: Path) -> tuple[Path, Path | None]:
+    """A source of that kind, and the adapter that belongs to it."""
+    if kind == "adapter":
+        base = model_in(folder / "base")
+        modules = ["q_proj", "o_proj", "up_proj"]
+        return base, adapted(base, folder / "adapter", target_modules=modules)
+    if kind == "drawn":
+        config = transformers.Phi3Config(**SMALL, pad_token_id=0, num_key_value_heads=2)
+        config.architectures = ["Phi3ForCausalLM"]
+        config.save_pretrained(folder)
+        return folder / "config.json", None
+    if kind.startswith("gguf"):
+        return gguf_file(folder / "tiny.gguf", kind.partition(" ")[2]), None
+    return tiny_folder("gemma3", transformers.Gemma3ForConditionalGeneration, folder), None
+
+
+SMALL = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 64}
+SMALL |= {"num_hidden_layers": 2}
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "kind", ["adapter", "drawn", "gguf llama", "gguf phi3", "gguf gemma3", "multimodal"]
+)
+def test_files_of_every_kind_of_source_have_its_weights(kind: str, tmp_path: Path) -> None:
+    source, adapter = sources(kind, tmp_path)
+    artifact = export_decoder(source, adapter=adapter, out=tmp_path / "out")
+    theirs = their_model(artifact.facts, str(source), None if adapter is None else str(adapter))
+    assert theirs.source is not None
+    with quiet():
+        rows = weight_rows(artifact, theirs.source, theirs.model, 0)
+    assert [row.output for row in rows if row.status == "failed"] == []
+    assert len(rows) >= len(theirs.layers) * 6 + 2

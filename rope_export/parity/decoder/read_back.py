@@ -1,6 +1,7 @@
 """Parameters of transformers' model as an artifact's own file has them: to be compared with the
 source's, or to be believed where that is gone."""
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -43,11 +44,13 @@ def model_of_file(artifact: DecoderArtifact) -> tuple[Any, "ReadBack"]:
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, facts.dtype))
     model.tie_weights()
-    read_back = ReadBack(artifact, source, model)
+    read_back = ReadBack(artifact, source)
+    saved = model.state_dict()
     for name, parameter in model.named_parameters():
         parameter.data = read_back.read(name).to(parameter.dtype)
-    for name, buffer in _deployed_buffers(artifact, model):
-        buffer.data = read_back.read(name)
+    for name, buffer in model.named_buffers():
+        if name in saved and name in facts.weights:
+            buffer.data = read_back.read(name)
     return model, read_back
 
 
@@ -57,7 +60,7 @@ def weight_rows(artifact: DecoderArtifact, source: Model, model: Any, seed: int)
     model: with weights as they are deployed.
     Raises: InputError if the file does not hold a parameter as the model has it.
     """
-    read = ReadBack(artifact, source, model).read
+    read_back = ReadBack(artifact, source)
     return [
         counted(
             case="weights in the file",
@@ -65,20 +68,43 @@ def weight_rows(artifact: DecoderArtifact, source: Model, model: Any, seed: int)
             runtime="file",
             output=name,
             metric="differing values",
-            error=float((read(name) != value).sum()),
+            error=float((read_back.read(name) != value).sum()),
         )
-        for name, value in (*model.named_parameters(), *_deployed_buffers(artifact, model))
+        for name, value in _deployed(artifact, read_back.lm.model, model)
     ]
 
 
-def _deployed_buffers(artifact: DecoderArtifact, model: Any) -> list[tuple[str, Tensor]]:
-    """Buffers that the file has, which the model loads and does not compute."""
+def _deployed(artifact: DecoderArtifact, lm: Any, model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of a model's text decoder and head by their names in the causal LM `lm`, and
+    those of its buffers that the file has.
+
+    Raises: ArtifactError for one that the model does not have.
+    """
     saved = model.state_dict()
-    return [
-        (name, x)
-        for name, x in model.named_buffers()
-        if name in saved and name in artifact.facts.weights
+    theirs = dict(model.named_parameters(remove_duplicate=False))
+    theirs |= {name: x for name, x in model.named_buffers() if name in saved}
+    names = dict(lm.named_parameters(remove_duplicate=False))
+    names |= {name: x for name, x in lm.named_buffers() if name in artifact.facts.weights}
+    places = [
+        (_path(lm, of_lm), _path(model, of_model))
+        for of_lm, of_model in (
+            (lm.get_decoder(), model.get_decoder()),
+            (lm.get_output_embeddings(), model.get_output_embeddings()),
+        )
     ]
+    for name in names:
+        for ours, path in places:
+            if name.startswith(ours):
+                other = path + name[len(ours) :]
+                if other not in theirs:
+                    raise ArtifactError(f"transformers' model has no weight {other!r}.")
+                yield name, theirs[other]
+                break
+
+
+def _path(model: Any, module: Any) -> str:
+    """How the names begin of what a module of the model holds."""
+    return next((f"{name}." for name, x in model.named_modules() if x is module and name), "")
 
 
 class ReadBack:
@@ -89,19 +115,21 @@ class ReadBack:
     given numbers that count the places of a tensor, it tells which it takes for what.
     """
 
-    def __init__(self, artifact: DecoderArtifact, source: Model, model: Any) -> None:
-        """source: whose layers tell our reading of the config. model: transformers' of it.
+    def __init__(self, artifact: DecoderArtifact, source: Model) -> None:
+        """source: whose layers tell our reading of the config.
 
         Raises: ArtifactError if the source describes other layers than the artifact has.
         """
         self.file, self.path = FileWeights(artifact), artifact.model
+        self.lm = causal_lm(config_of(source), getattr(torch, artifact.facts.dtype))
+        model = self.lm.model
         self.state, self.ties = state_of(model), ties(model)
         self.saved = Drawn(model, self.state, self.ties, 0)
         self.recipes = recipes(self.saved.names, model, self.state)
         self.stand = Stand(model.config, self.state)
         self.attentions: dict[int, tuple[str, tuple[str, ...]]] = {}
         self.parts: dict[str, list[tuple[str, Piece, AttentionSpec]]] = {}
-        lm = causal_lm(config_of(source), getattr(torch, artifact.facts.dtype))
+        lm = self.lm
         specs = [AttentionSpec.from_json(spec) for spec in artifact.facts.specs]
         for at, spec in enumerate(artifact.facts.layers):
             if spec is None:
@@ -124,7 +152,7 @@ class ReadBack:
         Raises: ArtifactError if the file does not hold it whole.
         """
         value = self._read(name)
-        if value is None:
+        if value is None or name not in self.state:
             raise ArtifactError(f"{self.path} has no weight {name!r}, which the model has.")
         if value.shape != self.state[name].shape:
             raise ArtifactError(
