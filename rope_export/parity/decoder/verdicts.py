@@ -61,7 +61,7 @@ class Verdicts:
         squares, rough = (
             None if x is None else x[judged_tokens] for x in (part.squares, part.rough)
         )
-        unit = units(exact, rough)
+        unit = _units(exact, rough)
         ceilings = UNBOUNDED
         floor = floors(self.dtype, exact.shape[-1], dict.fromkeys(METRICS, 0.0), exact.size)
         if squares is not None and rough is not None:
@@ -160,7 +160,7 @@ class Verdicts:
             )
 
 
-def units(exact: np.ndarray, squares: np.ndarray | None) -> np.ndarray:
+def _units(exact: np.ndarray, squares: np.ndarray | None) -> np.ndarray:
     """What the errors of each element are measured in: what rounding may do to it, so that a few
     massive elements do not hide what is wrong with the others; the size of its token where that is
     not known."""

@@ -19,7 +19,6 @@ from rope_export.parity.decoder.calls import layer_inputs, numbers
 from rope_export.parity.decoder.cut import Cutter
 from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.theirs import Theirs
-from rope_export.parity.decoder.verdicts import units
 from rope_export.parity.layer.deviations import ceiling
 from rope_export.parity.layer.inv_freq import frequencies
 from rope_export.parity.layer.reference import ReferenceLayer
@@ -32,7 +31,7 @@ from rope_export.parity.locate.stage import Seen, Stage, compared
 from rope_export.parity.locate.stages import ORDER, cache_stage, layer_stages
 from rope_export.parity.locate.suspect import Suspect
 from rope_export.parity.locate.tapped_model import maker_of, opened, taps_in
-from rope_export.parity.locate.watch import Watched, watched
+from rope_export.parity.locate.watch import Watched, units, watched
 from rope_export.parity.report.located import Located
 from rope_export.spec import AttentionSpec
 
@@ -81,8 +80,11 @@ class DecoderLocator:
             return
         try:
             found = self._look(runtime, passage, call, layer, judged)
-        except RopeExportError as error:
-            self.notes.append(f"{runtime}: the first wrong tensor was not looked for: {error}")
+        except Exception as error:  # of anybody's module, which must not hide the verdict
+            what = (
+                error if isinstance(error, RopeExportError) else f"{type(error).__name__}: {error}"
+            )
+            self.notes.append(f"{runtime}: the first wrong tensor was not looked for: {what}")
             return
         self.located[runtime] = layer, found
 
@@ -215,7 +217,7 @@ class _Look:
             rough=rough,
             judged=judged,
             roundings=exact.shape[-1] if unknown else 1,
-            units=np.broadcast_to(units(exact, rough), exact.shape),
+            units=None if rough is None else units(rough),
         )
         named = None if source is None or self.runtime == "eager" else source.value
         value = value.reshape(exact.shape).astype(np.float64)

@@ -70,8 +70,10 @@ class LayerLocator:
         for runtime, cases in failures.items():
             try:
                 located += self._on(runtime, _chosen(cases))
-            except RopeExportError as error:
-                notes.append(f"{runtime}: the first wrong tensor was not looked for: {error}")
+            except Exception as error:  # of any operator or spec, which must not hide the verdict
+                known = isinstance(error, RopeExportError)
+                what = error if known else f"{type(error).__name__}: {error}"
+                notes.append(f"{runtime}: the first wrong tensor was not looked for: {what}")
         return Whereabouts(located=tuple(located), notes=tuple(notes))
 
     def _on(self, runtime: str, cases: Sequence[Case]) -> Iterator[Located]:

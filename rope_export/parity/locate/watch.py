@@ -44,7 +44,7 @@ class Watched:
         arranged = []
         for group, value in zip(passage.groups, values, strict=True):
             rows = len(group.rows)
-            if value.ndim < 2 or value.shape[0] % rows:
+            if value.ndim < 2 or value.shape[0] % rows or (value.ndim > 2 and len(value) != rows):
                 return None
             arranged.append(value if value.ndim > 2 else value.reshape(rows, -1, value.shape[-1]))
         if len({x.shape[2:] for x in arranged}) > 1:
@@ -84,3 +84,11 @@ def watched(layer: nn.Module) -> Iterator[Watched]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def units(squares: np.ndarray) -> np.ndarray:
+    """What the errors of each element are measured in: what rounding may do to it, and no less than
+    to most of its token. In the tails of an activation it is the difference of larger numbers,
+    which runtimes approximate."""
+    most = np.median(squares, axis=-1, keepdims=True)
+    return np.sqrt(np.maximum(squares, most)) + np.finfo(float).tiny
