@@ -74,8 +74,9 @@ def located_page(verdicts: list[Verdict]) -> Iterator[str]:
         "first one after it is the right one."
     )
     yield ""
+    names = {(x.layer, x.fault) for x in found}
     yield (
-        f"{len({(x.layer, x.fault) for x in found})} faults in {len(found)} artifacts of {planted}: "
+        f"{len(names)} faults in {len(found)} artifacts of {planted}: "
         f"the right first tensor is named in {_share(found)}."
     )
     yield ""
