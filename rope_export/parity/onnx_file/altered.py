@@ -108,6 +108,9 @@ def _rope_scaling(model: Any) -> Iterator[Alteration]:
     def unscaled(rope: dict[str, Any]) -> None:
         rope["attention_factor"] = 1.0
 
+    def rounded(rope: dict[str, Any]) -> None:
+        rope["truncate"] = not rope.get("truncate", True)
+
     def only(name: str) -> Change:
         def one(rope: dict[str, Any]) -> None:
             if rope["rope_type"] == "longrope":
@@ -125,6 +128,7 @@ def _rope_scaling(model: Any) -> Iterator[Alteration]:
     faults: dict[str, tuple[set[str], Change]] = {}
     faults["the rotation is not scaled"] = (kinds - {"default"}, default)
     faults["cos and sin have no factor"] = (kinds & {"yarn", "longrope"}, unscaled)
+    faults["the ends of the ramp are rounded the other way"] = (kinds & {"yarn"}, rounded)
     faults["short factors at any length"] = (kinds & {"longrope"}, only("short_factor"))
     faults["long factors at any length"] = (kinds & {"longrope"}, only("long_factor"))
     faults["the base is scaled at any length"] = (kinds & {"dynamic"}, static)

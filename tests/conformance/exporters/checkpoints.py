@@ -14,11 +14,22 @@ POSITIONS = 4 * ORIGINAL
 """What every variant was made for, but dynamic, which goes on beyond what it was made for."""
 
 
+SIZES: dict[str, dict[str, Any]] = {
+    # Every published Phi has as many key heads as query heads, and onnxruntime's operator rotates
+    # a multiple of 16 features.
+    "partial": {"num_attention_heads": 2, "num_key_value_heads": 2},
+    # onnxruntime-genai takes any matrix with as many rows as the vocabulary for the head.
+    "longrope": {"vocab_size": 160},
+}
+"""Sizes of a variant that are others than the common ones."""
+
+
 def save(variant: str, folder: Path, seed: int = 0, **sizes: Any) -> Path:
     """Writes config.json and weights as transformers does, and a tokenizer, without which some
     exporters stop."""
     model_type, more = VARIANTS[variant]
     longest = {} if variant == "dynamic" else {"max_position_embeddings": POSITIONS}
+    sizes = SIZES.get(variant, {}) | sizes
     config = AutoConfig.for_model(model_type, **{**COMMON, **longest, **more, **sizes})
     config._attn_implementation = "eager"
     torch.manual_seed(seed)

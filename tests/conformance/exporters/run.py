@@ -10,9 +10,10 @@ from rope_export.errors import RopeExportError
 from rope_export.parity import verify
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import CALLS_FAILED
-from scripts.benchmarks.peers.environments import NotInstalledError
+from scripts.benchmarks.peers.environments import ENVIRONMENTS, NotInstalledError
 from scripts.benchmarks.peers.exports import GENAI, MOBIUS, OPTIMUM, Exporter, ExportError, export
 from tests.conformance.exporters import checkpoints, torch_export
+from tests.conformance.runner import ROOT, digest, files_digest
 
 TORCH = "torch.onnx.export"
 
@@ -39,6 +40,11 @@ OTHERS = {
 """Exporters that are programs of environments of their own."""
 
 EXPORTERS = (TORCH, *OTHERS)
+
+KEPT = ROOT / "build" / "exporters"
+"""Where checkpoints and files are kept from one run to the next."""
+
+CHECKPOINT, OUT, REASON = "checkpoint", "exported", "reason"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,21 +84,45 @@ def judge(variant: str, exporter: str) -> Verdict:
     """Raises: NotInstalledError if the exporter's environment cannot be made."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = checkpoints.save(variant, Path(folder) / "checkpoint")
-        out = Path(folder) / "exported"
+    folder = exported(variant, exporter)
+    reason = folder / REASON
+    if reason.exists():
+        text = reason.read_text(encoding="utf-8")
+        return Verdict(variant=variant, exporter=exporter, status="no file", reason=text)
+    return verdict(variant, exporter, folder / OUT / "model.onnx", folder / CHECKPOINT)
+
+
+def exported(variant: str, exporter: str) -> Path:
+    """A folder with the checkpoint of a variant and what an exporter has made of it, or why there
+    is nothing. It is kept for as long as the checkpoint and the versions are the same."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=KEPT) as name:
+        folder = Path(name) / "made"
+        checkpoint = checkpoints.save(variant, folder / CHECKPOINT)
+        kept = KEPT / _key(exporter, checkpoint)
+        if kept.exists():
+            return kept
         try:
             if exporter == TORCH:
-                torch_export.export(checkpoint, out)
+                torch_export.export(checkpoint, folder / OUT)
             else:
-                both = checkpoints.for_exporters(checkpoint, Path(folder) / "both")
-                export(OTHERS[exporter], both, out)
+                both = checkpoints.for_exporters(checkpoint, folder / variant)
+                export(OTHERS[exporter], both, folder / OUT)
         except NotInstalledError:
             raise
         except Exception as error:  # an exporter may raise anything
-            reason = first_line(error).replace(folder, "")
-            return Verdict(variant=variant, exporter=exporter, status="no file", reason=reason)
-        return verdict(variant, exporter, out / "model.onnx", checkpoint)
+            text = first_line(error).replace(str(folder), "")
+            (folder / REASON).write_text(text, encoding="utf-8")
+        folder.rename(kept)
+    return kept
+
+
+def _key(exporter: str, checkpoint: Path) -> str:
+    """A name for an exporter, its versions and what it is given."""
+    given = [path.read_bytes() for path in sorted(checkpoint.iterdir())]
+    if exporter == TORCH:
+        return digest(given, files_digest([Path(torch_export.__file__)]))
+    return digest(given, exporter, ENVIRONMENTS[str(OTHERS[exporter].environment)].pins)
 
 
 def verdict(variant: str, exporter: str, file: Path, checkpoint: Path) -> Verdict:
@@ -118,7 +148,7 @@ def of_report(variant: str, exporter: str, report: Report) -> Verdict:
             Cause(cause=x["cause"], fault=x["fault"], texts=x["texts"]) for x in report.causes
         ),
         refused={
-            case: next((x for x in report.problems if x.startswith(case)), "")
+            case: next((x for x in report.problems if case in x.partition(" on ")[0]), "")
             for case in sorted(refused)
         },
         error=worst.error if worst else 0.0,
@@ -129,6 +159,10 @@ def of_report(variant: str, exporter: str, report: Report) -> Verdict:
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error, or of the one that it was raised from: torch's exporter has
+    advice in the outer ones."""
+    while isinstance(error.__cause__, Exception) and not isinstance(error, RopeExportError):
+        error = error.__cause__
     lines = [x.strip() for x in str(error).splitlines() if x.strip()]
     text = lines[0] if lines else type(error).__name__
     known = isinstance(error, RopeExportError | ExportError)
