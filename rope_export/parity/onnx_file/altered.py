@@ -15,6 +15,9 @@ from rope_export.reading.models import eager, quiet
 Make = Callable[[], Any]
 Change = Callable[[dict[str, Any]], None]
 
+EPSILONS = (1e-5, 1e-6, 1e-8, 1e-12)
+"""What models add to the mean square in their norms."""
+
 UNSEEN = 2**30
 """A window that no text is longer than."""
 
@@ -45,7 +48,16 @@ def alterations(theirs: Theirs) -> Iterator[Alteration]:
     """Every alteration that changes this model, the likeliest first; those of the config come
     before the others, since the model is made anew for them."""
     model = theirs.model
-    for kind in (_rope_scaling, _window, _softcap, _base, _pairing, _modules):
+    for kind in (
+        _rope_scaling,
+        _window,
+        _softcap,
+        _base,
+        _activation,
+        _epsilon,
+        _pairing,
+        _modules,
+    ):
         yield from kind(model)
 
 
@@ -163,6 +175,28 @@ def _softcap(model: Any) -> Iterator[Alteration]:
         if getattr(model.config, key, None):
             make = _with(model, _set(key, None))
             yield Alteration(cause="softcap", fault=fault, make=make)
+
+
+def _activation(model: Any) -> Iterator[Alteration]:
+    """GELU by the error function in place of its approximation by tanh, or the other way."""
+    for key in ("hidden_act", "hidden_activation"):
+        name = str(getattr(model.config, key, None) or "")
+        if name.startswith("gelu"):
+            other = "gelu_pytorch_tanh" if name == "gelu" else "gelu"
+            fault = f"the activation is {other} in place of {name}"
+            make = _with(model, _set(key, other))
+            yield Alteration(cause="activation", fault=fault, make=make)
+
+
+def _epsilon(model: Any) -> Iterator[Alteration]:
+    """What norms add to the mean square: another one of those that configs have."""
+    for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"):
+        own = getattr(model.config, key, None)
+        for other in EPSILONS if isinstance(own, float) else ():
+            if other != own:
+                fault = f"norms add {other:g} in place of {own:g}"
+                make = _with(model, _set(key, other))
+                yield Alteration(cause="norm epsilon", fault=fault, make=make)
 
 
 def _pairing(model: Any) -> Iterator[Alteration]:

@@ -55,11 +55,8 @@ class Causes:
             failure = self._failure(report, passage, runtime)
             if failure is None:
                 continue
-            explained = list(self._explained(failure))
-            for both in explained:
+            for both in self._explained(failure):
                 causes[both].append(passage.text.name)
-            if not explained:
-                causes["unknown", "no altered reference explains it"].append(passage.text.name)
         for (cause, fault), texts in causes.items():
             report.causes.append(
                 {"runtime": runtime, "cause": cause, "fault": fault, "texts": ", ".join(texts)}
@@ -119,6 +116,7 @@ class Causes:
             ):
                 yield from ((x.cause, x.fault) for x in several)
                 return
+        yield "unknown", "no altered reference explains it"
 
     def _candidates(self) -> Iterator[tuple[Alteration, ...]]:
         """Each alteration, then two of different causes together."""
