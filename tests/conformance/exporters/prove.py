@@ -100,12 +100,13 @@ def page(verdicts: list[Verdict], versions: dict[str, str]) -> Iterator[str]:
     yield ""
     yield "## Calls that onnxruntime refused"
     yield ""
-    refused = [
-        (x.variant, x.exporter, text, _plain(words))
-        for x in verdicts
-        for text, words in (x.refused or {}).items()
-    ]
-    yield from table_lines(("variant", "exporter", "text", "its words"), refused)
+    refused: dict[tuple[str, str, str], list[str]] = {}
+    for x in verdicts:
+        for text, words in (x.refused or {}).items():
+            reason = _plain(words.rpartition("Status Message: ")[2])
+            refused.setdefault((x.variant, x.exporter, reason), []).append(text)
+    rows = [(*at, reason, ", ".join(texts)) for (*at, reason), texts in refused.items()]
+    yield from table_lines(("variant", "exporter", "its words", "texts"), rows)
     yield ""
     yield "## No file"
     yield ""
