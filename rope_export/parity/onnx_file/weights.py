@@ -156,7 +156,8 @@ def _best(name: str, tensors: Sequence[Tensor]) -> Found:
     last = words - {"weight", "bias"}
     module = _alike(_module(name))
     for tensor in tensors:
-        here = layer in tensor.layers or (layer is None and not tensor.layers)
+        no_layer = not tensor.layers or _number(tensor.name) is None
+        here = no_layer if layer is None else layer in tensor.layers
         if not here or module not in tensor.words:
             continue
         bias = "bias" in tensor.words
