@@ -126,6 +126,20 @@ def test_what_is_written_in_place_is_what_torch_makes_of_it(module, replaced, mo
     assert outline(traced(module(), inputs, ["y"], 18).graph) == ours
 
 
+class Mixed(nn.Module):
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return tensors[0] * torch.arange(8)
+
+
+def test_casts_between_dtypes_are_those_that_torch_makes(monkeypatch) -> None:
+    inputs, outline = [TensorType(name="x", dtype="float32", shape=("batch", 8))], Outline()
+    model = traced(Mixed(), inputs, ["y"], 18)
+    assert "Cast" in {node.op_type for node in model.graph}
+    ours = outline(model.graph)
+    monkeypatch.setattr(type_promotion, "from_the_trace", nullcontext)
+    assert outline(traced(Mixed(), inputs, ["y"], 18).graph) == ours
+
+
 class Narrow(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor:
         return tensors[0].narrow(1, 0, 2).T.contiguous()
