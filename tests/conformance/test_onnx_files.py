@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from rope_export import export
 from rope_export.cli import run
 from rope_export.errors import InputError, UnavailableError
 from rope_export.parity import Report, verify
@@ -207,3 +208,23 @@ def test_known_faults_of_exporters_are_named(exporter: str) -> None:
 
 def named(report: Report) -> set[str]:
     return {cause["cause"] for cause in report.causes}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("facts", "causes"),
+    [
+        ({}, set()),
+        ({"rope": SCALED}, {"rope scaling"}),
+        (MISTRAL, {"window"}),
+    ],
+    ids=["right", "linear", "window"],
+)
+def test_what_is_wrong_with_a_layer_is_named(
+    altered: Config, tmp_path: Path, facts: dict[str, Any], causes: set[str]
+) -> None:
+    """A layer that takes positions; its weights are drawn, and the same whatever the config."""
+    artifact = export(samples.config("default"), out=tmp_path / "layer", cache="growing")
+    report = verify(artifact.path / "model.onnx", source=altered(**facts), layer=0)
+    assert report.passed == (not causes), report.problems
+    assert named(report) == causes

@@ -38,7 +38,7 @@ def _verdict(report: Report) -> Iterator[str]:
     failed = sum(row.status == "failed" for row in report.rows)
     gone = ""
     if report.weights == "unproven" and report.reading.reason != TWO_RECORDINGS:
-        gone = " (the source is gone; give it with `source`)"
+        gone = " (they were read from the file; give the source with `source`)"
     yield (
         f"{report.status}: {len(report.rows)} comparisons, {failed} failed; weights "
         f"{report.weights}{gone}."
