@@ -58,7 +58,10 @@ def alterations(theirs: Theirs) -> Iterator[Alteration]:
         _pairing,
         _modules,
     ):
-        yield from kind(model)
+        try:
+            yield from list(kind(model))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            continue  # a config of another form has no such feature to alter
 
 
 def _with(model: Any, change: Callable[[Any], None]) -> Make:

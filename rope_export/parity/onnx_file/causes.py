@@ -110,10 +110,8 @@ class Causes:
                 failure = Failure(passage=passage, tolerances=failure.tolerances,
                                   first=failure.first, answers=alone)  # fmt: skip
         for several in self._candidates():
-            theirs = self._theirs(several)
-            if theirs is not None and self._near(
-                failure, failure.answers, self._exact(passage, theirs)
-            ):
+            answers = self._exact(passage, several)
+            if answers is not None and self._near(failure, failure.answers, answers):
                 yield from ((x.cause, x.fault) for x in several)
                 return
         yield "unknown", "no altered reference explains it"
@@ -135,13 +133,16 @@ class Causes:
                 for one in several:
                     again = next(x for x in alterations(theirs) if x.fault == one.fault)
                     theirs = again.theirs(theirs)
-            except (StopIteration, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
+            except Exception:  # transformers' own code may raise anything on such a config
                 return None
             self._altered[key] = theirs
         return self._altered[key]
 
-    def _exact(self, passage: Passage, theirs: Theirs) -> Answers:
-        """The logits of an altered reference in float64."""
+    def _exact(self, passage: Passage, several: tuple[Alteration, ...]) -> Answers | None:
+        """The logits of an altered reference in float64; none if there is no such reference."""
+        theirs = self._theirs(several)
+        if theirs is None:
+            return None
         other = Passage(passage.text, theirs, self.vocabulary, self.seed, self.interface)
         for group in other.groups:
             walk = group.exact
