@@ -71,7 +71,7 @@ def main() -> int:
             rows.append([result.exporter.name, result.problem, "", ""])
             continue
         seconds = sorted(cost.seconds for cost in result.costs)
-        span = f"{result.seconds:.1f} s ({seconds[0]:.1f}–{seconds[-1]:.1f})"
+        span = f"{result.seconds:.1f} s ({seconds[0]:.1f} to {seconds[-1]:.1f})"
         sizes = (f"{x / 1e9:.2f} GB" for x in (result.peak, result.bytes))
         rows.append([result.exporter.name, span, *sizes])
     text = "\n".join(table_lines(["exporter", "time", "peak resident", "files"], rows))
