@@ -19,6 +19,7 @@ from onnx_ir.passes.common import InlinePass
 from torch import Tensor, nn
 
 from rope_export.decoder.branches import branch, only_for
+from rope_export.decoder.modules import NUMBER, settings_of
 from rope_export.decoder.stamping import Function, function_of
 from rope_export.exporter.translation import cleaned, traced
 from rope_export.interface import TensorType
@@ -31,9 +32,6 @@ IMPLEMENTATION = "rope_export"
 
 MANY, FEW = "by_expert", "by_token"
 """The two forms."""
-
-NUMBER = "rope_export_number"
-"""An attribute of every module of experts."""
 
 PARAMETERS = (
     *("gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias"),
@@ -142,6 +140,12 @@ class Experts:
             version=1,
         )
 
+    def alike(self, at: int) -> object:
+        """What modules that one function serves have in common."""
+        module, kind = self._modules[at], self.kinds[at]
+        shapes = tuple(getattr(module, name).shape for name in kind.names)
+        return type(module), kind, shapes, tuple(settings_of(module))
+
     def function(self, at: int, opset: int) -> Function:
         """One expert as a local function."""
         kind, module = self.kinds[at], self._modules[at]
@@ -174,14 +178,15 @@ class LoopExpertsPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         nodes = [x for x in graph if (x.domain, x.op_type) == (DOMAIN, OPERATOR)]
-        functions: dict[int, Function] = {}
+        functions: dict[object, Function] = {}
         for node in nodes:
             at = node.attributes["kind"].as_int()
-            if at not in functions:
-                functions[at] = self.experts.function(at, self.opset)
-                function = functions[at].function
+            alike = self.experts.alike(at)
+            if alike not in functions:
+                functions[alike] = self.experts.function(at, self.opset)
+                function = functions[alike].function
                 model.functions[function.identifier()] = function
-            _choose(graph, node, functions[at])
+            _choose(graph, node, functions[alike])
         model.opset_imports.pop(DOMAIN, None)
         if nodes:
             InlinePass()(model)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import onnx_ir as ir
 import torch
@@ -15,7 +15,7 @@ from rope_export.decoder.assembly import assembled
 from rope_export.decoder.body import Body
 from rope_export.decoder.experts import Experts, LoopExpertsPass
 from rope_export.decoder.model import CausalLM
-from rope_export.decoder.modules import Form, Projection, lower_modules
+from rope_export.decoder.modules import Form, Projection, lower_modules, settings_of
 from rope_export.decoder.passes import PackProjectionsPass, SkipNormPass
 from rope_export.decoder.quantized import QuantizedProjection
 from rope_export.decoder.rotations import refuse_marked
@@ -157,7 +157,7 @@ class _Tracing:
                 type(layer),
                 self.skeleton.nodes[at].call.extras,
                 {name: tuple(x.shape) for name, x in layer.named_parameters()},
-                _settings(layer),
+                settings_of(layer),
             )
             for at, layer in enumerate(self.skeleton.layers)
         ]
@@ -310,14 +310,3 @@ def _named(what: str, module: nn.Module) -> Iterator[None]:
             f"{what} ({type(module).__name__}) cannot be traced, so the decoder is not exported "
             f"whole: {type(cause).__name__}: {line[:160]}"
         ) from error
-
-
-def _settings(layer: nn.Module) -> list[tuple[str, str, Any]]:
-    """The plain attributes of a layer's modules, by which two of one class may differ."""
-    numbers = ("layer_idx", "layer_id", "layer_number", "layer_index", "training")
-    return [
-        (name, key, value)
-        for name, module in layer.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, str | int | float | bool | None) and key not in numbers
-    ]

@@ -22,6 +22,13 @@ ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)(\.|$)")
 """What a layer that chooses experts is called; it keeps its numbers."""
 
 
+NUMBER = "rope_export_number"
+"""An attribute that numbers modules of experts."""
+
+NUMBERS = ("layer_idx", "layer_id", "layer_number", "layer_index", "training", NUMBER)
+"""Attributes by which modules that compute the same may differ."""
+
+
 class Projection(nn.Module):
     """A linear layer to trace, whose weight (in, out) has no contents yet."""
 
@@ -149,3 +156,13 @@ def _computes(module: nn.Module, offset: float, eps: float) -> bool:
     x = torch.randn(3, 2, width, generator=stream) * 1e-2
     expected = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (offset + trial.weight)
     return bool(torch.allclose(trial(x), expected, rtol=CLOSE, atol=CLOSE))
+
+
+def settings_of(layer: nn.Module) -> list[tuple[str, str, Any]]:
+    """The plain attributes of a layer's modules, by which two of one class may differ."""
+    return [
+        (name, key, value)
+        for name, module in layer.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, str | int | float | bool | None) and key not in NUMBERS
+    ]
