@@ -39,7 +39,8 @@ def test_what_passed_once_is_found(name, fault, lowering, dtype) -> None:
 
 
 BELOW_ROUNDING = {"scale off by 2^-22", "theta off by 2^-22", "epsilon off by a thousandth"}
-BELOW_ROUNDING |= {"softcap off by 2^-20"}
+BELOW_ROUNDING |= {"softcap off by 2^-20", ("cos and sin cast to bfloat16", "float16")}
+"""By the fault's name, or with the dtype."""
 FAULTY = [one for one in work() if one[1] is not None and one not in ONCE_PASSED]
 SOUND = [one for one in work() if one[1] is None]
 
@@ -50,7 +51,9 @@ SOUND = [one for one in work() if one[1] is None]
 )
 def test_every_fault_is_found(name, fault, lowering, dtype) -> None:
     found = judged(name, fault, lowering, dtype)
-    assert found.status == ("passed" if fault.name in BELOW_ROUNDING else "failed")
+    below = fault.name in BELOW_ROUNDING or (fault.name, dtype) in BELOW_ROUNDING
+    assert found.status == ("passed" if below else "failed")
+    assert below or found.named, (found.tensor, found.expected)
 
 
 @pytest.mark.parametrize(

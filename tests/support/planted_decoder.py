@@ -1,6 +1,6 @@
 """Decoders whose ONNX model was changed after the export, with a manifest that goes with it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -61,11 +61,20 @@ def permuted(name: str, order: list[int], axis: int) -> Change:
     return change
 
 
+def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of its branches."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from every_node(attribute.g)
+
+
 def through(value: str, *nodes: onnx.NodeProto) -> Change:
     """Whoever takes `value` takes "planted" instead, which the nodes make of it."""
 
     def change(graph: onnx.GraphProto) -> None:
-        for node in graph.node:
+        for node in every_node(graph):
             for at, name in enumerate(node.input):
                 if name == value:
                     node.input[at] = "planted"
