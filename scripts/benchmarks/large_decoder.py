@@ -77,16 +77,17 @@ def main() -> int:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     config = options.config or ROOT / "models" / "mistral-7b-v0.3.json"
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         rows = measured(config.resolve(), Path(name))
     text = "\n".join(table_lines(["process", "wall time", "peak resident", "gave"], rows))
     print(text)
     if options.write:
-        PAGE.write_text(_page(config.stem, text), encoding="utf-8")
+        PAGE.write_text(_page(config.stem, text, load), encoding="utf-8")
     return 0
 
 
-def _page(name: str, text: str) -> str:
+def _page(name: str, text: str, load: float) -> str:
     versions = ", ".join(
         f"{x} {version(x)}" for x in ("torch", "transformers", "onnxruntime", "onnx-ir")
     )
@@ -94,8 +95,8 @@ def _page(name: str, text: str) -> str:
     return f"""# A large decoder
 
 Measured on {datetime.date.today()} by `{command}` on {cpu_name()}, {cores()} cores; {versions}.
-{name} with weights drawn from seed 0: one tensor at a time is drawn, rounded or quantized, and
-written.
+Load average before: {load:.1f}. {name} with weights drawn from seed 0: one tensor at a time is
+drawn, rounded or quantized, and written.
 
 {text}
 """
