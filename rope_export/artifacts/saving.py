@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,14 @@ def save(
 
     def fill(folder: Path) -> None:
         write_files(folder)
-        files = {
-            name: File(sha256=file_hash(folder / name), bytes=(folder / name).stat().st_size)
-            for name in (*kind.required, *kind.optional)
-            if (folder / name).exists()
-        }
+        names = [x for x in (*kind.required, *kind.optional) if (folder / x).exists()]
+        with ThreadPoolExecutor(1) as pool:  # the disk works while hashes are computed
+            stored = pool.map(swap.sync, [folder / name for name in names])
+            files = {
+                name: File(sha256=file_hash(folder / name), bytes=(folder / name).stat().st_size)
+                for name in names
+            }
+            list(stored)
         whole = text(kind.listed(facts, files, folder, old))
         (folder / MANIFEST).write_text(whole, encoding="utf-8")
         evidence.write(folder, measured)
