@@ -14,8 +14,8 @@ from rope_export.artifacts.evidence import EVIDENCE
 from rope_export.artifacts.folder import (
     MANIFEST,
     Folder,
-    open_folder,
     parsed,
+    peek,
     read_manifest,
 )
 from rope_export.artifacts.manifest import Facts, File
@@ -54,7 +54,7 @@ def save(
         whole = text(kind.listed(facts, files, folder, old))
         (folder / MANIFEST).write_text(whole, encoding="utf-8")
         evidence.write(folder, measured)
-        written.append(open_folder(folder))
+        written.append(peek(folder))
 
     def check(folder: Path) -> None:
         check_folder(folder, kind=kind)

@@ -1,7 +1,10 @@
 """The contents of a decoder's weights, read one at a time when the file is written."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -23,21 +26,52 @@ def fill(
     facts: dict[str, Weight],
     quantization: Quantization | None,
 ) -> None:
-    """Gives every weight of the graph its contents, which are read when they are asked for.
+    """Gives every weight of the graph its contents, which are read when they are asked for: in the
+    graph's order, one ahead.
 
     facts: filled with those of each tensor, by its name in transformers' model, as it is read.
     """
-    reader = _Reader(weights, facts, quantization)
+    order = [name for name in graph.model.graph.initializers if name in graph.weights]
+    ahead = _Ahead(_Reader(weights, facts, quantization), graph.weights, order)
     dtype = ir.DataType.from_numpy(numpy_dtype(weights.dtype))
-    for name, origins in graph.weights.items():
+    for name in order:
         value = graph.model.graph.initializers[name]
         assert value.shape is not None
         value.const_value = ir.LazyTensor(
-            partial(reader.read, name, origins),
+            partial(ahead.read, name),
             dtype=value.dtype or dtype,
             shape=value.shape,
             name=name,
         )
+
+
+class _Ahead:
+    """Reads a weight while the one before is written: all in one thread of its own.
+
+    origins: of each. order: in which they are asked for.
+    """
+
+    def __init__(
+        self, reader: "_Reader", origins: Mapping[str, tuple[Origin, ...]], order: Sequence[str]
+    ) -> None:
+        self._reader, self._origins = reader, origins
+        self._next = dict(pairwise(order))
+        self._pool = ThreadPoolExecutor(1)
+        self._reading: dict[str, Future[ir.Tensor]] = {}
+
+    def read(self, name: str) -> ir.Tensor:
+        """The contents of an initializer."""
+        if name not in self._reading:
+            self._start(name)
+        tensor = self._reading.pop(name).result()
+        if name in self._next:
+            self._start(self._next[name])
+        return tensor
+
+    def _start(self, name: str) -> None:
+        if name not in self._reading:
+            work = self._pool.submit(self._reader.read, name, self._origins[name])
+            self._reading[name] = work
 
 
 class _Reader:
@@ -79,8 +113,8 @@ class _Reader:
             return stored.packed, len(stored.packed)
         tensor = self._read(origin)
         self.facts[origin.key] = self._facts(origin, initializer, tensor)
-        array = to_numpy(tensor)
-        return (array.T if origin.transposed else array), len(array) if array.ndim else 1
+        lying = tensor.t().contiguous() if origin.transposed else tensor  # by PyTorch: quicker
+        return to_numpy(lying), len(tensor) if tensor.ndim else 1
 
     def _quantized(self, origin: Origin) -> Packed:
         """A tensor that is quantized, which is kept until its scales were asked for."""
