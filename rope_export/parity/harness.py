@@ -121,6 +121,8 @@ def _opened(artifact: str | Path | Folder) -> Folder | OnnxFile:
     if isinstance(artifact, Folder):
         return artifact.hold()
     path = paths.readable(artifact)
+    if path.suffix == ".onnx" and not path.exists():
+        raise InputError(f"{paths.shown(path)}: there is no such file.")
     return OnnxFile.read(path) if path.is_file() else holding(path)
 
 

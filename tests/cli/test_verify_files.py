@@ -38,6 +38,11 @@ def files(artifact, tmp_path_factory) -> Path:
     return folder
 
 
+def test_a_missing_model_is_named_as_a_file(tmp_path, capsys) -> None:
+    assert run(["verify", str(tmp_path / "none.onnx"), "--source", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("none.onnx: there is no such file.\n")
+
+
 def test_every_file_has_the_rows_of_the_run(files) -> None:
     rows = json.loads((files / "baseline.json").read_text())["rows"]
     assert {row["case"] for row in rows} == {*CASES, "weights in the file"}

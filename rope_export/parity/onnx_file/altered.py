@@ -203,8 +203,8 @@ def _epsilon(model: Any) -> Iterator[Alteration]:
 
 
 def _pairing(model: Any) -> Iterator[Alteration]:
-    """Features of q and k in another order are the other pairing: neighbours in place of halves,
-    or halves in place of neighbours."""
+    """Features of q and k in another order are the other pairing: adjacent ones in place of halves,
+    or halves in place of adjacent ones."""
     attentions = [x for x in model.modules() if hasattr(x, "q_proj") and hasattr(x, "k_proj")]
     if not attentions or not _ropes(model.config):
         return
@@ -213,7 +213,7 @@ def _pairing(model: Any) -> Iterator[Alteration]:
     for fault, order in (
         ("features are rotated in pairs of halves", torch.arange(width).view(2, -1).T.flatten()),
         (
-            "features are rotated in pairs of neighbours",
+            "features are rotated in adjacent pairs",
             torch.arange(width).view(-1, 2).T.flatten(),
         ),
     ):

@@ -54,8 +54,8 @@ def _tables(suspect: Suspect) -> Iterator[Alternative]:
 def _pairs(suspect: Suspect, rope: RopeSpec) -> Iterator[Alternative]:
     words = {
         "half_split": "halves of the head, as a half-split layout has them",
-        "interleaved": "neighbours, as an interleaved layout has them",
-        "permuted": "neighbours that are moved to halves",
+        "interleaved": "adjacent features, as an interleaved layout has them",
+        "permuted": "adjacent features that are moved to halves",
     }
     for layout in LAYOUTS:
         if layout != rope.layout:
