@@ -14,6 +14,7 @@ from rope_export import gpu
 from rope_export.arrays import is_torch
 from rope_export.artifacts.contents import DATA, MODEL, Contents
 from rope_export.errors import ArtifactError, RopeExportError, TensorError, UnavailableError
+from rope_export.runtimes import heap
 from rope_export.runtimes.base import NeedsPackages, Runner, allocate
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ class OnnxRuntime(NeedsPackages):
                 if threads is not None:
                     options.intra_op_num_threads = threads
                 inner = _SHARED[key] = self.load(artifact, options)
-        return OnnxRuntimeRunner(artifact.manifest.interface, inner, self)
+        size = sum(file.bytes for file in artifact.manifest.files.values())
+        return OnnxRuntimeRunner(artifact.manifest.interface, inner, self, size)
 
     def options(self) -> Any:
         """onnxruntime's SessionOptions, as sessions are opened with."""
@@ -122,7 +124,8 @@ class OnnxRuntime(NeedsPackages):
         """
         files = artifact.read()
         try:
-            session = self.start_from(files, options)
+            with heap.in_huge_pages(len(files.model), len(files.data or b"")):
+                session = self.start_from(files, options)
         except Exception as error:  # onnxruntime's own kinds derive from Exception alone
             reason = first_line(error)
             raise ArtifactError(f"{artifact.model}: onnxruntime refuses it: {reason}") from error
@@ -155,9 +158,15 @@ class OnnxRuntimeRunner(Runner):
     assigned: how many nodes of each operator the graph left to each provider.
     """
 
-    def __init__(self, interface: "Interface", inner: Any, runtime: OnnxRuntime) -> None:
-        """Raises: UnavailableError if the provider did not start, or left operators to another."""
+    def __init__(
+        self, interface: "Interface", inner: Any, runtime: OnnxRuntime, size: int = 0
+    ) -> None:
+        """size: bytes of the files.
+
+        Raises: UnavailableError if the provider did not start, or left operators to another.
+        """
         self._interface, self._inner, self._runtime = interface, inner, runtime
+        self._size = size
         self._elements = {
             tensor.name: BFLOAT16 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype).type
             for tensor in (*interface.inputs, *interface.outputs)
@@ -267,6 +276,7 @@ class OnnxRuntimeRunner(Runner):
 
     def close(self) -> None:
         self._inner = None
+        heap.give_back(self._size)
 
 
 def is_value(value: object) -> bool:
