@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from rope_export.errors import InputError
+
+CACHE = "ROPE_EXPORT_CACHE"
+"""Names the folder of everything that is kept to be used again."""
 
 LONGEST = 4096 - 160
 """Bytes of a folder's path: below it lie temporary folders and the files' own names."""
@@ -40,6 +45,19 @@ def named(path: str | Path) -> Iterator[None]:
         raise InputError(f"{shown(path)}: {WRONG[error.errno]}.") from error
     except ValueError as error:  # a zero byte, or a name that cannot be encoded for the system
         raise InputError(f"{shown(path)}: is not a path ({error}).") from error
+
+
+def cache_folder() -> Path | None:
+    """The folder for what can be made or fetched again: ROPE_EXPORT_CACHE, or the user's own cache
+    folder as the system has it (XDG_CACHE_HOME on Linux); nothing for a user who has no home."""
+    chosen = os.environ.get(CACHE)
+    if chosen:
+        return Path(chosen)
+    try:
+        folder = user_cache_path("rope_export", appauthor=False, opinion=False)
+    except RuntimeError:
+        return None
+    return folder if folder.is_absolute() else None
 
 
 def shown(path: str | Path) -> str:

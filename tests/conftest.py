@@ -14,7 +14,8 @@ from filelock import FileLock
 from rope_export import Artifact, export, open_session
 from rope_export.errors import UnavailableError
 from rope_export.parity.cases import Case, regular_cases
-from rope_export.runtimes import all_runtimes
+from rope_export.runtimes import all_runtimes, openvino, web
+from rope_export.runtimes.browser import Page
 from rope_export.runtimes.onnxruntime import OnnxRuntime
 from rope_export.sessions import Session
 
@@ -85,8 +86,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread_of_onnxruntime() -> Iterator[None]:
-    """Sessions of onnxruntime compute on one thread unless a test asks for more: a second one that
+def one_thread_of_each_runtime() -> Iterator[None]:
+    """Sessions compute on one thread unless a test asks for more: a second one that
     waits for work takes a third of the time of a verdict on a tiny layer, and more beside the other
     processes. PyTorch has the same from `OMP_NUM_THREADS` in scripts/test."""
     options = OnnxRuntime.options
@@ -98,6 +99,8 @@ def one_thread_of_onnxruntime() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OnnxRuntime, "options", with_one)
+        patch.setitem(openvino.HINTS, "INFERENCE_NUM_THREADS", 1)
+        patch.setattr(web, "Page", lambda threads: Page(threads or 1))
         yield
 
 

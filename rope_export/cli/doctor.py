@@ -20,6 +20,8 @@ PACKAGES = {
     "safetensors": "export",
     "onnxruntime": "cpu",
     "onnxruntime-gpu": "gpu",
+    "openvino": "openvino",
+    "playwright": "web",
     "huggingface_hub": "hf",
     "transformers": "hf",
     "tensorrt": "tensorrt",

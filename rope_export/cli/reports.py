@@ -30,7 +30,7 @@ ABOUT = ("lowering", "opset", "cache", "padding", "source", "quantization", "fil
 
 PACKAGES = (
     *("torch", "transformers", "numpy", "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
-    *("onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
+    *("onnxruntime-gpu", "openvino", "playwright", "tensorrt", "tensorrt-rtx"),
 )
 
 SUFFIXES = {"report": (".html", ".htm"), "junit": (".xml",), "markdown": (".md",)}

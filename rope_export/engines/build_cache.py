@@ -8,22 +8,20 @@ import errno
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
-from platformdirs import user_cache_path
 
+from rope_export import paths
 from rope_export.artifacts import contents, swap
 from rope_export.engines.fusion import Fusion
 from rope_export.engines.network import NetworkFacts
 from rope_export.errors import ArtifactError
 from rope_export.typed_json import parse, text, typed
 
-VARIABLE = "ROPE_EXPORT_CACHE"
 PLAN, FACTS = "engine.plan", "facts.json"
 
 
@@ -45,16 +43,9 @@ class _Facts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def location() -> Path | None:
-    """The folder of the cache: ROPE_EXPORT_CACHE, or the user's own cache folder as the system has
-    it (XDG_CACHE_HOME on Linux); nothing for a user who has no home."""
-    chosen = os.environ.get(VARIABLE)
-    if chosen:
-        return Path(chosen) / "engines"
-    try:
-        folder = user_cache_path("rope_export", appauthor=False, opinion=False)
-    except RuntimeError:
-        return None
-    return folder / "engines" if folder.is_absolute() else None
+    """The folder of the cache of plans, if the user has a place for such."""
+    folder = paths.cache_folder()
+    return None if folder is None else folder / "engines"
 
 
 def key(inputs: Mapping[str, Any]) -> str:

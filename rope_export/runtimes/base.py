@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rope_export.artifacts.folder import Folder
 
     Prepared: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, int]], dict[str, Array]]
+
+Compute = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""Every output of a model by name, from its inputs by name."""
 
 
 class Runner(Protocol):
@@ -97,6 +100,18 @@ class Runtime(Protocol):
         ...
 
 
+@runtime_checkable
+class RunsModels(Protocol):
+    """A runtime that runs any ONNX model, such as a layer that was cut out of a decoder."""
+
+    def compute(self, model: bytes) -> Compute:
+        """The model, ready to be called.
+
+        Raises: ArtifactError if it is refused; the function that is returned, RopeExportError.
+        """
+        ...
+
+
 class NeedsPackages:
     """A runtime that needs packages, and names the one that is not installed."""
 
@@ -111,6 +126,12 @@ class NeedsPackages:
                     f"install it with: pip install 'rope_export[{extra}]'"
                 )
         return None
+
+
+def older(version: str, required: str) -> bool:
+    """Whether a version is older than the one required, by major and minor."""
+    numbers = ([int(part) for part in text.split(".")[:2]] for text in (version, required))
+    return next(numbers) < next(numbers)
 
 
 def written(outputs: "dict[str, Array]", into: "Mapping[str, Array]") -> "dict[str, Array]":

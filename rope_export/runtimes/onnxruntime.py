@@ -15,7 +15,7 @@ from rope_export.arrays import is_torch
 from rope_export.artifacts.contents import DATA, MODEL, Contents
 from rope_export.errors import ArtifactError, RopeExportError, TensorError, UnavailableError
 from rope_export.runtimes import heap
-from rope_export.runtimes.base import NeedsPackages, Runner, allocate
+from rope_export.runtimes.base import Compute, NeedsPackages, Runner, allocate, older
 
 if TYPE_CHECKING:
     from rope_export.arrays import Array
@@ -60,7 +60,7 @@ class OnnxRuntime(NeedsPackages):
 
         manifest = artifact.manifest
         required = manifest.needs.get("onnxruntime")
-        if required is not None and _numbers(onnxruntime.__version__) < _numbers(required):
+        if required is not None and older(onnxruntime.__version__, required):
             return (
                 f"lowering {manifest.lowering!r} needs onnxruntime {required} or newer; this is "
                 f"{onnxruntime.__version__}. Upgrade it, or export with lowering 'standard'."
@@ -107,6 +107,21 @@ class OnnxRuntime(NeedsPackages):
                 inner = _SHARED[key] = self.load(artifact, options)
         size = sum(file.bytes for file in artifact.manifest.files.values())
         return OnnxRuntimeRunner(artifact.manifest.interface, inner, self, size)
+
+    def compute(self, model: bytes) -> Compute:
+        try:
+            session = self.start(model, self.options())
+        except Exception as error:  # onnxruntime's own kinds derive from Exception alone
+            raise ArtifactError(f"onnxruntime refuses a model: {first_line(error)}") from error
+        names = [x.name for x in session.get_outputs()]
+
+        def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            try:
+                return dict(zip(names, session.run(names, inputs), strict=True))
+            except Exception as error:
+                raise RopeExportError(f"onnxruntime failed: {first_line(error)}") from error
+
+        return run
 
     def options(self) -> Any:
         """onnxruntime's SessionOptions, as sessions are opened with."""
@@ -298,11 +313,6 @@ def _is_plain(value: Any) -> bool:
 
 def _contiguous(value: "Array") -> "Array":
     return np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value.contiguous()
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """Major and minor, as numbers."""
-    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def first_line(error: Exception) -> str:

@@ -95,10 +95,11 @@ def open_session(
     """Open an artifact on one runtime; it never falls back to another.
 
     artifact: its folder, or an open Artifact, whose own files are used and no others that lie there
-    by now; an engine's as well. runtime: "onnxruntime" (CPU),
-    "onnxruntime:cuda", "onnxruntime:tensorrt", "onnxruntime:tensorrt-rtx", "reference" (onnx's
-    evaluator) or "eager" (PyTorch, with the weights in the file); of an engine these run its ONNX
-    model, and "tensorrt" or "tensorrt-rtx" its plan. threads: that one call may use; all cores
+    by now; an engine's as well. runtime: "onnxruntime" (CPU), "onnxruntime:cuda",
+    "onnxruntime:tensorrt", "onnxruntime:tensorrt-rtx", "openvino" (CPU), "web" (onnxruntime-web in
+    Chromium), "reference" (onnx's evaluator) or "eager" (PyTorch, with the weights in the file); of
+    an engine these run its ONNX model, and "tensorrt" or "tensorrt-rtx" its plan. threads: that one
+    call may use; all cores
     unless given. Sessions of one process on the same files and with the same options share their
     weights and threads.
     Raises: ArtifactError if the folder is not what its manifest says; UnavailableError if the

@@ -1,36 +1,21 @@
-"""Runs a layer that was cut out of a model, where onnxruntime does."""
+"""Runs a layer that was cut out of a model, where the whole model runs."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-from rope_export.errors import ArtifactError
 from rope_export.runtimes import all_runtimes
-from rope_export.runtimes.onnxruntime import OnnxRuntime, first_line
+from rope_export.runtimes.base import RunsModels
+from rope_export.runtimes.onnxruntime_tensorrt import TensorrtProvider
 
 Arrays = dict[str, np.ndarray]
 RunLayer = Callable[[Arrays], Arrays]
 
 
 def layer_runner(runtime: str) -> Callable[[bytes], RunLayer] | None:
-    """Opens models on a runtime; none if that is not one of onnxruntime's providers."""
+    """Opens models on a runtime; none if that does not run every model, or computes some otherwise
+    than ONNX defines them."""
     chosen = all_runtimes().get(runtime)
-    if not isinstance(chosen, OnnxRuntime) or type(chosen) is not OnnxRuntime:
+    if not isinstance(chosen, RunsModels) or isinstance(chosen, TensorrtProvider):
         return None
-
-    def opened(model: bytes) -> RunLayer:
-        try:
-            session = chosen.start(model, chosen.options())
-        except Exception as error:  # onnxruntime's own kinds derive from Exception alone
-            raise ArtifactError(f"onnxruntime refuses a layer: {first_line(error)}") from error
-        names = [x.name for x in session.get_outputs()]
-
-        def run(inputs: Arrays) -> Arrays:
-            try:
-                return dict(zip(names, session.run(names, inputs), strict=True))
-            except Exception as error:
-                raise ArtifactError(f"onnxruntime fails: {first_line(error)}") from error
-
-        return run
-
-    return opened
+    return chosen.compute
