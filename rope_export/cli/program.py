@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from rope_export.cli import bench, build, doctor, export, generate, inspect, output, verify
+from rope_export.cli import bench, build, doctor, export, generate, inspect, output, sweep, verify
 from rope_export.cli.flags import flags_of, spelled
 from rope_export.errors import RopeExportError
 from rope_export.version import VERSION
@@ -51,6 +51,7 @@ def common(
 COMMANDS: dict[str, Callable[..., int]] = {
     "export": export.export_layer,
     "verify": verify.verify_artifact,
+    "sweep": sweep.sweep_matrix,
     "inspect": inspect.inspect_path,
     "build": build.build_plan,
     "bench": bench.bench_artifacts,

@@ -66,8 +66,16 @@ class ReportFiles:
         """Whether a report has plots of where errors lie."""
         return "report" in self.places
 
-    def write(self, report: Any, title: str, context: typer.Context) -> None:
-        """Write each file as a whole."""
+    def write(
+        self,
+        report: Any,
+        title: str,
+        context: typer.Context,
+        command: Callable[[Any], str],
+        about: Callable[[], Mapping[str, str]],
+    ) -> None:
+        """Write each file as a whole. command: compares again what a row is about, or everything.
+        about: facts by name, which the page shows."""
         from rope_export.artifacts import swap
         from rope_export.parity.report.html import as_html
         from rope_export.parity.report.junit import as_junit
@@ -79,8 +87,8 @@ class ReportFiles:
             "markdown": as_markdown,
         }
         for name, place in self.places.items():
-            more = {"facts": facts(context)} if name == "report" else {}
-            text = forms[name](report, title, commands(context), output.speller(context), **more)
+            more = {"facts": about()} if name == "report" else {}
+            text = forms[name](report, title, command, output.speller(context), **more)
             swap.write(place, text)
 
 
@@ -92,11 +100,16 @@ def facts(context: typer.Context) -> dict[str, str]:
         about |= {k: v for k, v in rows(plain(peek(path).manifest)) if k in ABOUT}
     else:
         about["file"] = f"sha256 {file_hash(path)}"
+    return about | machine_facts() | {"seed": str(context.params["seed"])}
+
+
+def machine_facts() -> dict[str, str]:
+    """The machine, its packages, and how eager PyTorch computes."""
+    about: dict[str, str] = {}
     about["machine"] = f"{cpu_name()}, {cores()} cores, {platform.platform(terse=True)}"
     about["GPU"] = str(gpu.here() or f"none ({gpu.missing()})")
     about["versions"] = ", ".join(f"{name} {x}" for name, x in versions(PACKAGES).items())
     about["eager PyTorch"] = "on the CPU, TF32 off"
-    about["seed"] = str(context.params["seed"])
     return about
 
 

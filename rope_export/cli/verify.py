@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rope_export.cli import output
-from rope_export.cli.reports import ReportFiles
+from rope_export.cli.reports import ReportFiles, commands, facts
 from rope_export.errors import InputError, UnavailableError
 
 
@@ -140,7 +140,7 @@ def verify_artifact(
             progress=step,
         )
         step("writing reports", None)
-        files.write(found, str(path), context)
+        files.write(found, str(path), context, commands(context), lambda: facts(context))
     output.warn(found.notes)
     if as_json:
         output.print_json(output.report_json(found, context))

@@ -49,6 +49,7 @@ def verify(
     spec: str | Path | None = None,
     layer: int | None = None,
     maps: Mapping[str, str] | None = None,
+    threads: int | None = None,
     progress: Progress = lambda step, done: None,
 ) -> Report:
     """Compare an artifact with eager PyTorch and a float64 reference; its evidence records it, if
@@ -73,7 +74,8 @@ def verify(
     replay: the file whose inputs are the calls; Polygraphy's JSON too. spec, layer, maps: of a file
     that others made, its config where the source is not there; the layer of the source that it
     holds, if it is no whole decoder; names of its tensors by ours, where they are not matched by
-    themselves. progress: called with the name of each case and the share that is done.
+    themselves. threads: that a call on a runtime may use; all cores unless given. progress: called
+    with the name of each case and the share that is done.
     Raises: ArtifactError and CheckpointError for what cannot be read; UnavailableError if a runtime
         that was asked for does not exist; InputError for a case that does not, or a baseline of
         something else.
@@ -95,6 +97,7 @@ def verify(
             spec=None if spec is None else str(spec),
             layer=layer,
             maps=tuple((maps or {}).items()),
+            threads=threads,
         )
         # Its files are in memory from here on: the verdict is about them, whatever replaces them.
         opened, other = _opened(artifact), None if against is None else Other(against)

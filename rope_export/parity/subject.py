@@ -31,6 +31,7 @@ class Request:
     cases: names of those that are compared, if not all. spec: the config of a file that others
     made, where its source is not there. layer: of such a file, which one it holds, if it is no
     whole decoder. maps: names of its tensors, (ours, theirs).
+    threads: that a call on a runtime may use.
     """
 
     source: str | None = None
@@ -41,6 +42,7 @@ class Request:
     spec: str | None = None
     layer: int | None = None
     maps: tuple[tuple[str, str], ...] = ()
+    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

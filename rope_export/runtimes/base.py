@@ -85,9 +85,10 @@ class Runner(Protocol):
 
 
 class Runtime(Protocol):
-    """Something that can run an artifact."""
+    """Something that can run an artifact. on_gpu: whether it needs a GPU."""
 
     name: str
+    on_gpu: bool
 
     def unavailable(self, artifact: "Folder | None" = None) -> str | None:
         """Why it cannot run here, or cannot run an artifact like this; nothing if it can."""
@@ -104,8 +105,8 @@ class Runtime(Protocol):
 class RunsModels(Protocol):
     """A runtime that runs any ONNX model, such as a layer that was cut out of a decoder."""
 
-    def compute(self, model: bytes) -> Compute:
-        """The model, ready to be called.
+    def compute(self, model: bytes, threads: int | None = None) -> Compute:
+        """The model, ready to be called. threads: for one call; all cores unless given.
 
         Raises: ArtifactError if it is refused; the function that is returned, RopeExportError.
         """
@@ -117,6 +118,7 @@ class NeedsPackages:
 
     needs: ClassVar[Mapping[str, str]] = {}
     """Import name to the extra that brings it."""
+    on_gpu: bool = False
 
     def missing(self) -> str | None:
         for package, extra in self.needs.items():

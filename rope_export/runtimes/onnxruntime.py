@@ -50,7 +50,7 @@ class OnnxRuntime(NeedsPackages):
 
     def __init__(self, name: str, provider: str, device: str, extra: str) -> None:
         self.name, self.provider, self.device = name, provider, device
-        self.extra = extra
+        self.extra, self.on_gpu = extra, device != "cpu"
 
     def unavailable(self, artifact: "Folder | None" = None) -> str | None:
         reason = self.missing() or self.absent()
@@ -108,9 +108,12 @@ class OnnxRuntime(NeedsPackages):
         size = sum(file.bytes for file in artifact.manifest.files.values())
         return OnnxRuntimeRunner(artifact.manifest.interface, inner, self, size)
 
-    def compute(self, model: bytes) -> Compute:
+    def compute(self, model: bytes, threads: int | None = None) -> Compute:
+        options = self.options()
+        if threads is not None:
+            options.intra_op_num_threads = threads
         try:
-            session = self.start(model, self.options())
+            session = self.start(model, options)
         except Exception as error:  # onnxruntime's own kinds derive from Exception alone
             raise ArtifactError(f"onnxruntime refuses a model: {first_line(error)}") from error
         names = [x.name for x in session.get_outputs()]

@@ -59,8 +59,8 @@ class OpenvinoRuntime(NeedsPackages):
         files.check()
         return OpenvinoRunner(artifact.manifest.interface, requests)
 
-    def compute(self, model: bytes) -> Compute:
-        return _Requests(_compiled(model, "a model", None)).run
+    def compute(self, model: bytes, threads: int | None = None) -> Compute:
+        return _Requests(_compiled(model, "a model", threads)).run
 
 
 def _compiled(model: bytes | Path, title: str, threads: int | None) -> Any:

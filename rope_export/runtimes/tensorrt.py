@@ -25,6 +25,7 @@ class TensorrtRuntime(NeedsPackages):
     """The runtime of one module, which has its name."""
 
     needs: ClassVar[Mapping[str, str]] = {"torch": "export"}
+    on_gpu = True
 
     def __init__(self, engine: str) -> None:
         self.name = engine

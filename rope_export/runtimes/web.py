@@ -88,7 +88,7 @@ class WebRuntime(NeedsPackages):
                 raise ArtifactError(refusal) from error
         return WebRunner(artifact.manifest.interface, page, session, alone=alone)
 
-    def compute(self, model: bytes) -> Compute:
+    def compute(self, model: bytes, threads: int | None = None) -> Compute:
         with OPENING:
             page = _shared(None)
             try:

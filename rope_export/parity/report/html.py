@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rope_export.errors import extra
+from rope_export.parity.report.cells import SweptRow
 from rope_export.parity.report.lines import every_line
 from rope_export.parity.report.result import Report
 from rope_export.parity.report.tables import failures, worst_rows
@@ -54,7 +55,8 @@ class Plot:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
-    """The rows of one case on one runtime, with the command that compares them again."""
+    """The rows of one case on one runtime, with the command that compares them again; of a sweep
+    those of one artifact."""
 
     case: str
     runtime: str
@@ -148,10 +150,12 @@ def _maps(report: Report) -> Iterator[Plot]:
 
 
 def _groups(rows: Iterable[Row], command: Command) -> list[Group]:
-    """Rows by case and runtime, those that failed or used most of their tolerance first."""
+    """Rows by case, or artifact, and by runtime; first what failed or used most of its
+    tolerance."""
     together: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        together.setdefault((row.case, row.runtime), []).append(row)
+        name = row.artifact if isinstance(row, SweptRow) else row.case
+        together.setdefault((name, row.runtime), []).append(row)
     groups = [
         Group(case=case, runtime=runtime, rows=tuple(own), command=command(own[0]))
         for (case, runtime), own in together.items()

@@ -4,6 +4,7 @@ Source: the format as junitparser writes it, https://github.com/testmoapp/junitx
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from rope_export.errors import extra
 from rope_export.parity.report.lines import every_line
@@ -26,7 +27,8 @@ def check_junit() -> None:
 
 def as_junit(report: Report, title: str, command: Command, spell: Spell = str) -> bytes:
     """The file: a suite for each runtime, the tests that ran in it; a runtime that was asked for
-    and could not run is a test that is skipped, and a verdict that no row shows is an error.
+    and could not run is a test that is skipped, and a verdict that no row shows is an error. Of a
+    sweep each cell is a test.
 
     command: reproduces a row. spell: rewrites sentences for those who read them.
     """
@@ -34,18 +36,27 @@ def as_junit(report: Report, title: str, command: Command, spell: Spell = str) -
 
     whole = JUnitXml(NAME)
     suites: dict[str, list[TestCase]] = {}
-    for row in report.rows:
+    for cell in () if report.cells is None else report.cells.every:
+        test = TestCase(cell.artifact, f"{title}.{cell.runtime}", cell.seconds)
+        if cell.status in ("refused", "skipped"):
+            test.result = [Skipped(spell(f"{cell.status}: {cell.reason}"))]
+        elif cell.status == "crashed":
+            test.result = [Error(spell(cell.reason), cell.status)]
+        elif cell.status == "failed":
+            failures = [_failure(row, command) for row in cell.failures(report.rows)]
+            test.result = failures or [Failure(spell(cell.reason), "verdict")]
+        suites.setdefault(cell.runtime, []).append(test)
+    for row in report.rows if report.cells is None else ():
         test = TestCase(f"{row.case}: {row.output}, {row.metric}", f"{title}.{row.runtime}", 0.0)
         if row.status == "failed":
-            failure = Failure(_figures(row), "tolerance")
-            failure.text = f"{_figures(row)}\n{command(row)}"
-            test.result = [failure]
+            test.result = [_failure(row, command)]
         suites.setdefault(row.runtime, []).append(test)
     for skipped in report.skipped:
         test = TestCase("open", f"{title}.{skipped['runtime']}", 0.0)
         test.result = [Skipped(spell(skipped["reason"]))]
         suites.setdefault(skipped["runtime"], []).append(test)
-    if report.status != "passed" and all(row.status == "passed" for row in report.rows):
+    told = report.cells is not None or any(row.status == "failed" for row in report.rows)
+    if report.status != "passed" and not told:
         test = TestCase("verdict", title, 0.0)
         test.result = [Error(spell(" ".join(every_line(report))), report.status)]
         suites.setdefault("verdict", []).append(test)
@@ -56,6 +67,14 @@ def as_junit(report: Report, title: str, command: Command, spell: Spell = str) -
     whole.update_statistics()
     text: bytes = whole.tostring()
     return text
+
+
+def _failure(row: Row, command: Command) -> Any:
+    from junitparser import Failure
+
+    failure = Failure(_figures(row), "tolerance")
+    failure.text = f"{_figures(row)}\n{command(row)}"
+    return failure
 
 
 def _figures(row: Row) -> str:

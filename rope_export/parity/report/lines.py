@@ -11,6 +11,8 @@ TWO_RECORDINGS = "two recordings were compared"
 def every_line(report: Report) -> Iterator[str]:
     """The verdict, and everything that was skipped, left out or not visible, with its reason."""
     yield from _verdict(report)
+    if report.cells is not None:
+        yield from report.cells.lines()
     for skipped in report.skipped:
         yield f"skipped {skipped['runtime']}: {skipped['reason']}"
     yield from report.left_out
@@ -26,6 +28,8 @@ def short_lines(report: Report) -> Iterator[str]:
         yield from every_line(report)
         return
     yield from _verdict(report)
+    if report.cells is not None:
+        yield from report.cells.short_lines()
     yield from report.problems
     yield from (x.line for x in report.located)
     yield from _named("skipped", [x["runtime"] for x in report.skipped])
@@ -39,10 +43,11 @@ def _verdict(report: Report) -> Iterator[str]:
     gone = ""
     if report.weights == "unproven" and report.reading.reason != TWO_RECORDINGS:
         gone = " (they were read from the file; give the source with `source`)"
-    yield (
-        f"{report.status}: {len(report.rows)} comparisons, {failed} failed; weights "
-        f"{report.weights}{gone}."
-    )
+    counts = f"{len(report.rows)} comparisons, {failed} failed"
+    if report.cells is not None:
+        compared = sum(cell.comparisons for cell in report.cells.every)
+        counts = f"{report.cells.counts()}; {compared} comparisons"
+    yield f"{report.status}: {counts}; weights {report.weights}{gone}."
     yield from report.reading.lines()
     if report.numbers == "unverified":
         proven = "structure and ONNX proven" if report.passed else "nothing proven"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rope_export.parity.report.baseline import Growth
+from rope_export.parity.report.cells import Cells
 from rope_export.parity.report.located import Located
 from rope_export.parity.report.spread import Spread
 from rope_export.parity.rows import Row
@@ -33,6 +34,7 @@ class Report:
         feature), "fault" (what was done to it, in words), "texts".
     spread: how errors lie over positions and in tensors, where that was asked for.
     growth: the errors beside those of an earlier run, where one was given.
+    cells: of a sweep, whose rows are the worst and the failed ones of each cell.
     notes: warnings that are not about the artifact, such as evidence that could not be kept.
     """
 
@@ -51,6 +53,7 @@ class Report:
     causes: list[dict[str, str]] = field(default_factory=list)
     spread: Spread | None = None
     growth: Growth | None = None
+    cells: Cells | None = None
 
     @property
     def status(self) -> Literal["passed", "failed", "nothing compared"]:
@@ -62,6 +65,10 @@ class Report:
             return "failed"
         if self.growth is not None and self.growth.failed:
             return "failed"
+        if self.cells is not None:
+            if self.cells.failed:
+                return "failed"
+            return "passed" if self.cells.of("passed") else "nothing compared"
         ran = {row.runtime for row in self.rows} - {"eager", "file"}
         return "passed" if ran else "nothing compared"
 
@@ -90,4 +97,5 @@ class Report:
             "not_visible": self.not_visible,
             "baseline": None if self.growth is None else self.growth.to_json(),
             "located": [x.to_json() for x in self.located],
+            "cells": None if self.cells is None else self.cells.to_json(),
         }

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from rope_export.parity.report.cells import SweptRow
 from rope_export.parity.report.decoder_rows import (
     is_decoder,
     order_of,
@@ -26,7 +27,11 @@ MOST = 10
 GAP = 2
 """Blanks between two columns."""
 
+MOST_CELLS = 20
+"""Cells of a sweep whose failure is shown."""
+
 Spell = Callable[[str], str]
+R = TypeVar("R", bound=Row)
 
 
 def summary(report: Report, title: str, spell: Spell = str) -> RenderableType:
@@ -37,7 +42,7 @@ def summary(report: Report, title: str, spell: Spell = str) -> RenderableType:
     """
     parts: list[RenderableType] = [Text(spell(line)) for line in short_lines(report)]
     decoder = is_decoder(report)
-    parts += [Text(line) for line in text_lines(report)]
+    parts += [Text(line) for line in text_lines(report) if report.cells is None]
     failed, more = failures(report)
     if failed:
         parts.append(_Grid(failed, "failed", whole=True))
@@ -75,7 +80,17 @@ def failures(report: Report) -> tuple[list[Row], str | None]:
     ones; and a sentence on others, if there are any."""
     failed = [row for row in _without_repeats(report) if row.status == "failed"]
     worst = worst_of(failed, lambda row: (row.case, row.runtime, row.output))
+    if report.cells is not None:
+        return _of_each_cell(failed)
     return shown_failures(worst) if is_decoder(report) else (worst, None)
+
+
+def _of_each_cell(failed: Sequence[Row]) -> tuple[list[Row], str | None]:
+    """The worst row of each cell that failed, and how many cells more there are."""
+    own = [row for row in failed if isinstance(row, SweptRow)]
+    worst = worst_of(own, lambda row: (row.artifact, row.runtime))
+    more = len(worst) - MOST_CELLS
+    return worst[:MOST_CELLS], f"... and {more} cells more." if more > 0 else None
 
 
 def worst_rows(report: Report) -> list[Row]:
@@ -89,9 +104,9 @@ def worst_rows(report: Report) -> list[Row]:
     )
 
 
-def worst_of(rows: Iterable[Row], key: Callable[[Row], tuple[str, ...]]) -> list[Row]:
+def worst_of(rows: Iterable[R], key: Callable[[R], tuple[str, ...]]) -> list[R]:
     """The row of each group that used most of its tolerance, failed rows first."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    groups: dict[tuple[str, ...], list[R]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return [max(x, key=lambda row: (row.status == "failed", row.used)) for x in groups.values()]

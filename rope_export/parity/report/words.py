@@ -15,7 +15,12 @@ def figure(value: float) -> str:
 
 def share(row: Row) -> str:
     """How much of its tolerance a row uses."""
-    return f"{100 * row.used:.0f} %" if row.used < 1e4 else "> 1e6 %"
+    return percent(row.used)
+
+
+def percent(used: float) -> str:
+    """A share of a tolerance."""
+    return f"{100 * used:.0f} %" if used < 1e4 else "> 1e6 %"
 
 
 def kind_of(output: str) -> str:

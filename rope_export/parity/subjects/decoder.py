@@ -86,7 +86,7 @@ class DecoderSubject(Streamed):
 
     def open(self, runtime: str) -> Session:
         self._theirs  # noqa: B018, without which nothing is compared
-        return open_on(self.opened, runtime)
+        return open_on(self.opened, runtime, self.request.threads)
 
     def prove(
         self, sessions: Mapping[str, Session], report: Report, seed: int, progress: Progress
@@ -107,7 +107,9 @@ class DecoderSubject(Streamed):
             sessions=sessions,
             cutter=cutter if cutter.missing is None else None,
             layer_sessions={
-                name: run for name in sessions if (run := layer_runner(name)) is not None
+                name: run
+                for name in sessions
+                if (run := layer_runner(name, self.request.threads)) is not None
             },
             locate=None if locator is None else locator.look,
         )

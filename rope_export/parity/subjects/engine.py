@@ -76,7 +76,7 @@ class EngineSubject(Subject):
         return self.model.eager(inputs)
 
     def open(self, runtime: str) -> Session:
-        return open_on(self.engine, runtime)
+        return open_on(self.engine, runtime, self.request.threads)
 
     def record(self, evidence: Mapping[str, Any]) -> str | None:
         return self.engine.record(parity={**evidence, "files": model_hashes(self.engine)})

@@ -110,7 +110,7 @@ class LayerSubject(Subject):
         return {name: to_numpy(value) for name, value in zip(names, values, strict=False)}
 
     def open(self, runtime: str) -> Session:
-        return open_on(self.artifact, runtime)
+        return open_on(self.artifact, runtime, self.request.threads)
 
     def record(self, evidence: Mapping[str, Any]) -> str | None:
         return self.artifact.record(parity={**evidence, "files": model_hashes(self.artifact)})

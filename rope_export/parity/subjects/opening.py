@@ -19,12 +19,12 @@ def subject_of(opened: Folder | OnnxFile, request: Request) -> Subject | Streame
     raise TypeError(f"{type(opened).__name__}: no file in parity/subjects judges it")
 
 
-def open_on(opened: Folder, runtime: str) -> Session:
-    """A session on one runtime.
+def open_on(opened: Folder, runtime: str, threads: int | None = None) -> Session:
+    """A session on one runtime. threads: that a call may use; all cores unless given.
 
     Raises: UnavailableError with the reason if it cannot run here.
     """
     reason = find_runtime(runtime).unavailable(opened)
     if reason is not None:
         raise UnavailableError(reason)
-    return open_session(opened, runtime)
+    return open_session(opened, runtime, threads=threads)
