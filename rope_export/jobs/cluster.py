@@ -51,7 +51,8 @@ class Cluster:
 def _streamed(ray: Any, calls: Sequence[Call], store: Store) -> Iterator[Answer]:
     """Answers as they come; no more calls are handed out than the cluster can begin soon."""
     remote = ray.remote(answered)
-    waiting, running = list(reversed(calls)), {}
+    waiting = list(reversed(calls))
+    running: dict[Any, Call] = {}
     while waiting or running:
         ahead = max(1, int(AHEAD * ray.cluster_resources().get("CPU", 1)))
         while waiting and len(running) < ahead:

@@ -21,7 +21,8 @@ VERSIONS = (
 )
 """Distributions whose version a result depends on."""
 
-K, T = TypeVar("K"), TypeVar("T")
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)

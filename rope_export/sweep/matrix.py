@@ -4,7 +4,7 @@ import glob
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -17,7 +17,18 @@ from rope_export.typed_json import typed
 
 Cache = Literal["none", "growing", "fixed"]
 DType = Literal["float32", "float16", "bfloat16"]
+Weights = Literal["plain", "int8", "int4"]
+Logits = Literal["last", "all"]
 Layers = list[int] | Literal["kinds", "all"]
+
+WORDS = {
+    "layers": ("kinds", "all"),
+    "caches": get_args(Cache),
+    "dtypes": get_args(DType),
+    "weights": get_args(Weights),
+    "logits": get_args(Logits),
+}
+"""Keys whose values are words, and these."""
 
 PLAIN = "plain"
 """The word for weights that are not quantized."""
@@ -54,13 +65,13 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     lowerings: tuple[str, ...] = ("auto",)
     caches: tuple[Cache, ...] = ("growing",)
     dtypes: tuple[DType, ...] = ("float32",)
-    weights: tuple[Literal["plain", "int8", "int4"], ...] = ("plain",)
+    weights: tuple[Weights, ...] = ("plain",)
     padding: tuple[bool, ...] = (False,)
     runtimes: tuple[str, ...] = ("onnxruntime",)
     seed: int = 0
     block_size: int = 32
     accuracy_level: int = 4
-    logits: Literal["last", "all"] = "last"
+    logits: Logits = "last"
     exclude: tuple[Exclusion, ...] = ()
 
 
@@ -87,6 +98,11 @@ def _check_keys(facts: dict[str, Any], where: str) -> None:
         if key not in Matrix.__struct_fields__:
             keys = ", ".join(Matrix.__struct_fields__)
             raise InputError(f"{where}: {key!r} is no key of a matrix; use {keys}.")
+    for key, words in WORDS.items():
+        values = facts.get(key, [])
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, str) and value not in words:
+                raise InputError(f"{where}: {key}: {value!r}: use any of {', '.join(words)}.")
     if "sources" not in facts:
         raise InputError(f"{where}: has no 'sources'; list paths, hub ids or config files.")
 

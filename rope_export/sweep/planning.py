@@ -12,7 +12,7 @@ from rope_export.lowerings import lowering_for, lowering_for_all
 from rope_export.quantization import quantization_of
 from rope_export.spec import AttentionSpec
 from rope_export.sweep.cell import Cell, Export
-from rope_export.sweep.matrix import PLAIN, Layers, Matrix, Source
+from rope_export.sweep.matrix import PLAIN, DType, Layers, Matrix, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +91,15 @@ def _every(matrix: Matrix) -> Iterator[tuple[Export, Export | str]]:
 
 
 class _Opened:
-    """A source, opened once for each dtype."""
+    """A source, opened once for each dtype.
+
+    Raises: CheckpointError for one that cannot be opened.
+    """
 
     def __init__(self, matrix: Matrix, source: Source) -> None:
         self.matrix, self.source = matrix, source
-        self._models: dict[str, Model] = {}
-        self._specs: dict[tuple[int, str], AttentionSpec | str] = {}
+        self._models = {dtype: self._open(dtype) for dtype in matrix.dtypes}
+        self._specs: dict[tuple[int, DType], AttentionSpec | str] = {}
 
     def indices(self) -> Sequence[int | None]:
         """The layers that are exported, none for the whole decoder."""
@@ -131,24 +134,21 @@ class _Opened:
             return str(error)
         return replace(export, lowering=chosen.name)
 
-    def _model(self, dtype: str) -> Model:
-        if dtype not in self._models:
-            self._models[dtype] = open_model(
-                self.source.path,
-                part=self.source.part,
-                dtype=dtype,  # type: ignore[arg-type]
-                seed=self.matrix.seed,
-                adapter=self.source.adapter,
-            )
-        return self._models[dtype]
+    def _open(self, dtype: DType) -> Model:
+        return open_model(
+            self.source.path,
+            part=self.source.part,
+            dtype=dtype,
+            seed=self.matrix.seed,
+            adapter=self.source.adapter,
+        )
 
-    def _spec(self, layer: int, dtype: str) -> AttentionSpec | str:
+    def _spec(self, layer: int, dtype: DType) -> AttentionSpec | str:
         """A layer's facts, or why it is refused."""
         key = layer, dtype
         if key not in self._specs:
-            model = self._model(dtype)
             try:
-                self._specs[key] = model.layer(layer).spec
+                self._specs[key] = self._models[dtype].layer(layer).spec
             except InputError as error:
                 self._specs[key] = str(error)
         return self._specs[key]
@@ -156,7 +156,7 @@ class _Opened:
     @cached_property
     def _count(self) -> int:
         """Of layers. Raises: InputError for a model that is not supported."""
-        return len(self._model(self.matrix.dtypes[0]).layers)
+        return len(self._models[self.matrix.dtypes[0]].layers)
 
     def _some(self, which: str) -> list[int]:
         """Layers that attend, all or the first of each kind; layer 0 where none does."""

@@ -73,13 +73,13 @@ def sweep(
 def cell_keys(plan: Plan, store: Store) -> dict[Cell, str]:
     """What the result of each cell is kept under: the code, the versions of what it runs on, the
     contents of the source, the options, and the runtime."""
-    sources: dict[str | None, str] = {None: ""}
+    sources: dict[str | None, str] = {None: "", "none": ""}
     keys = {}
     for cell in plan.cells:
         export = cell.export
         for path in (export.path, export.adapter):
-            if path not in sources:
-                sources[path] = "" if path == "none" else source_digest(path, store)
+            if path is not None and path not in sources:
+                sources[path] = source_digest(path, store)
         options = sorted((k, v) for k, v in export.options().items() if k != "adapter")
         contents = sources[export.path], sources[export.adapter]
         keys[cell] = digest(code_digest(), contents, export.decoder, options, cell.runtime)

@@ -51,11 +51,12 @@ sources = ["models/*.json", {path = "decoders/*.json", layers = [], decoder = tr
 layers = "kinds"
 lowerings = ["portable", "standard", "ort"]
 caches = ["none", "growing", "fixed"]
+dtypes = ["float32", "float16"]
 runtimes = [RUNTIMES]
 
-[[exclude]]          # onnx's evaluator takes minutes for the texts of a decoder
-decoder = true
-runtime = ["reference"]
+[[exclude]]
+dtype = "float16"
+lowering = ["portable", "ort"]
 
 [[exclude]]          # a decoder has a cache
 decoder = true

@@ -38,11 +38,11 @@ def plan(folder: Path, text: str) -> Plan:
         ("sources = ['tiny.json']\nlowering = ['ort']", ["'lowering' is no key", "lowerings"]),
         ("sources = ['tiny.json']\nlowerings = ['fast']", ["'fast' does not exist", "portable"]),
         ("sources = ['tiny.json']\nruntimes = ['gpu']", ["'gpu' does not exist", "onnxruntime"]),
-        ("sources = ['tiny.json']\ncaches = ['static']", ["caches[0]='static'", "growing"]),
+        ("sources = ['tiny.json']\ncaches = ['static']", ["caches: 'static'", "growing"]),
         ("sources = ['tiny.json']\ndtypes = 'float32'", ["dtypes='float32'", "array"]),
-        ("sources = ['tiny.json']\nlayers = 'some'", ["layers='some'", "kinds"]),
+        ("sources = ['tiny.json']\nlayers = 'some'", ["layers: 'some'", "kinds"]),
         ("sources = ['tiny.json']\nlayers = [0.5]", ["layers[0]=0.5"]),
-        ("sources = ['tiny.json']\nweights = ['int2']", ["weights[0]='int2'", "int4"]),
+        ("sources = ['tiny.json']\nweights = ['int2']", ["weights: 'int2'", "int4"]),
         ("sources = ['tiny.json']\nseed = -1", ["seed=-1"]),
         ("sources = [{path = 'tiny.json', layer = 1}]", ["layer"]),
         ("sources = ['*.yaml']", ["nothing matches '*.yaml'"]),
@@ -119,9 +119,7 @@ def test_decoders_have_a_cache_and_layers_only_where_they_are_named(folder: Path
         """,
     )
     kept = [export.title for export in found.exports]
-    assert [x for x in kept if x.startswith("mixed")] == [
-        "mixed decoder, standard, growing, float32"
-    ]
+    assert [x for x in kept if x.startswith("mixed")] == ["mixed decoder, ort, growing, float32"]
     assert sum(x.startswith("tiny layer 1") for x in kept) == 4
     refused = {cell.export.title: reason for cell, reason in found.refused.items()}
     assert refused["mixed decoder, auto, none, float32"] == (

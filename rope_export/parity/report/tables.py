@@ -88,7 +88,7 @@ def failures(report: Report) -> tuple[list[Row], str | None]:
 def _of_each_cell(failed: Sequence[Row]) -> tuple[list[Row], str | None]:
     """The worst row of each cell that failed, and how many cells more there are."""
     own = [row for row in failed if isinstance(row, SweptRow)]
-    worst = worst_of(own, lambda row: (row.artifact, row.runtime))
+    worst: list[Row] = [*worst_of(own, lambda row: (row.artifact, row.runtime))]
     more = len(worst) - MOST_CELLS
     return worst[:MOST_CELLS], f"... and {more} cells more." if more > 0 else None
 
