@@ -90,7 +90,7 @@ class WebRuntime(NeedsPackages):
 
     def compute(self, model: bytes, threads: int | None = None) -> Compute:
         with OPENING:
-            page = _shared(None)
+            page = _shared(threads)
             try:
                 session = page.open(model)
             except RopeExportError as error:
