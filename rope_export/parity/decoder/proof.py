@@ -80,7 +80,6 @@ class Proof:
         self.decoder, self.theirs, self.passages = decoder, theirs, passages
         self.greedy, self.verdicts = greedy, verdicts
         self.whole = Whole(
-            decoder.interface,
             decoder.sessions,
             verdicts,
             last=decoder.last,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from rope_export.errors import ProfileError, RopeExportError
-from rope_export.interface import Interface, TensorType
+from rope_export.interface import TensorType
 from rope_export.parity.bounds import TIMES
 from rope_export.parity.decoder.calls import Arrays, Calls, changed_bits
 from rope_export.parity.decoder.passage import Passage, last_new
@@ -26,14 +26,13 @@ class Whole:
 
     def __init__(
         self,
-        interface: Interface,
         sessions: Mapping[str, Session],
         verdicts: Verdicts,
         *,
         last: bool,
         judged: bool,
     ) -> None:
-        self.interface, self.sessions, self.verdicts = interface, sessions, verdicts
+        self.sessions, self.verdicts = sessions, verdicts
         self.last, self.judged = last, judged
         self.tolerance, self.doubtful = LogitTolerance(), 0
         self.outside: Counter[str] = Counter()
@@ -107,13 +106,14 @@ class Whole:
         logits: tuple[int, ...],
     ) -> bool:
         """Whether every output has its name, dtype and shape, and the past its bits."""
-        case = passage.case(call)
+        case, interface = passage.case(call), self.sessions[runtime].interface
         starts, _ = passage.bounds(call)
-        before = {x.output: inputs[x.input] for x in self.interface.caches}
+        before = {x.output: inputs[x.input] for x in interface.caches}
+        new = passage.new(call).shape[1] if interface.cache == "growing" else 0
         sound = True
-        for tensor in self.interface.outputs:
+        for tensor in interface.outputs:
             past = before.get(tensor.name)
-            shape = logits if past is None else self._grown(past, passage, call)
+            shape = logits if past is None else _grown(past, new)
             wrong = _another_form(tensor, shape, outputs.get(tensor.name))
             if wrong is not None:
                 self.verdicts.count(
@@ -128,11 +128,6 @@ class Whole:
             elif past is not None and starts.any():
                 self._past(case, runtime, tensor.name, past, outputs[tensor.name], starts)
         return sound
-
-    def _grown(self, past: np.ndarray, passage: Passage, call: int) -> tuple[int, ...]:
-        """The shape of a cache after a call."""
-        new = passage.new(call).shape[1] if self.interface.cache == "growing" else 0
-        return (*past.shape[:2], past.shape[2] + new, *past.shape[3:])
 
     def _past(
         self,
@@ -151,6 +146,11 @@ class Whole:
         if not same:
             what = f"{output}, {case}: {changed:.0f} values of the past were changed"
             self.verdicts.outside(runtime, int(output.split(".")[1]), what)
+
+
+def _grown(past: np.ndarray, new: int) -> tuple[int, ...]:
+    """The shape of a cache with so many slots more."""
+    return (*past.shape[:2], past.shape[2] + new, *past.shape[3:])
 
 
 def _another_form(

@@ -40,8 +40,10 @@ def softmax(scores: Float64, visible: np.ndarray, sinks: Float64 | None) -> Floa
     if sinks is not None:
         top = np.maximum(top, sinks[:, None, None])
     top = np.where(np.isfinite(top), top, 0.0)
-    powers = np.exp(shifted - top)
+    shifted -= top
+    powers: Float64 = np.exp(shifted, out=shifted)
     total = powers.sum(axis=-1, keepdims=True)
     if sinks is not None:
         total = total + np.exp(sinks[:, None, None] - top)
-    return powers / np.where(total == 0, 1.0, total)
+    powers /= np.where(total == 0, 1.0, total)
+    return powers

@@ -14,14 +14,21 @@ INT8 = 127
 
 
 def projection(
-    layer: ReferenceLayer, name: str, x: np.ndarray, error: np.ndarray, u: float
+    layer: ReferenceLayer,
+    name: str,
+    x: np.ndarray,
+    error: np.ndarray | None,
+    y: np.ndarray,
+    u: float,
 ) -> np.ndarray:
-    """x W^T + b: the error of x carried over, n partial sums, and the stored result."""
-    squares = layer.weights[f"{name}_proj.weight"].T ** 2
-    y = layer.project(name, x)
+    """y = x W^T + b: the error of x, if it has any, carried over, n partial sums, and the stored
+    result."""
+    own = summed(x**2, x.shape[-1])
+    if error is not None:
+        own += error
     if name in layer.int8_blocks:
-        error = error + _rounded_to_int8(x, layer.int8_blocks[name])
-    return error @ squares + summed(x**2 @ squares, x.shape[-1]) + 2 * (u * y) ** 2
+        own += _rounded_to_int8(x, layer.int8_blocks[name])
+    return own @ layer.weights[f"{name}_proj.weight"].T ** 2 + 2 * (u * y) ** 2
 
 
 def _rounded_to_int8(x: np.ndarray, block: int) -> np.ndarray:

@@ -67,7 +67,7 @@ def rounding_deviations(layer: ReferenceLayer, trace: Trace, note: Note = _unnot
     note("context", mixed)
     heads = _finished(layer, trace, mixed, u, note)
     note("heads", heads)
-    output = projection(layer, "o", trace.heads, heads, u)
+    output = projection(layer, "o", trace.heads, heads, trace.output, u)
     note("o_proj", output)
     return Deviations(output=output, cache=cache)
 
@@ -95,7 +95,7 @@ def _plain(
 
 def _projected(layer: ReferenceLayer, name: str, trace: Trace, u: float, note: Note) -> np.ndarray:
     """A projection and the norm that comes before the rotation; clamping moves nothing apart."""
-    error = projection(layer, name, trace.x, np.zeros_like(trace.x), u)
+    error = projection(layer, name, trace.x, None, trace.projected[name], u)
     note(f"{name}_proj", error)
     error = _before(layer, name, trace, error, u)
     note(name, error)
@@ -137,24 +137,24 @@ def _latent(
     """Queries and the new cache of a layer with a latent."""
     spec, latent = layer.spec, layer.spec.latent
     assert latent is not None
-    norm, none = NormSpec(eps=latent.norm_eps), np.zeros_like(trace.x)
+    norm, projected = NormSpec(eps=latent.norm_eps), trace.projected
     if latent.q_rank is None:
-        q = projection(layer, "q", trace.x, none, u)
+        q = projection(layer, "q", trace.x, None, projected["q"], u)
         note("q_proj", q)
     else:
-        first = trace.projected["q_a"]
+        first = projected["q_a"]
         narrow = layer.norm("q_a_norm", norm, first) * latent.q_factor
-        error = projection(layer, "q_a", trace.x, none, u)
+        error = projection(layer, "q_a", trace.x, None, first, u)
         note("q_a_proj", error)
         error = normed(layer, "q_a_norm", norm, first, error, u)
         error = factored(np.array(latent.q_factor), narrow, error, u)
         note("q_latent", error)
-        q = projection(layer, "q_b", narrow, error, u)
+        q = projection(layer, "q_b", narrow, error, projected["q"], u)
         note("q_b_proj", q)
     q = layer.split(q, spec.head_dim)
-    kv = projection(layer, "kv_a", trace.x, none, u)
+    kv = projection(layer, "kv_a", trace.x, None, projected["kv_a"], u)
     note("kv_a_proj", kv)
-    first = trace.projected["kv_a"][..., : latent.kv_rank]
+    first = projected["kv_a"][..., : latent.kv_rank]
     narrow = normed(layer, "kv_a_norm", norm, first, kv[..., : latent.kv_rank], u)
     new = trace.new(trace.cache["latent"])
     narrow = factored(np.array(latent.kv_factor), new, narrow, u)
@@ -177,7 +177,9 @@ def _expanded(
     if layer.spec.latent is None:
         return layer.expanded(grown)
     nope = layer.spec.latent.nope_dim
-    both = projection(layer, "kv_b", trace.cache["latent"], grown["latent"], u)
+    latents = trace.cache["latent"]
+    expanded = layer.project("kv_b", latents)
+    both = projection(layer, "kv_b", latents, grown["latent"], expanded, u)
     both = layer.split(both, nope + layer.spec.value_head_dim)
     shared = np.repeat(grown["key_rope"][:, None], layer.spec.heads, axis=1)
     return np.concatenate((both[..., :nope], shared), axis=-1), both[..., nope:]
@@ -218,23 +220,25 @@ def _attended(
     A sink is a slot of value 0 and no error.
     """
     values, spec, total = trace.values, layer.spec, trace.keys.shape[2]
-    scores = _scores(layer, trace, q, k, u, note)
-    largest, moved = moved_by(np.sqrt(scores), trace)
+    off = _scores(layer, trace, q, k, u, note)
+    np.sqrt(off, out=off)
+    moved = moved_by(off, trace)
     # Beyond first order: a score off by e multiplies its weight by exp(e).
-    scores = np.expm1(np.minimum(np.sqrt(scores), 50.0)) ** 2
-    note("probabilities", _weights(trace, scores, spec.dtype, u))
-    mean = averaged(trace.weights, values)
-    variance = np.maximum(averaged(trace.weights, values**2) - mean**2, 0.0)
-    conspiring = np.sum(trace.weights * scores, axis=-1, keepdims=True) * variance
-    conspiring = np.where(largest > 0.5, np.maximum(conspiring, moved), conspiring)
-    squares = trace.weights**2
-    weighted = averaged(squares, values**2)
-    rounded = (
-        (u**2 + 8 * ACCUMULATOR**2) * weighted + summed(weighted, total) + summed(mean**2, total)
-    )
-    underflow = UNDERFLOW[spec.dtype] ** 2 * np.sum(values**2, axis=2, keepdims=True)
+    beyond = np.expm1(np.minimum(off, 50.0, out=off), out=off)
+    np.square(beyond, out=beyond)
+    if note is not _unnoted:
+        note("probabilities", _weights(trace, beyond, spec.dtype, u))
+    mean, values2, squares = trace.mixed.swapaxes(1, 2), values**2, trace.weights**2
+    variance = np.maximum(averaged(trace.weights, values2) - mean**2, 0.0)
+    conspiring = np.einsum("bhst,bhst->bhs", trace.weights, beyond)[..., None] * variance
+    if moved is not None:
+        conspiring = np.maximum(conspiring, moved)
+    partial = ACCUMULATOR**2 * total  # of the sum over the slots, as in `summed`
+    rounded = u**2 + 8 * ACCUMULATOR**2 + partial
+    underflow = UNDERFLOW[spec.dtype] ** 2 * np.sum(values2, axis=2, keepdims=True)
     underflow = np.repeat(underflow, spec.heads // underflow.shape[1], axis=1)
-    heads = conspiring + averaged(squares, v) + rounded + underflow + (u * mean) ** 2
+    heads = conspiring + averaged(squares, v + rounded * values2) + underflow
+    heads += (u**2 + partial) * mean**2
     return heads.swapaxes(1, 2)
 
 
@@ -247,17 +251,24 @@ def _scores(
     note: Note = _unnoted,
 ) -> np.ndarray:
     """What goes into the softmax, (B, H, S, T): products of q and k, scaled, capped and shifted."""
-    keys, spec = trace.keys, layer.spec
-    carried = scored(q, keys**2) + scored(trace.ready_q**2, k)
-    dots = summed(scored(trace.ready_q**2, keys**2), spec.head_dim)
-    scores = spec.softmax_scale**2 * (carried + dots) + 2 * (u * trace.raw_scores) ** 2
+    spec, ready2 = layer.spec, trace.ready_q**2
+    scores = scored(q + summed(ready2, spec.head_dim), trace.keys**2)
+    scores += scored(ready2, k)
+    scores *= spec.softmax_scale**2
+    rounded = np.square(trace.raw_scores)
+    rounded *= 2 * u**2
+    scores += rounded
     note("products", scores)
     if spec.softcap is not None:
         scores = _capped(trace, spec.softcap, scores, u)
     note("scores", scores)
     top = np.max(np.where(trace.weights > 0, trace.scores, -np.inf), axis=-1, keepdims=True)
-    shift = np.where(np.isfinite(top), trace.scores - top, 0.0)
-    return scores + (ACCUMULATOR * shift) ** 2
+    shift = np.subtract(trace.scores, np.where(np.isfinite(top), top, 0.0), out=rounded)
+    shift *= ACCUMULATOR
+    np.square(shift, out=shift)
+    shift *= np.isfinite(top)
+    shift += scores
+    return shift
 
 
 def _weights(trace: Trace, scores: np.ndarray, dtype: str, u: float) -> np.ndarray:
@@ -299,7 +310,8 @@ def _finished(
         error = normed(layer, "o_norm", norm, *flat, u).reshape(heads.shape)
         heads = layer.norm("o_norm", norm, flat[0]).reshape(heads.shape)
     if trace.gate is not None:
-        logits = projection(layer, "gate", trace.x, np.zeros_like(trace.x), u)
+        y = layer.project("gate", trace.x)
+        logits = projection(layer, "gate", trace.x, None, y, u)
         logits = logits.reshape(trace.gate.shape)
         gate2 = trace.gate**2
         # The derivative of either gate is at most 1; of a sigmoid it is gate (1 - gate).

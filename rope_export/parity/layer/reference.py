@@ -70,7 +70,8 @@ class ReferenceLayer:
         total = keys.shape[2]
         starts = inputs.get(LENGTHS, np.full(batch, total - sequence))
         visible = self._visible(inputs, starts, sequence, total)
-        raw = spec.softmax_scale * scored(new.ready_q, keys)
+        raw = scored(new.ready_q, keys)
+        raw *= spec.softmax_scale
         scores = raw if spec.softcap is None else spec.softcap * np.tanh(raw / spec.softcap)
         weights = softmax(scores, visible[:, None], self.weights.get("sinks"))
         mixed = averaged(weights, values).swapaxes(1, 2)

@@ -1,7 +1,7 @@
 """Why a file is wrong: what, if it were done to the reference, would give what the file gives."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rope_export.arrays import to_numpy
+from rope_export.arrays import numpy_dtype, to_numpy
 from rope_export.errors import RopeExportError
+from rope_export.interface import LENGTHS
 from rope_export.parity.decoder.calls import Calls
 from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.theirs import Theirs
@@ -40,6 +41,8 @@ class Causes:
 
     A cause explains a text if the file's logits are within the tolerance of the altered reference,
     in every call up to the first that failed: what follows builds upon a wrong cache.
+
+    failed: the names of those texts.
     """
 
     def __init__(self, theirs: Theirs, session: Session, *, last: bool, vocabulary: int, seed: int):
@@ -47,14 +50,23 @@ class Causes:
         self.vocabulary, self.seed = vocabulary, seed
         self.interface = session.interface
         self._altered: dict[str, Theirs] = {}
+        self.failed: set[str] = set()
 
-    def add(self, report: Report, passages: Sequence[Passage], runtime: str) -> None:
-        """Write the causes of every text that failed into the report, and a line for each."""
+    def add(
+        self, report: Report, passages: Sequence[Passage], runtime: str, known: Collection[str] = ()
+    ) -> None:
+        """Write the causes of every text that failed into the report, and a line for each.
+
+        known: texts that failed elsewhere too, so that their causes were looked for already.
+        """
         causes: dict[tuple[str, str], list[str]] = defaultdict(list)
         for passage in passages:
+            if passage.text.name in known:
+                continue
             failure = self._failure(report, passage, runtime)
             if failure is None:
                 continue
+            self.failed.add(passage.text.name)
             for both in self._explained(failure):
                 causes[both].append(passage.text.name)
         for (cause, fault), texts in causes.items():
@@ -187,11 +199,11 @@ class Causes:
     def _row(self, passage: Passage, row: int, last_call: int) -> list[np.ndarray]:
         text, interface = passage.text, self.interface
         left = (text.left or (0,) * text.rows)[row]
-        sizes = {"batch": 1, "past": 0}
+        sizes = {"batch": 1, "past": 0, "capacity": text.capacity}
         caches: dict[str, Any] = {}
         for pair in interface.caches:
             tensor = interface.input(pair.input)
-            caches[pair.input] = np.zeros(tensor.sized(sizes), np.dtype(tensor.dtype))
+            caches[pair.input] = np.zeros(tensor.sized(sizes), numpy_dtype(tensor.dtype))
         answers = []
         for call in range(last_call + 1):
             start, end = (int(x[row]) for x in passage.bounds(call))
@@ -199,7 +211,8 @@ class Causes:
             inputs: dict[str, Any] = {
                 "input_ids": passage.ids[row : row + 1, start:end],
                 "position_ids": passage.positions[row : row + 1, start:end],
-                "attention_mask": np.ones((1, end - left), np.int64),
+                "attention_mask": self._mask(end - left, text.capacity),
+                LENGTHS: np.array([start - left]),
             }
             names = {x.name for x in interface.inputs}
             inputs = {k: np.ascontiguousarray(v) for k, v in inputs.items() if k in names}
@@ -213,6 +226,14 @@ class Causes:
                 logits = np.pad(logits, ((0, 0), (before, 0), (0, 0)))
             answers.append(logits)
         return answers
+
+    def _mask(self, tokens: int, capacity: int) -> np.ndarray:
+        """Of a row without padding, (1, slots)."""
+        mask = np.ones((1, tokens), np.int64)
+        name = self.interface.mask
+        if name is not None and self.interface.input(name).shape[1] == "capacity":
+            return np.pad(mask, ((0, 0), (0, capacity - tokens)))
+        return mask
 
 
 def _failed(row: Row) -> bool:

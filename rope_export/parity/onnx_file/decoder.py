@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from rope_export.errors import RopeExportError
+from rope_export.parity.decoder.calls import Calls
 from rope_export.parity.decoder.greedy import Greedy, NoText
 from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.proof import Decoder, Proof
 from rope_export.parity.decoder.theirs import Theirs
 from rope_export.parity.decoder.verdicts import Verdicts
+from rope_export.parity.metrics import errors
 from rope_export.sessions import Session
 
 
@@ -45,3 +50,21 @@ def file_decoder(
         cutter=None,
         layer_sessions={},
     )
+
+
+def logits_error(session: Session, passages: Sequence[Passage], *, last: bool) -> dict[str, float]:
+    """How far a session's logits are from the reference's, at most, by metric; calls that fail are
+    left out."""
+    largest: dict[str, float] = {}
+    for passage in passages:
+        calls = Calls(session, passage)
+        for call, exact in enumerate(passage.logits("exact", last)):
+            try:
+                value = calls.run(call)[1]["logits"].astype(np.float64)
+            except RopeExportError:
+                break
+            new = passage.new(call)
+            judged = new.any(axis=1, keepdims=True) if last else new
+            for name, error in errors((value - exact)[judged], exact[judged]).items():
+                largest[name] = max(largest.get(name, 0.0), error)
+    return largest

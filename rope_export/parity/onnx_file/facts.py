@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from rope_export.artifacts.manifest import File, Weight
 from rope_export.errors import UnavailableError
-from rope_export.interface import TOTAL, CachePair, Interface, TensorType
+from rope_export.interface import LENGTHS, TOTAL, CachePair, Interface, TensorType
 from rope_export.interface.decoder import layer_cache
 from rope_export.parity.bounds import UNIT_ROUNDOFF
 from rope_export.parity.onnx_file.file import OnnxFile, Value
@@ -63,9 +63,12 @@ def file_interface(
     vocabulary: int,
     logits: Literal["last", "all"],
 ) -> Interface:
-    """The file's tensors under our names, in our layouts."""
-    tokens = ("batch", "sequence")
-    numbers = {"input_ids": tokens, "attention_mask": ("batch", "total"), "position_ids": tokens}
+    """The file's tensors under our names, in our layouts; with fixed caches the lengths are among
+    them, of which the file's own inputs are made."""
+    tokens, covered = ("batch", "sequence"), "capacity" if matched.whole_mask else "total"
+    numbers = {"input_ids": tokens, "attention_mask": ("batch", covered), "position_ids": tokens}
+    before, after = ("capacity", "capacity") if matched.fixed else ("past", TOTAL)
+    lengths = (TensorType(name=LENGTHS, dtype="int64", shape=("batch",)),) if matched.fixed else ()
     taken = [name for name in numbers if name in matched.numbers]
     results = ("batch", 1 if logits == "last" else "sequence", vocabulary)
 
@@ -82,11 +85,12 @@ def file_interface(
     return Interface(
         inputs=(
             *(TensorType(name=name, dtype="int64", shape=numbers[name]) for name in taken),
-            *caches("past_key_values", "past"),
+            *caches("past_key_values", before),
+            *lengths,
         ),
         outputs=(
             TensorType(name="logits", dtype=matched.logits.dtype, shape=results),
-            *caches("present", TOTAL),
+            *caches("present", after),
         ),
         caches=tuple(
             CachePair(input=f"past_key_values.{name}", output=f"present.{name}", axis=2)
@@ -95,6 +99,7 @@ def file_interface(
         main_input="input_ids",
         main_output="logits",
         positions="position_ids" if "position_ids" in taken else None,
+        lengths=LENGTHS if matched.fixed else None,
         mask="attention_mask" if "attention_mask" in taken else None,
         positions_count="mask",
     )

@@ -11,8 +11,14 @@ from rope_export import paths
 from rope_export.artifacts import contents, external_data
 from rope_export.errors import ArtifactError, UnavailableError, extra
 
-QUANTIZED = ("MatMulNBits", "QMoE", "GatherBlockQuantized", "QLinearMatMul", "DequantizeLinear")
-"""Operators of quantized weights, which are judged where the file that holds them is ours."""
+ROUNDED = (
+    "DynamicQuantizeLinear", "QuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul",
+    "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QAttention", "QGemm",
+)  # fmt: skip
+"""Operators that round what is multiplied with a weight to scales that have no bounds here."""
+
+UNREAD = ("QMoE", "MatMulBnb4", "MatMulFpQ4", "GemmFloat8")
+"""Operators of quantized weights that are not read."""
 
 LARGEST = 2**31
 """Bytes of a model beside its external data; protobuf takes no more."""
@@ -54,7 +60,7 @@ class OnnxFile:
     @classmethod
     def read(cls, path: Path) -> "OnnxFile":
         """Raises: ArtifactError for what is no ONNX model, or keeps weights outside of its folder;
-        UnavailableError for quantized weights."""
+        UnavailableError for operators that cannot be judged."""
         with extra("export", "verifying an ONNX file"):
             import onnx
         model = contents.read(path, LARGEST)
@@ -65,13 +71,7 @@ class OnnxFile:
             raise ArtifactError(f"{path}: is not an ONNX model ({error}).") from error
         if not proto.graph.output:
             raise ArtifactError(f"{path}: is not an ONNX model (its graph has no output).")
-        used = {node.op_type for node in proto.graph.node}
-        for name in QUANTIZED:
-            if name in used:
-                raise UnavailableError(
-                    f"{path}: has quantized weights ({name}), of which the reference knows only "
-                    f"those that rope_export quantized. Verify the file in float32 or float16."
-                )
+        _check_operators(path, {node.op_type for node in proto.graph.node})
         weights = {tensor.name for tensor in proto.graph.initializer}
         return cls(
             path=path,
@@ -83,6 +83,27 @@ class OnnxFile:
             inputs=tuple(_value(x) for x in proto.graph.input if x.name not in weights),
             outputs=tuple(_value(x) for x in proto.graph.output),
         )
+
+
+def attribute(node: Any, name: str, default: Any) -> Any:
+    """The whole number that a node has under a name."""
+    return next((x.i for x in node.attribute if x.name == name), default)
+
+
+def _check_operators(path: Path, used: set[str]) -> None:
+    """Raises: UnavailableError for weights that are not read, and activations that are rounded."""
+    for name in UNREAD:
+        if name in used:
+            raise UnavailableError(
+                f"{path}: has weights that are quantized in a way that is not read ({name}). "
+                f"Verify the file in float32 or float16."
+            )
+    for name in ROUNDED:
+        if name in used:
+            raise UnavailableError(
+                f"{path}: rounds activations ({name}), for which there are no bounds. Verify the "
+                f"file with its weights alone quantized, or in float32 or float16."
+            )
 
 
 def _external(path: Path, location: str) -> mmap.mmap | bytes:

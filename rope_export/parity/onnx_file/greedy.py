@@ -21,7 +21,7 @@ class RowGreedy(Greedy):
         self.walks = [self._walk(row) for row in rows]
 
     def _text(self, session: Session, prompt: np.ndarray) -> np.ndarray:
-        stream, text, step = session.start(), prompt, prompt
+        stream, text, step = session.start(capacity=len(prompt) + self.tokens), prompt, prompt
         for _ in range(self.tokens):
             logits = to_numpy(stream.step(step[None].astype(np.int64)))
             step = np.argmax(logits[0, -1].astype(np.float32), keepdims=True)

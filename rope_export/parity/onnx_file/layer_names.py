@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from rope_export.errors import InputError, UnavailableError
 from rope_export.interface.attention import cached
+from rope_export.parity.onnx_file.caches import BY_ROW, Cache, are_fixed, cache_of, covers_all
 from rope_export.parity.onnx_file.file import OnnxFile, Value
-from rope_export.parity.onnx_file.names import INTEGERS, MASKS, NUMBERS, Cache, cache_layout
+from rope_export.parity.onnx_file.names import INTEGERS, MASKS, NUMBERS, RANKS
 from rope_export.spec import AttentionSpec
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -24,14 +25,35 @@ OUTPUT = r"attention_?outputs?|attn_?outputs?|outputs?|hidden_?states?|y"
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedLayer:
-    """inputs: hidden_states, position_ids, cos, sin, attention_mask, as far as the file takes
-    them, by our names. caches: "key" and "value". output: of the layer. others: outputs that are
-    not looked at."""
+    """inputs: hidden_states, position_ids, cos, sin, attention_mask, and those that tell what is in
+    a fixed cache, as far as the file takes them, by our names. caches: "key" and "value". output:
+    of the layer. others: outputs that are not looked at. fixed: whether the caches are."""
 
     inputs: Mapping[str, Value]
     caches: Mapping[str, Cache]
     output: Value
     others: tuple[str, ...]
+    fixed: bool = False
+
+    @property
+    def capacity(self) -> int | None:
+        """How many slots the caches always have."""
+        return next((x.capacity for x in self.caches.values()), None)
+
+    @property
+    def whole_mask(self) -> bool:
+        """Whether a mask covers every slot of fixed caches, filled or not."""
+        return self.fixed and covers_all(self.inputs.get("attention_mask"), self.caches.values())
+
+    @property
+    def mask_slots(self) -> int | None:
+        """How many slots a mask always covers."""
+        return self.capacity if self.whole_mask else None
+
+    @property
+    def by_row(self) -> bool:
+        """Whether rows of fixed caches may be of different lengths."""
+        return self.fixed and any(x in self.inputs for x in BY_ROW)
 
 
 def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) -> MatchedLayer:
@@ -78,6 +100,10 @@ def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) ->
         **{
             name: take(name, left, named(pattern, FLOATS, 3, 4)) for name, pattern in ANGLES.items()
         },
+        **{
+            name: take(name, left, named(NUMBERS[name], INTEGERS, *RANKS[name]))
+            for name in (*BY_ROW, "total_length", "cache_position")
+        },
     }
     caches = {}
     for name, shape in cached(spec).items():
@@ -86,8 +112,7 @@ def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) ->
         before = take(f"past_{name}", left, _holds(name))
         after = take(f"present_{name}", results, _holds(name))
         if before is not None and after is not None:
-            layout = cache_layout(file, before, shape)
-            caches[name] = Cache(before=before, after=after, layout=layout)
+            caches[name] = cache_of(file, before, after, shape)
         elif before is not None:
             raise UnavailableError(
                 f"{file.path}: no output is matched to present_{name}; name it with "
@@ -112,11 +137,13 @@ def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) ->
     if open_:
         ours, theirs = next(iter(open_.items()))
         raise InputError(f"`maps`={ours}={theirs}: {ours!r} is no name of ours in a layer.")
+    matched = {name: x for name, x in inputs.items() if x is not None}
     return MatchedLayer(
-        inputs={name: x for name, x in inputs.items() if x is not None},
+        inputs=matched,
         caches=caches,
         output=output,
         others=tuple(results),
+        fixed=are_fixed(file, caches, matched),
     )
 
 

@@ -8,11 +8,13 @@ import numpy as np
 
 from rope_export.arrays import numpy_dtype, to_numpy
 from rope_export.errors import RopeExportError
+from rope_export.interface import LENGTHS, cache_names
 from rope_export.parity.layer.inv_freq import frequencies
 from rope_export.parity.onnx_file.file import Value
 from rope_export.parity.onnx_file.layer_names import MatchedLayer
-from rope_export.parity.onnx_file.runner import FROM, TO
+from rope_export.parity.onnx_file.runner import given, number, returned
 from rope_export.runtimes import Runner
+from rope_export.runtimes.base import written
 from rope_export.runtimes.onnxruntime import first_line
 from rope_export.spec import AttentionSpec
 
@@ -38,20 +40,20 @@ class LayerRunner(Runner):
             value.name: np.ascontiguousarray(self._value(name, value, values, axes))
             for name, value in matched.inputs.items()
         }
-        for name, cache in matched.caches.items():
-            own = values[f"past_{name}"]
-            feeds[cache.before.name] = np.ascontiguousarray(TO[cache.layout](own))
+        kind = "fixed" if matched.fixed else "growing"
+        caches = {cache_names(name, kind): cache for name, cache in matched.caches.items()}
+        for (before, _), cache in caches.items():
+            feeds[cache.before.name] = given(cache, values[before])
         names = {"attention_output": matched.output.name}
-        names |= {f"present_{name}": x.after.name for name, x in matched.caches.items()}
+        names |= {after: cache.after.name for (_, after), cache in caches.items()}
         try:
             results = self._inner.run(list(names.values()), feeds)
         except Exception as error:
             raise RopeExportError(f"onnxruntime failed: {first_line(error)}") from error
         outputs = dict(zip(names, results, strict=True))
-        for name, cache in matched.caches.items():
-            key = f"present_{name}"
-            outputs[key] = FROM[cache.layout](outputs[key], self._spec.kv_heads)
-        return outputs
+        for (_, after), cache in caches.items():
+            outputs[after] = returned(cache, outputs[after], self._spec.kv_heads, axes)
+        return written(outputs, into)
 
     def close(self) -> None:
         self._inner = None
@@ -63,11 +65,17 @@ class LayerRunner(Runner):
         if name in ("cos", "sin"):
             return self._angles(name, value, values["position_ids"]).astype(dtype)
         if name == "attention_mask" and value.shape is not None and len(value.shape) == 4:
-            visible = self._visible(values.get("attention_mask"), axes)
+            visible = self._visible(values, axes)
             if value.dtype == "bool":
                 return visible
             return np.where(visible, 0, np.finfo(dtype).min).astype(dtype)
-        return values[name].astype(dtype)
+        if name == "hidden_states":
+            return values[name].astype(dtype)
+        matched = self._matched
+        if name == "attention_mask" and matched.fixed and not matched.whole_mask:
+            covered = int(values[LENGTHS].max()) + axes["sequence"]
+            values = {**values, name: values[name][:, :covered]}
+        return number(name, value, values, axes, matched.mask_slots)
 
     def _angles(self, name: str, value: Value, positions: np.ndarray) -> np.ndarray:
         """cos or sin of the float32 angles, (batch, sequence, features), laid out as features."""
@@ -85,14 +93,22 @@ class LayerRunner(Runner):
                 result = np.concatenate((result, result), axis=-1)
         return result if len(value.shape) == 3 else result[:, None]
 
-    def _visible(self, mask: np.ndarray | None, axes: Mapping[str, int]) -> np.ndarray:
-        """Which slots each token sees, (batch, 1, sequence, total)."""
-        spec, past, sequence = self._spec, axes["past"], axes["sequence"]
-        ahead = np.arange(past + sequence) - (past + np.arange(sequence)[:, None])
-        visible = np.ones(ahead.shape, dtype=bool)
-        if spec.causal:
-            visible &= ahead <= 0
+    def _visible(self, values: Mapping[str, np.ndarray], axes: Mapping[str, int]) -> np.ndarray:
+        """Which slots each token sees, (batch, 1, sequence, slots)."""
+        spec, sequence = self._spec, axes["sequence"]
+        starts = values.get(LENGTHS)
+        if starts is None:
+            starts = np.full(axes["batch"], axes.get("past", 0))
+        slots = int(starts.max()) + sequence
+        if self._matched.fixed:
+            slots = self._matched.mask_slots or axes["capacity"]
+        ahead = np.arange(slots) - (starts[:, None] + np.arange(sequence))[..., None]
+        last = sequence - 1 - np.arange(sequence)  # of the new slots, from each of them
+        visible = ahead <= (0 if spec.causal else last[:, None])
         if spec.window is not None:
             visible &= -ahead < spec.window
-        whole = np.broadcast_to(visible, (axes["batch"], 1, *visible.shape))
-        return whole.copy() if mask is None else whole & (mask[:, None, None] == 1)
+        mask = values.get("attention_mask")
+        if mask is not None:
+            free = slots - mask.shape[1]
+            visible &= np.pad(mask, ((0, 0), (0, max(0, free))))[:, None, :slots] == 1
+        return visible[:, None]

@@ -5,6 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rope_export.errors import InputError, UnavailableError
+from rope_export.parity.onnx_file.caches import (
+    BY_ROW,
+    Cache,
+    are_fixed,
+    cache_name,
+    cache_of,
+    covers_all,
+)
 from rope_export.parity.onnx_file.file import OnnxFile, Value
 
 NUMBERS = {
@@ -12,38 +20,56 @@ NUMBERS = {
     "attention_mask": r"(decoder_)?(attention_?mask|attn_?mask|padding_?mask|mask)",
     "position_ids": r"(decoder_)?(position_?ids?|positions?|pos_?ids?|pos)",
     "cache_position": r"cache_?positions?",
+    "cache_lengths": r"cache_?len(gth)?s|write_?ind(ex|ices)|past_?(seq(uence)?_?)?len(gth)?s",
+    "total_lengths": r"nonpad_?kv_?seq_?lens?|(total|kv)_?(seq(uence)?_?)?len(gth)?s",
+    "seqlens_k": r"seq_?lens_?k",
+    "total_length": r"(total|kv)_?(seq(uence)?_?)?len(gth)?",
 }
-"""Names that exporters give to inputs of whole numbers, by ours."""
+"""Names that exporters give to inputs of whole numbers, by ours. Of a fixed cache: cache_lengths,
+each row's valid slots before a call; total_lengths, those after it; seqlens_k, one less, as
+GroupQueryAttention takes them; total_length, of the longest row after a call."""
 
 LOGITS = r"(lm_)?logits?|output_?logits"
 
 INTEGERS = ("int64", "int32")
 MASKS = (*INTEGERS, "bool")
-RANKS = {"input_ids": 2, "attention_mask": 2, "position_ids": 2, "cache_position": 1}
-
-HEADS_FIRST, SLOTS_FIRST, FLAT = "heads first", "slots first", "flat"
-"""How a cache lies in the file: (batch, heads, slots, width), as in ours; (batch, slots, heads,
-width); or (batch, slots, heads * width)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cache:
-    """One cache of the file. before, after: its input and output. layout: of both."""
-
-    before: Value
-    after: Value
-    layout: str
+RANKS = {
+    "input_ids": (2,), "attention_mask": (2,), "position_ids": (2,), "cache_position": (1,),
+    "cache_lengths": (1,), "total_lengths": (1,), "seqlens_k": (1, 2), "total_length": (0, 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matched:
     """What the file's tensors are. numbers: inputs by our names. caches: by our names without the
-    prefix, such as "0.key". logits: the output. others: outputs that are not looked at."""
+    prefix, such as "0.key". logits: the output. others: outputs that are not looked at. fixed:
+    whether the caches are; without, each call gives longer ones."""
 
     numbers: Mapping[str, Value]
     caches: Mapping[str, Cache]
     logits: Value
     others: tuple[str, ...]
+    fixed: bool = False
+
+    @property
+    def capacity(self) -> int | None:
+        """How many slots the caches always have."""
+        return next((x.capacity for x in self.caches.values()), None)
+
+    @property
+    def whole_mask(self) -> bool:
+        """Whether the mask covers every slot of fixed caches, filled or not."""
+        return self.fixed and covers_all(self.numbers.get("attention_mask"), self.caches.values())
+
+    @property
+    def mask_slots(self) -> int | None:
+        """How many slots the mask always covers."""
+        return self.capacity if self.whole_mask else None
+
+    @property
+    def by_row(self) -> bool:
+        """Whether rows of fixed caches may be of different lengths."""
+        return self.fixed and any(x in self.numbers for x in BY_ROW)
 
 
 class _Matching:
@@ -126,7 +152,9 @@ def match_decoder(
             f"what that is. Name it with `maps`=OURS=THEIRS, ours being "
             f"{', '.join(NUMBERS)}, past_key_values.N.key or past_key_values.N.value."
         )
-    return Matched(numbers=numbers, caches=caches, logits=logits, others=tuple(open_.outputs))
+    fixed = are_fixed(file, caches, numbers)
+    others = tuple(open_.outputs)
+    return Matched(numbers=numbers, caches=caches, logits=logits, others=others, fixed=fixed)
 
 
 def _numbers(ours: str, values: Iterable[Value]) -> list[Value]:
@@ -136,7 +164,7 @@ def _numbers(ours: str, values: Iterable[Value]) -> list[Value]:
         for x in values
         if re.fullmatch(NUMBERS[ours], x.name, re.IGNORECASE)
         and x.dtype in dtypes
-        and (x.shape is None or len(x.shape) == RANKS[ours])
+        and (x.shape is None or len(x.shape) in RANKS[ours])
     ]
 
 
@@ -181,55 +209,12 @@ def _caches(open_: _Matching, shapes: Mapping[str, tuple[int | str, ...]]) -> di
                 f"name it with `maps`={missing[1]}.{name}=NAME."
             )
     return {
-        name: Cache(
-            before=before[name],
-            after=after[name],
-            layout=cache_layout(open_.file, before[name], shape),
-        )
+        name: cache_of(open_.file, before[name], after[name], shape)
         for name, shape in shapes.items()
     }
-
-
-def cache_name(theirs: str) -> str | None:
-    """Our name, such as "3.key", of what an exporter calls past_key_values.3.key, past_key_3,
-    cache.3.k or present_3_value; none if it is no cache's."""
-    name = re.sub(r"key_?values?", "kv", theirs.lower())
-    words = [x for x in re.split(r"[^a-z0-9]+|(?<=[a-z])(?=\d)|(?<=\d)(?=[a-z])", name) if x]
-    numbers = [x for x in words if x.isdigit()]
-    kinds = {"key" if x in ("key", "keys", "k") else "value" for x in words
-             if x in ("key", "keys", "k", "value", "values", "v")}  # fmt: skip
-    if len(numbers) != 1 or len(kinds) != 1:
-        return None
-    return f"{int(numbers[0])}.{kinds.pop()}"
 
 
 def _is_cache(value: Value) -> bool:
     return value.dtype.startswith(("float", "bfloat")) and (
         value.shape is None or len(value.shape) in (3, 4)
-    )
-
-
-def cache_layout(file: OnnxFile, value: Value, ours: tuple[int | str, ...]) -> str:
-    """Raises: UnavailableError for a shape that is no growing cache's."""
-    heads, width = ours[1], ours[3]
-    assert isinstance(heads, int)
-    assert isinstance(width, int)
-    forms: dict[str, tuple[int | None, ...]] = {
-        HEADS_FIRST: (None, heads, None, width),
-        SLOTS_FIRST: (None, None, heads, width),
-        FLAT: (None, None, heads * width),
-    }
-    for layout, form in forms.items():
-        if value.shape is None and layout == HEADS_FIRST:
-            return layout
-        if value.shape is not None and len(value.shape) == len(form):
-            pairs = list(zip(value.shape[1:], form[1:], strict=True))
-            slots = form.index(None, 1)
-            if isinstance(value.shape[slots], int):
-                continue
-            if all(y is None or not isinstance(x, int) or x == y for x, y in pairs):
-                return layout
-    raise UnavailableError(
-        f"{file.path}: {value} is no growing cache of {heads} heads of {width} features, with a "
-        f"dynamic axis of slots; only such are judged in files that others made."
     )

@@ -7,20 +7,28 @@ import numpy as np
 
 from rope_export.arrays import numpy_dtype, to_numpy
 from rope_export.errors import ArtifactError, RopeExportError, UnavailableError
-from rope_export.parity.onnx_file.file import OnnxFile
-from rope_export.parity.onnx_file.names import FLAT, HEADS_FIRST, SLOTS_FIRST, Matched
+from rope_export.interface import LENGTHS
+from rope_export.parity.onnx_file.caches import FLAT, HEADS_FIRST, SLOTS_FIRST, Cache
+from rope_export.parity.onnx_file.file import OnnxFile, Value
+from rope_export.parity.onnx_file.int8 import EXACT
+from rope_export.parity.onnx_file.names import Matched
 from rope_export.runtimes import Runner, find_runtime
-from rope_export.runtimes.onnxruntime import IN_MEMORY, OnnxRuntime, first_line
+from rope_export.runtimes.base import written
+from rope_export.runtimes.onnxruntime import IN_MEMORY, OnnxRuntime, first_line, value_of
 
 if TYPE_CHECKING:
     from rope_export.arrays import Array
 
 Arrays = dict[str, np.ndarray]
 
+STALE = 100.0
+"""What lies in slots of a fixed cache that a call has none of, as in those that are not valid."""
 
-def start(file: OnnxFile, runtime: str) -> Any:
+
+def start(file: OnnxFile, runtime: str, *, exact: bool = True) -> Any:
     """onnxruntime's session of the file, on one of its providers.
 
+    exact: whether weights of DequantizeLinear are multiplied with what is not rounded.
     Raises: UnavailableError for another runtime, or one that is not here; ArtifactError if
         onnxruntime refuses the file.
     """
@@ -31,6 +39,8 @@ def start(file: OnnxFile, runtime: str) -> Any:
     if reason is not None:
         raise UnavailableError(reason)
     options = chosen.options()
+    if exact:
+        options.add_session_config_entry(*EXACT)
     if file.data:
         names, buffers = list(file.data), list(file.data.values())
         getattr(options, IN_MEMORY)(names, buffers, [len(x) for x in buffers])
@@ -42,46 +52,112 @@ def start(file: OnnxFile, runtime: str) -> Any:
 
 
 class FileRunner(Runner):
-    """Calls with our inputs; see `Matched`. heads: of each cache."""
+    """Calls with our inputs; see `Matched`. heads: of each cache. shared: whether each cache is
+    given as one buffer for its input and its output, which the file writes in place."""
 
-    def __init__(self, inner: Any, matched: Matched, heads: Mapping[str, Any]) -> None:
-        self._inner, self._matched, self._heads = inner, matched, heads
+    def __init__(
+        self, inner: Any, matched: Matched, heads: Mapping[str, Any], *, shared: bool = False
+    ) -> None:
+        self.inner, self._matched, self._heads = inner, matched, heads
+        self._shared = shared
 
     def run(
         self, inputs: "Mapping[str, Array]", axes: Mapping[str, int], into: "Mapping[str, Array]"
     ) -> "dict[str, Array]":
-        if self._inner is None:
+        if self.inner is None:
             raise RopeExportError("the session is closed.")
         values = {name: to_numpy(x) for name, x in inputs.items()}
+        matched = self._matched
         feeds = {
-            value.name: np.ascontiguousarray(_number(name, values, axes), numpy_dtype(value.dtype))
-            for name, value in self._matched.numbers.items()
+            value.name: number(name, value, values, axes, matched.mask_slots)
+            for name, value in matched.numbers.items()
         }
-        for name, cache in self._matched.caches.items():
-            own = values[f"past_key_values.{name}"]
-            feeds[cache.before.name] = np.ascontiguousarray(TO[cache.layout](own))
-        names = {"logits": self._matched.logits.name}
-        names |= {f"present.{name}": x.after.name for name, x in self._matched.caches.items()}
+        caches = {
+            cache.before.name: given(cache, values[f"past_key_values.{name}"])
+            for name, cache in matched.caches.items()
+        }
+        names = {"logits": matched.logits.name}
+        names |= {f"present.{name}": x.after.name for name, x in matched.caches.items()}
         try:
-            results = self._inner.run(list(names.values()), feeds)
+            if self._shared:
+                results = self._in_place(feeds, caches, list(names.values()))
+            else:
+                results = self.inner.run(list(names.values()), feeds | caches)
         except Exception as error:
             raise RopeExportError(f"onnxruntime failed: {first_line(error)}") from error
-        outputs = dict(zip(names, results, strict=True))
+        outputs: dict[str, Any] = dict(zip(names, results, strict=True))
         if outputs["logits"].ndim == 2:
             outputs["logits"] = outputs["logits"][:, None]
-        for name, cache in self._matched.caches.items():
+        for name, cache in matched.caches.items():
             key = f"present.{name}"
-            outputs[key] = FROM[cache.layout](outputs[key], self._heads[name])
-        return outputs
+            outputs[key] = returned(cache, outputs[key], self._heads[name], axes)
+        return written(outputs, into)
+
+    def _in_place(self, feeds: Arrays, caches: Arrays, names: list[str]) -> list[np.ndarray]:
+        binding = self.inner.io_binding()
+        for name, value in feeds.items():
+            binding.bind_cpu_input(name, value)
+        after = {x.after.name: x.before.name for x in self._matched.caches.values()}
+        buffers = {name: value_of(x.copy()) for name, x in caches.items()}
+        for name, buffer in buffers.items():
+            binding.bind_ortvalue_input(name, buffer)
+        for name in names:
+            if name in after:
+                binding.bind_ortvalue_output(name, buffers[after[name]])
+            else:
+                binding.bind_output(name)
+        self.inner.run_with_iobinding(binding)
+        values: list[np.ndarray] = binding.copy_outputs_to_cpu()
+        return values
 
     def close(self) -> None:
-        self._inner = None
+        self.inner = None
 
 
-def _number(name: str, values: Mapping[str, np.ndarray], axes: Mapping[str, int]) -> np.ndarray:
+def number(
+    name: str,
+    value: Value,
+    values: Mapping[str, np.ndarray],
+    axes: Mapping[str, int],
+    mask_slots: int | None,
+) -> np.ndarray:
+    """What a file's input of whole numbers gets. name: ours. values: our inputs. mask_slots: how
+    many the mask always covers, if it does."""
+    dtype, sequence = numpy_dtype(value.dtype), axes["sequence"]
+    lengths = values.get(LENGTHS)
+    if lengths is None:
+        lengths = np.full(axes["batch"], axes.get("past", 0))
     if name == "cache_position":
-        return np.arange(axes["past"], axes["past"] + axes["sequence"])
-    return values[name]
+        result = lengths.max() + np.arange(sequence)
+    elif name == "cache_lengths":
+        result = lengths
+    elif name == "total_lengths":
+        result = lengths + sequence
+    elif name == "seqlens_k":
+        result = lengths + sequence - 1
+    elif name == "total_length":
+        result = lengths.max(keepdims=True) + sequence
+    else:
+        result = values[name]
+        if name == "attention_mask" and mask_slots is not None:
+            result = np.pad(result, ((0, 0), (0, mask_slots - result.shape[1])))
+    if name in ("seqlens_k", "total_length") and value.shape is not None:
+        result = result.reshape([-1 if x == 0 else 1 for x in range(len(value.shape))])
+    return np.ascontiguousarray(result, dtype)
+
+
+def given(cache: Cache, own: np.ndarray) -> np.ndarray:
+    """A cache of ours, (batch, heads, slots, width), as the file takes it."""
+    if cache.capacity is not None:
+        free = cache.capacity - own.shape[2]
+        own = np.pad(own, ((0, 0), (0, 0), (0, free), (0, 0)), constant_values=STALE)
+    return np.ascontiguousarray(TO[cache.layout](own))
+
+
+def returned(cache: Cache, theirs: np.ndarray, heads: int, axes: Mapping[str, int]) -> np.ndarray:
+    """A cache that the file gives, as ours with the slots of the call."""
+    own = FROM[cache.layout](theirs, heads)
+    return own if cache.capacity is None else own[:, :, : axes["capacity"]]
 
 
 def _same(value: np.ndarray, heads: int = 0) -> np.ndarray:

@@ -16,6 +16,9 @@ BEYOND = 2.5
 STEPS = 8
 """Tokens that are decoded one by one past the original context; the first four are within it."""
 
+UNEQUAL = Text(name="unequal rows", counts=((8, 3, 5), (1, 1, 1), (2, 2, 2)))
+"""Of fixed caches."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
@@ -31,7 +34,11 @@ def file_texts(matched: Matched, specs: Sequence[AttentionSpec], positions: int 
     """positions: how many the model was made for, if it does not go on with any number."""
     texts: list[Text] = []
     refused: dict[str, str] = {}
-    every, hidden = _texts(specs, positions, by_position="position_ids" in matched.numbers)
+    longest = min(x for x in (LONGEST_WINDOW, positions, matched.capacity) if x is not None)
+    by_position = "position_ids" in matched.numbers
+    every, hidden = _texts(specs, positions, longest, by_position=by_position)
+    if matched.fixed:
+        every.append(UNEQUAL)
     for text in every:
         reason = _unsupported(text, matched)
         if reason is not None:
@@ -54,9 +61,9 @@ def original_context(specs: Sequence[AttentionSpec], positions: int | None) -> i
 
 
 def _texts(
-    specs: Sequence[AttentionSpec], positions: int | None, *, by_position: bool
+    specs: Sequence[AttentionSpec], positions: int | None, longest: int, *, by_position: bool
 ) -> tuple[list[Text], list[dict[str, str]]]:
-    longest = min(LONGEST_WINDOW, positions or LONGEST_WINDOW)
+    """longest: how many tokens a text may have."""
     original, hidden = original_context(specs, positions), []
     texts = [
         Text(name="short", counts=((7,),)),
@@ -92,6 +99,10 @@ def _unsupported(text: Text, matched: Matched) -> str | None:
     """Why the file's inputs cannot take a text, or nothing."""
     if text.left and "attention_mask" not in matched.numbers:
         return "there is no attention_mask"
+    if text is UNEQUAL and not matched.by_row:
+        return "the rows of its caches have one length"
+    if matched.capacity is not None and text.total > matched.capacity:
+        return f"its caches have {matched.capacity} slots"
     shape = matched.numbers["input_ids"].shape
     batch, sequence = shape if shape is not None else (None, None)
     if isinstance(batch, int) and text.rows != batch:

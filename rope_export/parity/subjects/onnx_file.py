@@ -7,17 +7,24 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rope_export.arrays import numpy_dtype
 from rope_export.checkpoints import Model, open_model
 from rope_export.decoder.source import config_of
 from rope_export.errors import InputError, RopeExportError
-from rope_export.interface import Interface
+from rope_export.interface import LENGTHS, Interface
 from rope_export.parity.decoder.cases import chosen_texts, generates
 from rope_export.parity.decoder.exact import Widened
 from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.prompts import drawn_prompts, generated
 from rope_export.parity.decoder.theirs import Theirs, their_model
 from rope_export.parity.onnx_file.causes import Causes
-from rope_export.parity.onnx_file.decoder import FileProof, FileVerdicts, file_decoder
+from rope_export.parity.onnx_file.decoder import (
+    FileProof,
+    FileVerdicts,
+    file_decoder,
+    logits_error,
+)
+from rope_export.parity.onnx_file.deployed import deploy
 from rope_export.parity.onnx_file.facts import (
     FileFacts,
     cache_shapes,
@@ -26,13 +33,17 @@ from rope_export.parity.onnx_file.facts import (
 )
 from rope_export.parity.onnx_file.file import OnnxFile
 from rope_export.parity.onnx_file.greedy import RowGreedy
+from rope_export.parity.onnx_file.int8 import rounds_to_int8, without_rounding
 from rope_export.parity.onnx_file.names import Matched, match_decoder
 from rope_export.parity.onnx_file.runner import FileRunner, start
+from rope_export.parity.onnx_file.shared import SHARED, with_shared_buffers
 from rope_export.parity.onnx_file.texts import Judged, file_texts, lines
 from rope_export.parity.onnx_file.weights import fill
 from rope_export.parity.report.result import Report
+from rope_export.parity.rows import Row
 from rope_export.parity.subject import Progress, Request, Streamed
 from rope_export.parity.subjects.onnx_file_layer import FileLayerSubject
+from rope_export.reading.models import quiet
 from rope_export.sessions import Session
 
 READ_BACK = "of the config; its weights are read from the file"
@@ -57,10 +68,12 @@ class FileSubject(Streamed):
         self.matched = match_decoder(file, self.shapes, dict(request.maps), self.vocabulary)
         self.dtype = file_dtype(file, self.matched)
         self.source = dict(source.layers[0].facts)
+        self._rows: list[Row] = []
+        self._quantization_error: dict[str, float] | None = None
 
     @property
     def interface(self) -> Interface:
-        return self._facts("all").interface
+        return self._facts(self.matched, "all").interface
 
     @property
     def runtimes(self) -> Sequence[str]:
@@ -72,33 +85,56 @@ class FileSubject(Streamed):
         return file_texts(self.matched, self.specs, self.positions)
 
     def report(self) -> Report:
+        reading = self._theirs.reading
         return Report(
             weights="unproven" if self.request.source is None else "proven",
-            reading=self._theirs.reading,
+            reading=reading,
+            rows=list(self._rows),
+            problems=list(_wrong_weights(self._rows)),
+            quantization_error=self._quantization_error,
             not_visible=list(self.judged.hidden),
             left_out=[*lines(self.judged), *_unjudged(self.matched)],
         )
 
     def open(self, runtime: str) -> Session:
-        inner = start(self.file, runtime)
-        heads = {name: shape[1] for name, shape in self.shapes.items()}
-        runner = FileRunner(inner, self.matched, heads)
-        facts = self._facts("all")
+        inner = start(without_rounding(self.file), runtime)
+        return self._session(FileRunner(inner, self.matched, self._heads), self.matched)
+
+    def _session(self, runner: FileRunner, matched: Matched) -> Session:
+        """Of a runner, after a call that tells whether it gives all logits or the last ones."""
+        session = Session(self._facts(matched, "all"), runner)
         try:
-            ids = np.ones((1, PROBED), np.int64)
-            probed = _probe(facts, ids)
-            result = runner.run(probed, {"batch": 1, "past": 0, "sequence": PROBED}, {})
+            result = session.run(_probe(session.interface))
             if result["logits"].shape[1] == 1:
-                facts = self._facts("last")
+                session = Session(self._facts(matched, "last"), runner)
         except RopeExportError:  # told by the rows of every call
             pass
-        return Session(facts, runner)
+        return session
+
+    def _with_shared_buffers(self, sessions: Mapping[str, Session]) -> dict[str, Session]:
+        """Beside each session one of the same file whose caches are buffers that are written in
+        place, where the file can do that."""
+        shared = with_shared_buffers(self.file, self.matched)
+        if shared is None:
+            return dict(sessions)
+        every = {}
+        for name, session in sessions.items():
+            every[name] = session
+            if isinstance(session.runner, FileRunner):
+                runner = FileRunner(session.runner.inner, shared, self._heads, shared=True)
+                every[f"{name}, {SHARED}"] = self._session(runner, shared)
+        return every
+
+    @property
+    def _heads(self) -> dict[str, Any]:
+        return {name: shape[1] for name, shape in self.shapes.items()}
 
     def prove(
         self, sessions: Mapping[str, Session], report: Report, seed: int, progress: Progress
     ) -> None:
         if not sessions:
             return
+        sessions = self._with_shared_buffers(sessions)
         theirs, first = self._theirs, next(iter(sessions.values()))
         last = first.interface.output("logits").shape[1] == 1
         decoder = file_decoder(sessions, self.dtype, len(self.specs), last=last)
@@ -107,24 +143,42 @@ class FileSubject(Streamed):
             for text in chosen_texts(self.judged.texts, self.request.cases)
         ]
         prompts = drawn_prompts(self.vocabulary, seed)
-        tokens = generated(self.specs, self.positions, prompts)
+        bounds = [x for x in (self.positions, self.matched.capacity) if x is not None]
+        tokens = generated(self.specs, min(bounds, default=None), prompts)
         generating = self.matched.caches and generates(self.request.cases)
         greedy = RowGreedy(theirs, prompts, tokens) if generating else None
         verdicts = FileVerdicts(report, self.dtype, seed)
         FileProof(decoder, theirs, passages, greedy, verdicts).run(progress)
         report.problems = list(_together(report.problems))
+        failed: set[str] = set()
         for runtime, session in sessions.items():
             progress(f"causes on {runtime}", 1.0)
             causes = Causes(theirs, session, last=last, vocabulary=self.vocabulary, seed=seed)
-            causes.add(report, passages, runtime)
+            causes.add(report, passages, runtime, known=failed)
+            failed |= causes.failed
+        for runtime in sessions if rounds_to_int8(self.file) else ():
+            if SHARED not in runtime:
+                report.left_out.append(self._as_it_is(runtime, passages, last=last))
 
     def record(self, evidence: Mapping[str, Any]) -> str | None:
         """Nothing is kept beside a file that is not ours."""
         return None
 
-    def _facts(self, logits: Literal["last", "all"]) -> FileFacts:
+    def _as_it_is(self, runtime: str, passages: Sequence[Passage], *, last: bool) -> str:
+        """What rounding activations to int8 does to the logits, in a sentence."""
+        inner = start(self.file, runtime, exact=False)
+        with self._session(FileRunner(inner, self.matched, self._heads), self.matched) as session:
+            off = logits_error(session, passages, last=last)
+        figures = ", ".join(f"{name} {x:.1e}" for name, x in off.items())
+        return (
+            f"on {runtime} the file as it is rounds activations to int8, for which the logits of a "
+            f"whole decoder have no bounds: it was judged with accuracy_level 1. As it is, its "
+            f"logits are off by {figures}."
+        )
+
+    def _facts(self, matched: Matched, logits: Literal["last", "all"]) -> FileFacts:
         return FileFacts(
-            interface=file_interface(self.matched, self.shapes, self.vocabulary, logits),
+            interface=file_interface(matched, self.shapes, self.vocabulary, logits),
             dtype=self.dtype,
             source=self.source,
             layers=tuple(range(len(self.specs))),
@@ -135,12 +189,17 @@ class FileSubject(Streamed):
     @cached_property
     def _theirs(self) -> Theirs:
         """Raises: UnavailableError if transformers' model cannot be had."""
-        theirs = their_model(self._facts("all"), self.path, self.request.adapter)
-        if self.request.source is None:
-            fill(theirs.model, self.file, len(self.specs))
-            reading = replace(theirs.reading, reason=READ_BACK)
-            return replace(theirs, reading=reading, widened=Widened(theirs.model.parameters()))
-        return theirs
+        facts = self._facts(self.matched, "all")
+        theirs, layers = their_model(facts, self.path, self.request.adapter), len(self.specs)
+        from_source = self.request.source is not None
+        if not from_source:
+            fill(theirs.model, self.file, layers)
+            theirs = replace(theirs, reading=replace(theirs.reading, reason=READ_BACK))
+        with quiet():
+            self._rows, self._quantization_error = deploy(
+                theirs.model, self.file, layers, self.request.seed, from_source=from_source
+            )
+        return replace(theirs, widened=Widened(theirs.model.parameters()))
 
 
 def _sizes(source: Model) -> tuple[int, int | None]:
@@ -161,6 +220,15 @@ def _together(problems: Sequence[str]) -> Iterator[str]:
         yield f"{'; '.join(where)} on {reason}" if reason else where[0]
 
 
+def _wrong_weights(rows: Sequence[Row]) -> Iterator[str]:
+    wrong = [row.output for row in rows if row.status == "failed"]
+    if wrong:
+        yield (
+            f"quantized weights of the file that are not the source's: {len(wrong)}, the first "
+            f"{wrong[0]}."
+        )
+
+
 def _unjudged(matched: Matched) -> Iterator[str]:
     if matched.others:
         yield f"outputs that were not looked at: {', '.join(matched.others)}."
@@ -168,17 +236,20 @@ def _unjudged(matched: Matched) -> Iterator[str]:
         yield "the file takes no cache: every text is read in one call, and none is generated."
 
 
-def _probe(facts: FileFacts, ids: np.ndarray) -> dict[str, Any]:
+def _probe(interface: Interface) -> dict[str, Any]:
     """The inputs of a first call."""
-    sizes = {"batch": 1, "past": 0}
+    ids = np.ones((1, PROBED), np.int64)
+    sizes = {"batch": 1, "past": 0, "capacity": PROBED}
     inputs: dict[str, Any] = {
         "input_ids": ids,
         "attention_mask": np.ones_like(ids),
         "position_ids": np.arange(ids.shape[1])[None],
+        LENGTHS: np.zeros(1, np.int64),
     }
-    for pair in facts.interface.caches:
-        tensor = facts.interface.input(pair.input)
-        inputs[pair.input] = np.zeros(tensor.sized(sizes), np.dtype(tensor.dtype))
+    inputs = {name: x for name, x in inputs.items() if name in {y.name for y in interface.inputs}}
+    for pair in interface.caches:
+        tensor = interface.input(pair.input)
+        inputs[pair.input] = np.zeros(tensor.sized(sizes), numpy_dtype(tensor.dtype))
     return inputs
 
 

@@ -18,6 +18,7 @@ from rope_export.parity.layer.properties import layer_properties
 from rope_export.parity.layer.reading import ask_transformers
 from rope_export.parity.layer.visible import revealing_calls
 from rope_export.parity.layer.weights import Weights
+from rope_export.parity.onnx_file.deployed import deployed_layer
 from rope_export.parity.onnx_file.facts import FileFacts
 from rope_export.parity.onnx_file.file import OnnxFile
 from rope_export.parity.onnx_file.layer_faults import layer_causes
@@ -55,11 +56,13 @@ class FileLayerSubject(LayerSubject):
             self.path, dtype=dtype, seed=request.seed, adapter=request.adapter
         ).layer(index)
         self.facts, self.spec = source.facts, replace(source.spec, dtype=dtype)
-        self.weights = self._weights(source.weights())
-        self.layer = self.rough = self._reference(self.weights.tensors)
+        self.weights, blocks = self._weights(source.weights())
+        self.layer = self._reference(self.weights.tensors)
+        self.rough = self.layer.rounding(blocks)
+        kept = "fixed" if self.matched.fixed else "growing"
         self._interface = attention_interface(
             self.spec,
-            cache="growing" if self.matched.caches else "none",
+            cache=kept if self.matched.caches else "none",
             padding="attention_mask" in self.matched.inputs,
         )
         self.unsupported: dict[str, int] = {}
@@ -80,6 +83,7 @@ class FileLayerSubject(LayerSubject):
     def report(self) -> Report:
         report = Report(
             weights=self.weights.verdict,
+            rows=self.weights.rows,
             reading=ask_transformers(self.spec, self.facts, self.path, self.request.adapter),
         )
         if self.matched.others:
@@ -128,7 +132,8 @@ class FileLayerSubject(LayerSubject):
         return Whereabouts()
 
     def conclude(self, report: Report, seed: int) -> None:
-        """Add what was not supported, and the causes of what failed."""
+        """Add what was not supported, what quantization does, and the causes of what failed."""
+        super().conclude(report, seed)
         for reason, count in self.unsupported.items():
             report.left_out.append(f"{count} cases: not supported by its inputs, {reason}.")
         for runtime in sorted({row.runtime for row in report.rows if row.status == "failed"}):
@@ -138,14 +143,23 @@ class FileLayerSubject(LayerSubject):
             except RopeExportError:
                 continue
 
-    def _weights(self, tensors: dict[str, Tensor]) -> Weights:
-        """Those of the source, or read from the file in the shapes of drawn ones."""
-        if self.request.source is not None:
-            return Weights(tensors=tensors, verdict="proven", rows=[])
-        shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-        read = file_weights(self.file, shapes, layers=0, offset=())
-        in_file = {name: to_torch(np.ascontiguousarray(x)) for name, x in read.items()}
-        return Weights(tensors=in_file, verdict="unproven", rows=[])
+    def _weights(self, tensors: dict[str, Tensor]) -> tuple[Weights, dict[str, int]]:
+        """Those of the source, where the file has quantized them as it has them; without a source
+        read from the file, in the shapes of drawn ones. And how many features share a scale, by the
+        projection whose input is rounded to int8."""
+        from_source = self.request.source is not None
+        if not from_source:
+            shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+            read = file_weights(self.file, shapes, layers=0, offset=())
+            tensors = {name: to_torch(np.ascontiguousarray(x)) for name, x in read.items()}
+        deployed, rows, blocks = deployed_layer(tensors, self.file, self.request.seed)
+        weights = Weights(
+            tensors=deployed,
+            original=tensors if rows and from_source else None,
+            verdict="proven" if from_source else "unproven",
+            rows=rows if from_source else [],
+        )
+        return weights, blocks
 
     def _sizes(self) -> tuple[int | None, int | None]:
         """Batch and sequence, where the file fixes them."""
@@ -159,11 +173,15 @@ class FileLayerSubject(LayerSubject):
     def _takes(self, case: Case) -> bool:
         """Whether the file's inputs can take a case; if not, why is noted."""
         batch, sequence = self._sizes()
-        reason = None
+        capacity, reason = self.matched.capacity, None
         if batch is not None and case.batch != batch:
             reason = f"the batch is always {batch}"
         elif sequence is not None and case.sequence != sequence:
             reason = f"a call always has {sequence} tokens"
+        elif case.lengths is not None and not self.matched.by_row:
+            reason = "the rows of its caches have one length"
+        elif capacity is not None and case.total + case.spare > capacity:
+            reason = f"its caches have {capacity} slots"
         elif case.start != 0 and not self.by_position and self.spec.uses_positions:
             reason = "there are no positions"
         if reason is not None:

@@ -7,13 +7,14 @@ import lzma
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from scripts.benchmarks.peers.environments import ENVIRONMENTS
-from scripts.benchmarks.peers.exports import export
+from scripts.benchmarks.peers.exports import GENAI, MOBIUS, export
 from tests.conformance.exporters import checkpoints, torch_export
 from tests.conformance.exporters.run import OTHERS, TORCH
 
@@ -29,6 +30,9 @@ SIZES: dict[str, Any] = {
     "vocab_size": 32,
 }
 
+INT4 = ("-p", "int4", "-e", "cpu")
+STATIC = ("--static-cache", "--max-seq-len", "192", "{out}")
+
 SAMPLES = {
     "default": TORCH,
     "linear": "onnxruntime-genai",
@@ -37,13 +41,21 @@ SAMPLES = {
 }
 """The exporter of each variant of which a file is kept: the first is right, the others wrong."""
 
+STORED = {
+    "int4": ("default", replace(OTHERS["onnxruntime-genai"], command=(*GENAI, *INT4))),
+    "static": ("default", replace(OTHERS["mobius"], command=(*MOBIUS, *STATIC))),
+}
+"""Of files whose weights are quantized, or whose caches are fixed, the variant and how it was
+exported; all are right but for what the exporter does to padding."""
+
 ORIGINS = ("name_scopes",)
 """Metadata that is kept: the modules that a node comes from."""
 
 
 def main() -> None:
-    for variant in sys.argv[1:] or SAMPLES:
-        exporter = SAMPLES[variant]
+    for name in sys.argv[1:] or (*SAMPLES, *STORED):
+        variant, given = STORED.get(name, (name, None))
+        exporter = SAMPLES[name] if given is None else given.name
         with tempfile.TemporaryDirectory() as folder:
             sizes = dict(SIZES)
             if exporter == "onnxruntime-genai":
@@ -58,25 +70,25 @@ def main() -> None:
             else:
                 ENVIRONMENTS[str(OTHERS[exporter].environment)].ready()
                 both = checkpoints.for_exporters(checkpoint, Path(folder) / "both")
-                export(OTHERS[exporter], both, out)
+                export(given or OTHERS[exporter], both, out)
             FOLDER.mkdir(parents=True, exist_ok=True)
             model = onnx.load(str(out / "model.onnx"))
             strip(model)
             packed = lzma.compress(model.SerializeToString(), preset=9)
-            (FOLDER / f"{variant}.onnx.xz").write_bytes(packed)
-            shutil.copyfile(checkpoint / "config.json", FOLDER / f"{variant}.json")
+            (FOLDER / f"{name}.onnx.xz").write_bytes(packed)
+            shutil.copyfile(checkpoint / "config.json", FOLDER / f"{name}.json")
 
 
-def unpack(variant: str, folder: Path) -> Path:
+def unpack(name: str, folder: Path) -> Path:
     """Writes model.onnx into `folder`."""
     path = folder / "model.onnx"
-    path.write_bytes(lzma.decompress((FOLDER / f"{variant}.onnx.xz").read_bytes()))
+    path.write_bytes(lzma.decompress((FOLDER / f"{name}.onnx.xz").read_bytes()))
     return path
 
 
-def config(variant: str) -> Path:
+def config(name: str) -> Path:
     """The config of a file that is kept."""
-    return FOLDER / f"{variant}.json"
+    return FOLDER / f"{name}.json"
 
 
 def strip(model: Any) -> None:

@@ -1,0 +1,150 @@
+"""Weights of transformers' model as a file deploys them, where it has quantized them, and how far
+they are from the source's."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor as TorchTensor
+from torch import nn
+
+from rope_export.arrays import to_numpy, to_torch
+from rope_export.errors import UnavailableError
+from rope_export.parity.metrics import errors
+from rope_export.parity.onnx_file.file import OnnxFile
+from rope_export.parity.onnx_file.tensors import Tensor, tensors_in
+from rope_export.parity.onnx_file.weights import Found, find
+from rope_export.parity.rows import Row
+
+STEPS = "steps from the source, root mean square"
+"""The metric of a quantized weight: how far it is from the source's, in steps of its own levels."""
+
+APART = 1.0
+"""What that may be. A number that lies between two levels is less than one step from either, so a
+weight that is further off on the average is not the source's, whichever way it was quantized."""
+
+ROWS, TOKENS = 2, 32
+"""Of the text whose logits tell what quantization does."""
+
+
+def quantized_tensors(file: OnnxFile, layers: int) -> list[Tensor]:
+    """The quantized weights of a file."""
+    return [x for x in tensors_in(file, layers) if x.quantized is not None]
+
+
+def deploy(
+    model: Any, file: OnnxFile, layers: int, seed: int, *, from_source: bool
+) -> tuple[list[Row], dict[str, float] | None]:
+    """Puts what quantization has left of each weight in its place in transformers' model.
+
+    from_source: whether the model has the weights of the source, of which the rows tell how far
+    those of the file are from them, and the figures what this does to the logits.
+    Returns: these; nothing where no weight is quantized.
+    Raises: UnavailableError for a quantized weight that is none of the model's.
+    """
+    tensors = quantized_tensors(file, layers)
+    if not tensors:
+        return [], None
+    drawn = torch.Generator().manual_seed(seed)
+    ids = torch.randint(model.config.get_text_config().vocab_size, (ROWS, TOKENS), generator=drawn)
+    before = _logits(model, ids) if from_source else None
+    rows: list[Row] = []
+    distances: list[float] = []
+    for path, module, found in list(_quantized(model, tensors, file)):
+        value = to_torch(found.values()).to(module.weight.dtype)
+        if from_source:
+            name = f"{path}.weight"
+            row, distance = distance_row(name, module.weight, value, found.steps(), seed)
+            rows.append(row)
+            distances.append(distance)
+        module.weight = nn.Parameter(value, requires_grad=False)
+    if before is None:
+        return rows, None
+    figures = errors(_logits(model, ids) - before, before)
+    return rows, {**figures, "weights": max(distances)}
+
+
+def distance_row(
+    name: str, source: TorchTensor, value: TorchTensor, steps: np.ndarray, seed: int
+) -> tuple[Row, float]:
+    """How far a quantized weight is from the source's, in steps, and as a share of its norm.
+
+    steps: how far two neighbouring levels are apart, by number; 0 where there is only one.
+    """
+    exact = to_numpy(source.detach().double())
+    difference = to_numpy(value.double()) - exact
+    apart = difference[steps > 0] / steps[steps > 0]
+    error = float(np.sqrt(np.mean(apart**2))) if apart.size else 0.0
+    row = Row(
+        case="weights in the file",
+        seed=seed,
+        runtime="file",
+        output=name,
+        metric=STEPS,
+        error=error,
+        eager_error=0.0,
+        tolerance=APART,
+        status="passed" if error <= APART else "failed",
+    )
+    norm = np.linalg.norm(exact)
+    return row, float(np.linalg.norm(difference) / norm) if norm else 0.0
+
+
+def _quantized(
+    model: Any, tensors: Sequence[Tensor], file: OnnxFile
+) -> Iterator[tuple[str, Any, Found]]:
+    """Every module whose weight the file has quantized, with its path; those that share a weight
+    in the model need not in the file."""
+    left = {x.name: x for x in tensors}
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            continue
+        found = find(f"{path}.weight", tuple(module.weight.shape), tensors)
+        if found is not None:
+            for tensor, _ in found.parts:
+                left.pop(tensor.name, None)
+            yield path, module, found
+    for tensor in left.values():
+        raise UnavailableError(
+            f"{file.path}: {tensor.name} {tensor.shape} is quantized, and it is not known which "
+            f"weight of the model it is."
+        )
+
+
+def _logits(model: Any, ids: TorchTensor) -> np.ndarray:
+    with torch.no_grad():
+        return to_numpy(model(ids).logits.double())
+
+
+Weights = dict[str, TorchTensor]
+
+
+def deployed_layer(
+    weights: Weights, file: OnnxFile, seed: int
+) -> tuple[Weights, list[Row], dict[str, int]]:
+    """The weights of one layer as its file deploys them.
+
+    Returns: them; how far the quantized ones are from those given; and of each projection that
+        rounds its input to int8 the features that share a scale, by its name without "_proj".
+    Raises: UnavailableError for a quantized weight that is none of the layer's.
+    """
+    tensors = quantized_tensors(file, 0)
+    left = {x.name: x for x in tensors}
+    result, rows, blocks = dict(weights), [], {}
+    for name, value in weights.items():
+        found = find(name, tuple(value.shape), tensors) if value.ndim == 2 else None
+        if found is None:
+            continue
+        result[name] = to_torch(found.values()).to(value.dtype)
+        rows.append(distance_row(name, value, result[name], found.steps(), seed)[0])
+        for tensor, _ in found.parts:
+            left.pop(tensor.name, None)
+            if tensor.quantized is not None and tensor.quantized.int8_block is not None:
+                blocks[name.removesuffix("_proj.weight")] = tensor.quantized.int8_block
+    for tensor in left.values():
+        raise UnavailableError(
+            f"{file.path}: {tensor.name} {tensor.shape} is quantized, and it is not known which "
+            f"weight of the layer it is."
+        )
+    return result, rows, blocks
