@@ -1,6 +1,7 @@
 """`python -m scripts.benchmarks.decoders`: what its processes generate, and its page."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
@@ -83,7 +84,7 @@ class Late(Worker):
 def test_rates_are_those_after_the_first_token(monkeypatch):
     monkeypatch.setattr("scripts.benchmarks.decoders.measure.measured_bandwidth", lambda _: 1e9)
     rates, bandwidths = measured(
-        {"slow": Late(0.5), "fast": Late(0.1)},
+        lambda: nullcontext({"slow": Late(0.5), "fast": Late(0.1)}),
         list(range(20)),
         pasts=(5, 12),
         rounds=2,
@@ -121,7 +122,9 @@ def test_the_page_has_every_figure(tmp_path):
         versions={"genai": {"onnxruntime-genai": "0.18.0"}},
         command="the command",
     )
-    pair = Pair(plain=[10.0, 10.0], lookup=[20.0, 40.0], tokens=64)
+    pair = Pair(
+        plain=[10.0, 10.0], lookup=[20.0, 40.0], tokens=64, looked_up=60, same=False, short=[0.25]
+    )
     results = Results(
         facts=facts,
         exports={"float32": [one]},
@@ -136,7 +139,7 @@ def test_the_page_has_every_figure(tmp_path):
     assert "| 1.55 (1.10–2.00) |" in text  # noqa: RUF001 - 40 / 20 and 44 / 40
     assert "| optimum-onnx, optimum | it broke |" in text
     assert "| eager | not here |" in text
-    assert "| float32 | repeating | 3.00 | 3.00 | 64 | 1 of 1 |" in text
+    assert "| float32 | repeating | 3.00 | 3.00 | 64 | 0 of 1 | 1 of 60, 0.25–0.25 |" in text  # noqa: RUF001
 
 
 def test_older_versions_of_transformers_read_the_checkpoint(smollm2, tmp_path):

@@ -2,10 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from rope_export.sessions import Session, open_session
 from rope_export.sessions.generation import Texts, settings_of
 from scripts.benchmarks.decoders.measure import PAUSE_SECONDS
 from scripts.benchmarks.decoders.workers import Answer, Way, opened
@@ -42,12 +45,19 @@ PROMPTS = {
 
 @dataclass
 class Pair:
-    """Tokens a second without candidates and with them, a figure a round; same: the text is."""
+    """Tokens a second without candidates and with them, a figure a round.
+
+    tokens: of the answer without. looked_up: of the one with. same: the text is. short: of each
+    token with candidates that a pass of one token does not choose, how far its logit is below the
+    largest, in standard deviations of the logits.
+    """
 
     plain: list[float] = field(default_factory=list)
     lookup: list[float] = field(default_factory=list)
     tokens: int = 0
+    looked_up: int = 0
     same: bool = True
+    short: list[float] = field(default_factory=list)
 
     @property
     def ratio(self) -> float:
@@ -68,6 +78,7 @@ def looked_up(
     Raises: WorkerError.
     """
     texts, ends = Texts(folder), sorted(settings_of(folder).ends)
+    session = open_session(folder, threads=threads)
     ways = [Way(name=kind, kind=kind, folder=folder) for kind in ("ours", "lookup")]
     results: dict[str, list[Pair]] = {}
     with opened(ways, threads, scratch) as (workers, refused):
@@ -84,12 +95,27 @@ def looked_up(
                         time.sleep(PAUSE_SECONDS)
                         answers[name] = workers[name].generate(ids, LONGEST, ends)
                     _add(pair, answers["ours"], answers["lookup"], counted=number > 0)
+                if not pair.same:
+                    pair.short = _short(session, ids, answers["lookup"].ids)
                 results[kind].append(pair)
     return results
 
 
+def _short(session: Session, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
+    """`Pair.short` of an answer, which passes of one token read."""
+    stream = session.start(capacity=len(prompt) + len(answer))
+    found, step = [], list(prompt)
+    for token in answer:
+        logits = np.asarray(stream.step(np.array([step])))[0, -1].astype(np.float64)
+        if token != logits.argmax():
+            found.append(float((logits.max() - logits[token]) / logits.std()))
+        step = [token]
+    return found
+
+
 def _add(pair: Pair, plain: Answer, lookup: Answer, *, counted: bool) -> None:
-    pair.tokens, pair.same = len(plain.ids), pair.same and plain.ids == lookup.ids
+    pair.tokens, pair.looked_up = len(plain.ids), len(lookup.ids)
+    pair.same = pair.same and plain.ids == lookup.ids
     if counted and len(plain.ids) > 1:
         pair.plain.append(plain.rate)
         pair.lookup.append(lookup.rate)

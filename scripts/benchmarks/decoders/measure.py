@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,8 @@ NEW = 33
 """Tokens of a block: the first, with the prompt, and 32 that are timed after it."""
 PAUSE_SECONDS = 0.1
 """Between blocks, in which the threads of the last one fall asleep."""
+WARM = 2
+"""Tokens of a block before it that is not counted."""
 TEXTS = 32
 """Tokens of an answer that is compared."""
 
@@ -37,7 +40,7 @@ class Rates:
 
 
 def measured(
-    workers: Mapping[str, Worker],
+    open_ways: Callable[[], AbstractContextManager[Mapping[str, Worker]]],
     text: Sequence[int],
     *,
     pasts: Sequence[int],
@@ -48,32 +51,35 @@ def measured(
 ) -> tuple[dict[str, dict[int, Rates]], list[float]]:
     """Rates by way and past, and the bandwidth in bytes a second, measured once a round.
 
-    text: ids of a text of at least as many tokens as the largest past. Ways come in another order
-    in every round; the first round warms up and is not counted.
+    open_ways: starts a process for each way. Where its weights come to lie in memory makes up to a
+    tenth of its speed, so each round has new ones. text: ids of a text of at least as many tokens
+    as the largest past. Ways come in another order in every round.
     """
     order = np.random.default_rng(seed)
-    rates = {name: {past: Rates() for past in pasts} for name in workers}
+    rates: dict[str, dict[int, Rates]] = {}
     bandwidths: list[float] = []
-    for number in range(rounds + 1):
-        for past in pasts:
-            progress(f"round {number} of {rounds}, past {past}")
-            for at in order.permutation(len(workers)):
-                name = list(workers)[at]
-                answer = _block(workers[name], text[:past], rates[name][past])
-                if answer is not None and number > 0:
-                    rates[name][past].decode.append(answer.rate)
-                    rates[name][past].first.append(answer.seconds[0])
-        if number > 0:
+    for number in range(rounds):
+        with open_ways() as workers:
+            for past in pasts:
+                progress(f"round {number + 1} of {rounds}, past {past}")
+                for new in (WARM, NEW):
+                    for at in order.permutation(len(workers)):
+                        name = list(workers)[at]
+                        found = rates.setdefault(name, {past: Rates() for past in pasts})[past]
+                        answer = _block(workers[name], text[:past], new, found)
+                        if answer is not None and new == NEW:
+                            found.decode.append(answer.rate)
+                            found.first.append(answer.seconds[0])
             bandwidths.append(measured_bandwidth(threads))
     return rates, bandwidths
 
 
-def _block(worker: Worker, ids: Sequence[int], rates: Rates) -> Answer | None:
+def _block(worker: Worker, ids: Sequence[int], new: int, rates: Rates) -> Answer | None:
     if rates.problem is not None:
         return None
     time.sleep(PAUSE_SECONDS)
     try:
-        return worker.generate(ids, NEW)
+        return worker.generate(ids, new)
     except WorkerError as error:
         rates.problem = str(error)
         return None

@@ -17,8 +17,8 @@ EXPORT = (
 GENERATE = (
     "Tokens a second, greedy, batch 1, {threads} threads: {steps} tokens after a prompt of so "
     "many, and the seconds to the first token; medians of {rounds} rounds, smallest and largest. "
-    "Each way runs in a process and an environment of its own; a "
-    "block of one alternates with blocks of the others, in an order drawn anew in each round. "
+    "Each way runs in an environment of its own and in a new process in each round; a "
+    "block of one alternates with blocks of the others, in an order drawn anew. "
     "As PyTorch: tokens of {prompts} greedy answers of {texts} that are those of transformers in "
     "float32, up to the first of an answer that is not; quantized weights give other texts. Of "
     "the limit: of the tokens a second at which weights and cache are read once, at "
@@ -29,7 +29,9 @@ LOOKUP = (
     f"`rope-export generate --chat` with `--lookup` and without, on the same file with the logits "
     f"of every token, in blocks that alternate: the ratio of the tokens a second of one round, "
     f"median of the rounds. Answers of at most {LONGEST} tokens, to messages that ask to repeat a "
-    f"text and to others. The same text: answers that are token for token those without."
+    f"text and to others. The same text: answers that are token for token those without. Others: "
+    f"tokens that a pass of one token upon the same text does not choose, of all; each is so far "
+    f"below the largest logit, in standard deviations of the logits."
 )
 LOOPS = (
     "**ours**: `rope-export generate`'s loop. **genai**: onnxruntime-genai's own generator. "
@@ -193,8 +195,11 @@ def _lookup(results: Mapping[str, Mapping[str, Sequence[Pair]]]) -> Iterator[str
         for kind, pairs in kinds.items():
             ratios = [f"{pair.ratio:.2f}" for pair in pairs if pair.plain]
             same = f"{sum(pair.same for pair in pairs)} of {len(pairs)}"
+            short = [x for pair in pairs for x in pair.short]
+            others = f"{len(short)} of {sum(pair.looked_up for pair in pairs)}"
+            others += f", {min(short):.2g}–{max(short):.2g}" if short else ""  # noqa: RUF001
             middle = statistics.median(pair.ratio for pair in pairs if pair.plain)
             tokens = ", ".join(str(pair.tokens) for pair in pairs)
-            rows.append((weights, kind, f"{middle:.2f}", ", ".join(ratios), tokens, same))
+            rows.append((weights, kind, f"{middle:.2f}", ", ".join(ratios), tokens, same, others))
     heads = ("weights", "answers", "times as fast, median", "each", "tokens", "the same text")
-    yield from table_lines(heads, rows)
+    yield from table_lines((*heads, "others"), rows)

@@ -2,9 +2,11 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from scripts.benchmarks.decoders.exporting import (
 from scripts.benchmarks.decoders.lookup import Pair, looked_up
 from scripts.benchmarks.decoders.measure import Rates, agreements, measured
 from scripts.benchmarks.decoders.page import Facts, Results
-from scripts.benchmarks.decoders.workers import Way, opened
+from scripts.benchmarks.decoders.workers import Way, Worker, opened
 from scripts.benchmarks.peers.environments import ENVIRONMENTS, ROOT
 from scripts.benchmarks.peers.exports import OURS, Exporter, warm
 
@@ -90,15 +92,20 @@ def compared(settings: Settings, folder: Path, progress: Progress) -> Results:
         with opened(ways, settings.threads, folder) as (workers, refused[weights]):
             progress("comparing texts")
             same[weights] = agreements(workers, prompts, EAGER)
-            timed = weights == "float32" and "eager" in settings.peers
-            rates[weights], more = measured(
-                {name: worker for name, worker in workers.items() if timed or name != EAGER},
-                text,
-                pasts=settings.pasts,
-                rounds=settings.rounds,
-                threads=settings.threads,
-                progress=_within(progress, weights),
-            )
+        with_eager = weights == "float32" and "eager" in settings.peers
+        timed = [
+            way
+            for way in ways
+            if way.name not in refused[weights] and (with_eager or way.name != EAGER)
+        ]
+        rates[weights], more = measured(
+            partial(_started, timed, settings.threads, folder),
+            text,
+            pasts=settings.pasts,
+            rounds=settings.rounds,
+            threads=settings.threads,
+            progress=_within(progress, weights),
+        )
         bandwidths += more
         for one in exports[weights]:
             if one.exporter.name == ALL_LOGITS and one.problem is None:
@@ -113,6 +120,13 @@ def compared(settings: Settings, folder: Path, progress: Progress) -> Results:
     return Results(
         facts=facts, exports=exports, rates=rates, same=same, refused=refused, lookup=lookup
     )
+
+
+@contextmanager
+def _started(ways: Sequence[Way], threads: int, folder: Path) -> Iterator[Mapping[str, Worker]]:
+    """A new process for each way."""
+    with opened(ways, threads, folder) as (workers, _):
+        yield workers
 
 
 def _within(progress: Progress, weights: str) -> Progress:
