@@ -26,7 +26,8 @@ class DecoderManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     specs: the distinct AttentionSpecs of its layers as plain values. layers: of each layer the
     place of its spec in `specs`; none if it has no cache of its own, since it shares another's keys
     or does not attend. logits: of each row's last new token or of all of them. positions: how many
-    the model was made for, if it does not go on with any number of them. source: kind, seed, hash
+    the model was made for, if it does not go on with any number of them. padding: whether tokens
+    may be padding or be at other positions than their slots. source: kind, seed, hash
     of the config, files. weights: by their names in the model. weights_for: parts whose weights are
     quantized. companions: the files beside the model as they were written. The others are as in
     `Manifest`.
@@ -41,6 +42,7 @@ class DecoderManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     dtype: str
     logits: Literal["last", "all"]
     positions: int | None
+    padding: bool = True
     lowering: str
     opset: int
     cache: Literal["growing", "fixed"]
@@ -60,6 +62,8 @@ class DecoderManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def __post_init__(self) -> None:
         if self.interface.cache != self.cache:
             raise ValueError(f"cache={self.cache!r}: its tensors have {self.interface.cache!r}")
+        if (self.interface.positions is not None) != self.padding:
+            raise ValueError(f"padding={self.padding}: its tensors have it otherwise")
         for index, spec in enumerate(self.layers):
             if spec is not None and not 0 <= spec < len(self.specs):
                 raise ValueError(f"layers[{index}]={spec}: there are {len(self.specs)} specs")

@@ -81,8 +81,10 @@ def _feeds(interface: Interface, shape: Shape, ids: np.ndarray) -> dict[str, np.
     feeds = {
         interface.main_input: ids,
         "attention_mask": np.ones((shape.batch, shape.total), np.int64),
-        "position_ids": np.tile(np.arange(shape.past, shape.total), (shape.batch, 1)),
     }
+    if interface.positions is not None:
+        positions = np.arange(shape.past, shape.total)
+        feeds[interface.positions] = np.tile(positions, (shape.batch, 1))
     for pair in interface.caches:
         tensor = interface.input(pair.input)
         feeds[pair.input] = np.zeros(tensor.sized(axes), numpy_dtype(tensor.dtype))

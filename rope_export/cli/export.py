@@ -76,8 +76,13 @@ def export_layer(
         typer.Option(help="With --decoder: last, of each row's last token, or all."),
     ] = None,
     padding: Annotated[
-        bool, typer.Option("--padding", help="Take an attention_mask as an input.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--padding/--no-padding",
+            help="Of a layer, take an attention_mask as an input. With --decoder, --no-padding is "
+            "faster and for calls without padding alone.",
+        ),
+    ] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Time every lowering here and take the fastest.")
     ] = False,
@@ -101,7 +106,6 @@ def export_layer(
         decoder=decoder,
         layer=layer,
         part=part,
-        padding=padding,
         tune=tune,
         only_decoder={"--logits": logits, "--weights-for": weights_for},
     )
@@ -119,9 +123,9 @@ def export_layer(
         }
         if decoder:
             parts = {} if weights_for is None else {"weights_for": weights_for.split(",")}
-            options |= {"logits": logits or "last", **parts}
+            options |= {"logits": logits or "last", "padding": padding is not False, **parts}
         else:
-            options |= {"layer": layer or 0, "part": part, "padding": padding}
+            options |= {"layer": layer or 0, "part": part, "padding": bool(padding)}
         artifact: Any
         if tune:
             from rope_export.bench.tune import tuned
@@ -157,7 +161,6 @@ def _check_together(
     decoder: bool,
     layer: int | None,
     part: str | None,
-    padding: bool,
     tune: bool,
     only_decoder: dict[str, str | None],
 ) -> None:
@@ -170,26 +173,28 @@ def _check_together(
     for flag, given in (
         (f"--layer {layer}", layer is not None),
         (f"--part {part}", part is not None),
-        ("--padding", padding),
         ("--tune", tune),
     ):
         if given:
-            reason = "always takes a mask" if flag == "--padding" else "is the whole text model"
-            raise InputError(f"{flag} and --decoder: a decoder {reason}. Leave one of them out.")
+            raise InputError(
+                f"{flag} and --decoder: a decoder is the whole text model. Leave one of them out."
+            )
 
 
 def summary(artifact: "Artifact | DecoderArtifact") -> str:
     """An artifact in one line."""
     manifest = artifact.facts
     layers = f"{len(manifest.layers)} layers, " if isinstance(manifest, DecoderManifest) else ""
-    padding = isinstance(manifest, Manifest) and manifest.padding
+    padding = {(Manifest, True): ", padding", (DecoderManifest, False): ", no padding"}.get(
+        (type(manifest), manifest.padding), ""
+    )
     quantization = manifest.quantization
     bits = "" if quantization is None else f"weights int{quantization.bits}{_kept(manifest)}, "
     size = sum(file.bytes for file in manifest.files.values()) / 1e6
     return (
         f"{layers}lowering {manifest.lowering}, opset {manifest.opset}, {manifest.dtype}, "
         f"{bits}cache "
-        f"{manifest.cache}{', padding' if padding else ''}, {size:.1f} MB"
+        f"{manifest.cache}{padding}, {size:.1f} MB"
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from rope_export.arrays import numpy_dtype
-from rope_export.decoder.shared import LAST, PLAIN
+from rope_export.decoder.shared import LAST, NAN, PLAIN, SLOTS
 from rope_export.decoder.stamping import Stamp, merged_before, stamped
 from rope_export.exporter.taps import KEY as TAPS
 from rope_export.interface import Interface
@@ -26,13 +26,15 @@ def assembled(
         inputs[tensor.name].shape = ir.Shape(tensor.shape)
     graph.inputs.clear()
     graph.inputs.extend(inputs[tensor.name] for tensor in interface.inputs)
+    taken = {tensor.name for tensor in interface.inputs}
+    graph.inputs.extend(value for name, value in inputs.items() if name not in taken)
     for name in interface.optional:
         _default(graph, inputs[name])
     values = merged_before(outer, front, inputs)
     if last is not None:
         ir.convenience.replace_all_uses_with(last, values[LAST])
-    if PLAIN in values:  # what nothing takes yet
-        graph.outputs.append(values[PLAIN])
+    later = [values[name] for name in (PLAIN, SLOTS, NAN) if name in values]
+    graph.outputs.extend(later)  # which nothing takes yet
     outer.meta[TAPS] = stamped(outer, stamps, {**inputs, **values})
     by_name = {str(value.name): value for value in graph.outputs}
     graph.outputs.clear()

@@ -29,10 +29,12 @@ from rope_export.decoder.stamping import (
     function_of,
 )
 from rope_export.decoder.two_forms import TwoFormsPass
+from rope_export.decoder.unpadded import without_padding
 from rope_export.errors import SpecError
 from rope_export.exporter.taps import taps_of
 from rope_export.exporter.translation import cleaned, traced
 from rope_export.interface import CachePair, Interface, TensorType
+from rope_export.interface.base import POSITIONS
 from rope_export.lowerings import SCALES
 from rope_export.spec import AttentionSpec
 
@@ -73,12 +75,14 @@ def decoder_graph(
     opset: int,
     *,
     last: bool,
+    padding: bool = True,
 ) -> Graph:
     """Traces skeleton, shared parts and each distinct layer once, and stamps them together.
 
     specs: of each layer. last: whether the logits are those of each row's last token alone.
+    padding: whether tokens may be padding; without, `interface` has no positions.
     """
-    tracing = _Tracing(lm, specs, form, interface, opset, last)
+    tracing = _Tracing(lm, specs, form, interface, opset, last, padding)
     outer, origins = tracing.outer()
     experts = Experts(tracing.skeleton.layers)
     # An engine's parser takes no loop over experts.
@@ -99,6 +103,8 @@ def decoder_graph(
         SkipNormPass()(model)
         pack(model)
         tracing.two_forms(model)
+    if not padding:
+        without_padding(model, tracing.positions.name, interface)
     used = model.graph.initializers.keys()
     weights: dict[str, tuple[Origin, ...]] = {
         name: (origin,) for name, origin in origins.items() if name in used
@@ -119,16 +125,19 @@ class _Tracing:
         interface: Interface,
         opset: int,
         last: bool,
+        padding: bool,
     ) -> None:
         self.lm, self.specs, self.form = lm, specs, form
         self.interface, self.opset, self.last = interface, opset, last
+        self.padding = padding
+        self.positions = TensorType(name=POSITIONS, dtype="int64", shape=("batch", "sequence"))
         self.skeleton = Skeleton(lm, form)
 
     def outer(self) -> tuple[ir.Model, dict[str, Origin]]:
         """The model around its layers, and the origins of its weights."""
         skeleton, interface = self.skeleton, self.interface
         lower_modules(skeleton.model, self.form, "around")
-        inputs = [interface.input(interface.main_input), interface.input(str(interface.positions))]
+        inputs = [interface.input(interface.main_input), self.positions]
         inputs += [TensorType(name=LAST, dtype="int64", shape=("batch",))] if self.last else []
         with _named("the model around its layers", self.lm.model):
             traced_model = traced(skeleton, inputs, [interface.main_output], self.opset)
@@ -180,7 +189,12 @@ class _Tracing:
         covering = fixed and self.interface.covered == "capacity"
         layers = list(self.attentions.values())
         return Shared(
-            layers, fixed=fixed, last=self.last, positions=self.lm.positions, covering=covering
+            layers,
+            fixed=fixed,
+            last=self.last,
+            positions=self.lm.positions,
+            covering=covering,
+            padding=self.padding,
         )
 
     @cached_property
@@ -198,8 +212,8 @@ class _Tracing:
     def front(self) -> ir.Model:
         """What the layers share."""
         past = self.pairs[min(self.pairs)][0].input
-        names = [str(self.interface.mask), str(self.interface.positions), past, *self.lengths]
-        inputs = [self.interface.input(name) for name in names]
+        inputs = [self.interface.input(str(self.interface.mask)), self.positions]
+        inputs += [self.interface.input(name) for name in (past, *self.lengths)]
         # One length may stand for all rows: seen as that, it is spread over them.
         inputs = [
             replace(x, shape=(1,)) if x.name in self.interface.optional else x for x in inputs
@@ -265,7 +279,8 @@ class _Tracing:
         """Computes what padding asks for only where there may be any."""
         biases = {part.tensor.name for part in self.shared.parts if part.padding}
         if biases:
-            TwoFormsPass(PLAIN, biases, self.shared.tables(), LAST)(model)
+            condition = PLAIN if self.padding else None
+            TwoFormsPass(condition, biases, self.shared.tables(), LAST)(model)
 
     def stamp(self, at: int, function: Function, weights: Mapping[str, str]) -> Stamp:
         parts = parts_of(self.attentions[self.kinds[at]], self.shared.parts)

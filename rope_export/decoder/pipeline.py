@@ -19,6 +19,7 @@ from rope_export.decoder.contents import fill
 from rope_export.decoder.graph import decoder_graph
 from rope_export.decoder.model import causal_lm
 from rope_export.decoder.modules import Form
+from rope_export.decoder.shared import ROWS
 from rope_export.decoder.source import config_of
 from rope_export.decoder.weights import DecoderWeights
 from rope_export.errors import InputError
@@ -55,6 +56,7 @@ def export_decoder(
     weights_for: Collection[str] = PARTS,
     block_size: int = 32,
     accuracy_level: int = 4,
+    padding: bool = True,
     opset: int | None = None,
     seed: int = 0,
     adapter: str | Path | None = None,
@@ -69,6 +71,9 @@ def export_decoder(
     allocated once and written in place. logits: of each row's "last" new token, or of "all".
     weights, weights_for: "int8" or "int4" to quantize these parts of the model, among "attention",
     "mlp", "experts", "embedding" (where it is the head's) and "head".
+    padding: without it the file is faster, and for less: every token is at the position of its
+    slot, several rows have one new token each or an empty cache, and a mask with a 0 makes every
+    logit NaN; with lowering "ort".
     dtype, block_size, accuracy_level, opset, adapter, progress: as for `export`.
 
     What is around the layers comes out of transformers' own forward, and each distinct layer is
@@ -92,6 +97,11 @@ def export_decoder(
     quantization = quantization_of(weights, block_size, accuracy_level)
     chosen = lowering_for_all(lowering, specs, cache, quantization)
     form = Form(lowering=chosen, quantization=quantization, parts=_parts(weights_for))
+    if not padding and not any(map(chosen.bias_is_padding, specs)):
+        raise InputError(
+            f"`padding`=False: lowering {chosen.name!r} has one form of attention for all calls. "
+            f"Export with padding, or with `lowering`='ort'."
+        )
     interface = decoder_interface(
         dict(enumerate(specs)),
         vocabulary=lm.vocabulary,
@@ -99,11 +109,13 @@ def export_decoder(
         logits=logits,
         dtype=dtype,
         static_mask=chosen.engine,
+        padding=padding,
     )
     chosen_opset = opset_of(chosen, cache, opset, NEWEST_OPSET)
     progress("tracing and translating")
     with quiet():
-        graph = decoder_graph(lm, specs, form, interface, chosen_opset, last=logits == "last")
+        last = logits == "last"
+        graph = decoder_graph(lm, specs, form, interface, chosen_opset, last=last, padding=padding)
     beside = companions(opened, config, interface)
     facts: dict[str, Weight] = {}
     distinct = list(dict.fromkeys(specs))
@@ -113,7 +125,8 @@ def export_decoder(
         vocabulary=lm.vocabulary,
         dtype=dtype,
         logits=logits,
-        positions=lm.positions,
+        positions=lm.positions if padding else lm.positions or ROWS,
+        padding=padding,
         lowering=chosen.name,
         opset=chosen_opset,
         cache=cache,

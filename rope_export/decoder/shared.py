@@ -35,6 +35,13 @@ SIZES = (
 )
 """Two sizes of every dynamic axis: an axis of a tensor is dynamic if its size differs."""
 
+SLOTS = "slots"
+"""The name of the slots of each row's new tokens, int64 (B, S), which are their positions where
+there is no padding."""
+
+NAN = "nan_if_padded"
+"""The name of a number that is 0, and NaN where the mask has a 0."""
+
 LAST = "last_token"
 """The name of the index of each row's last new token, int64 (B)."""
 
@@ -66,7 +73,7 @@ class Shared(nn.Module):
 
     layers: one lowered attention layer of each kind. fixed: whether the cache is. positions: how
     many the model was made for, if any number. covering: whether its mask has every slot, and its
-    lengths are always given.
+    lengths are always given. padding: whether tokens may be padding.
     """
 
     def __init__(
@@ -77,16 +84,22 @@ class Shared(nn.Module):
         last: bool,
         positions: int | None = None,
         covering: bool = False,
+        padding: bool = True,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.rows = min(positions or ROWS, ROWS)
+        self.padding = padding
+        self.rows = min(positions or ROWS, ROWS) if padding else positions or ROWS
         self.fixed, self.last, self.covering = fixed, last, covering
         self.parts = self._parts()
 
     @property
     def outputs(self) -> list[str]:
-        further = ([LAST] if self.last else []) + ([PLAIN] if self.has_two_forms else [])
+        further = [LAST] if self.last else []
+        if not self.padding:
+            further += [SLOTS, NAN]
+        elif self.has_two_forms:
+            further += [PLAIN]
         return [part.tensor.name for part in self.parts] + further
 
     @property
@@ -129,7 +142,12 @@ class Shared(nn.Module):
         outputs = [values[part.group, part.facts, part.field] for part in self.parts]
         if self.last:
             outputs.append(_last_token(attention_mask, lengths, sequence))
-        if self.has_two_forms:
+        if not self.padding:
+            dtype: torch.dtype = past.dtype
+            zero = torch.zeros((), dtype=dtype)
+            outputs += [_slots(attention_mask, lengths, sequence).expand(batch, sequence)]
+            outputs += [zero / attention_mask.amin(dim=(0, 1)).to(dtype)]
+        elif self.has_two_forms:
             outputs.append(_is_plain(attention_mask, position_ids, lengths, self.rows))
         return tuple(outputs)
 
@@ -276,9 +294,15 @@ def _last_token(mask: Tensor, lengths: Tensor | None, sequence: int) -> Tensor:
 def _is_plain(mask: Tensor, positions: Tensor, lengths: Tensor | None, rows: int) -> Tensor:
     """`PLAIN`, for tables of so many rows."""
     (batch, sequence), total = positions.shape, mask.shape[1]
-    new = torch.arange(sequence, device=mask.device)
-    slots = total - sequence + new[None] if lengths is None else lengths[:, None] + new
-    aside = (positions - slots).abs().amax(dim=(0, 1))
+    aside = (positions - _slots(mask, lengths, sequence)).abs().amax(dim=(0, 1))
     several = (batch - 1) * (sequence - 1) * (total - sequence)
     beyond = torch.full((), total) > rows
     return (mask.amin(dim=(0, 1)) == 1) & (aside + several == 0) & ~beyond
+
+
+def _slots(mask: Tensor, lengths: Tensor | None, sequence: int) -> Tensor:
+    """The slots of the new tokens, int64 (1 or B, S)."""
+    new = torch.arange(sequence, device=mask.device)
+    if lengths is None:
+        return mask.shape[1] - sequence + new[None]
+    return lengths[:, None] + new

@@ -48,13 +48,14 @@ class TwoFormsPass(ir.passes.InPlacePass):
     a bias nor new tokens by row, and where it can, it takes q, k and v as one tensor and rotates
     them itself. It is faster in a prefill and in every step.
 
-    condition: name of the boolean that says whether the plain form is right. biases: names of the
+    condition: name of the boolean that says whether the plain form is right; none if it always is,
+    and then there is no other. biases: names of the
     values that say nothing but what the mask does. tables: cos and sin of every position, each
     (rows, R / 2), by the names of a call's. last: name of the index of each row's last token whose
     mask is 1; in the plain form that is the last one.
     """
 
-    condition: str
+    condition: str | None
     biases: Collection[str]
     tables: Mapping[str, NDArray[np.generic]]
     last: str
@@ -65,6 +66,10 @@ class TwoFormsPass(ir.passes.InPlacePass):
         if not attending:
             return ir.passes.PassResult(model, False)
         values = {str(value.name): value for node in graph for value in node.outputs}
+        gathered = _gathered(values.get(self.last))
+        if self.condition is None:
+            self._only_plain(graph, attending, gathered)
+            return ir.passes.PassResult(model, True)
         condition = values[self.condition]
         inside: dict[ir.Value | None, None] = {}
         for node in attending:
@@ -74,12 +79,24 @@ class TwoFormsPass(ir.passes.InPlacePass):
             _attend_in_branches(graph, node, condition, rotated)
         own = [x for x in inside if x and all(user.graph is not graph for user, _ in x.uses())]
         _only_in_general(graph, own, condition, [_unused(value) for value in own])
-        gathered = _gathered(values.get(self.last))
         if gathered is not None:
             hidden, token = gathered
             _only_in_general(graph, [token], condition, _last_of(hidden))
         graph.sort()  # a branch may come before its condition
         return ir.passes.PassResult(model, True)
+
+    def _only_plain(
+        self,
+        graph: ir.Graph,
+        attending: Sequence[ir.Node],
+        gathered: tuple[ir.Value, ir.Value] | None,
+    ) -> None:
+        """Puts the plain form in the place of every attention."""
+        for node in attending:
+            _replace(graph, node.outputs, [_plain_of(node, self._rotated(graph, node))])
+        if gathered is not None:
+            hidden, token = gathered
+            _replace(graph, [token], _last_of(hidden))
 
     def _has_two(self, node: ir.Node) -> bool:
         """Whether a node attends with a bias that is nothing but padding."""
@@ -129,6 +146,14 @@ def _attend_in_branches(
 ) -> None:
     """Puts an attention into both branches of an If, and into the general one what rotates for it
     where the plain form does that itself."""
+    plain = _plain_of(node, rotated)
+    before = [] if rotated is None else rotated.nodes
+    moved = [*before, node]
+    branch(graph, condition, [plain], moved, node.outputs, (PLAIN, GENERAL), str(node.name))
+
+
+def _plain_of(node: ir.Node, rotated: _Rotated | None) -> ir.Node:
+    """The plain form of an attention."""
     inputs, attributes = list(node.inputs), dict(node.attributes)
     inputs[BIAS] = inputs[QUERY_LENGTHS] = None
     if rotated is not None:
@@ -137,7 +162,7 @@ def _attend_in_branches(
             inputs[at] = table
         attributes["do_rotary"] = ir.AttrInt64("do_rotary", 1)
         attributes["rotary_interleaved"] = ir.AttrInt64("rotary_interleaved", rotated.interleaved)
-    plain = ir.Node(
+    return ir.Node(
         node.domain,
         node.op_type,
         inputs,
@@ -145,9 +170,18 @@ def _attend_in_branches(
         num_outputs=len(node.outputs),
         name=f"{node.name}/{PLAIN}",
     )
-    before = [] if rotated is None else rotated.nodes
-    moved = [*before, node]
-    branch(graph, condition, [plain], moved, node.outputs, (PLAIN, GENERAL), str(node.name))
+
+
+def _replace(graph: ir.Graph, values: Sequence[ir.Value], nodes: Sequence[ir.Node]) -> None:
+    """Puts nodes, whose last outputs are those values, in the place of what computes these."""
+    producer = values[0].producer()
+    assert producer is not None
+    graph.insert_before(producer, nodes)
+    outputs = [output for node in nodes for output in node.outputs][-len(values) :]
+    for value, output in zip(values, outputs, strict=True):
+        output.name, output.type, output.shape = value.name, value.type, value.shape
+        ir.convenience.replace_all_uses_with(value, output, replace_graph_outputs=True)
+        value.name = f"{value.name}/{GENERAL}"
 
 
 def _only_in_general(

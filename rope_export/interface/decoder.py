@@ -24,6 +24,7 @@ def decoder_interface(
     logits: Literal["last", "all"],
     dtype: str,
     static_mask: bool = False,
+    padding: bool = True,
 ) -> Interface:
     """The interface of a whole decoder.
 
@@ -31,7 +32,8 @@ def decoder_interface(
     last new token, whose axis is then 1, or of all of them. dtype: of caches and logits.
     static_mask: the mask of a fixed cache covers its capacity, and the lengths are always taken;
     without, it covers `total` slots, max(lengths) + sequence or more, and the lengths may be left
-    out.
+    out. padding: whether tokens may be padding, or be at other positions than their slots; without,
+    no positions are taken, and the mask is there for its width.
     Raises: ValueError if no layer has a cache.
     """
     if not specs:
@@ -52,7 +54,8 @@ def decoder_interface(
 
     covered = "capacity" if fixed and static_mask else "total"
     tokens = ("batch", "sequence")
-    numbers = {"input_ids": tokens, MASK: ("batch", covered), POSITIONS: tokens}
+    numbers = {"input_ids": tokens, MASK: ("batch", covered)}
+    numbers |= {POSITIONS: tokens} if padding else {}
     lengths = (TensorType(name=LENGTHS, dtype="int64", shape=("batch",)),) if fixed else ()
     results = ("batch", 1 if logits == "last" else "sequence", vocabulary)
     return Interface(
@@ -71,11 +74,11 @@ def decoder_interface(
         ),
         main_input="input_ids",
         main_output="logits",
-        positions=POSITIONS,
+        positions=POSITIONS if padding else None,
         lengths=LENGTHS if fixed else None,
         mask=MASK,
         optional=(LENGTHS,) if fixed and not static_mask else (),
-        positions_count="mask",
+        positions_count="mask" if padding else "slots",
     )
 
 

@@ -5,12 +5,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
+
 from rope_export.arrays import dtype_name, plain_inputs
 from rope_export.artifacts.folder import Folder, peek, steady
 from rope_export.errors import InputError, UnavailableError
 from rope_export.runtimes import Runner, Runtime, find_runtime
 from rope_export.sessions.stream import Stream
-from rope_export.sessions.values import ValueChecks, check_positions, check_tokens, row_lengths
+from rope_export.sessions.values import (
+    ValueChecks,
+    check_plain,
+    check_positions,
+    check_tokens,
+    row_lengths,
+)
 
 if TYPE_CHECKING:
     from rope_export.arrays import Array
@@ -55,9 +63,26 @@ class Session:
             interface.check_covered(lengths, axes["sequence"], axes.get("total", axes["capacity"]))
         check_tokens(self.manifest, values)
         check_positions(self.manifest, values)
+        self._check_plain(values, axes, rows)
         if check_values:
             self._values.check(inputs, values, axes)
         return self.runner.run(values, axes, {})
+
+    def _check_plain(
+        self, values: "dict[str, Array]", axes: Mapping[str, int], lengths: np.ndarray | None
+    ) -> None:
+        """Raises: TensorError for what a model that was exported without padding does not do."""
+        mask = self.interface.mask
+        if mask is None or self.manifest.padding:
+            return
+        past = np.array([axes.get("past", 0)]) if lengths is None else lengths
+        check_plain(
+            self.manifest,
+            rows=axes["batch"],
+            new=axes["sequence"],
+            lengths=past,
+            padded=bool((values[mask] == 0).any()),
+        )
 
     @property
     def capacity(self) -> int | None:

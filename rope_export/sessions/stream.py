@@ -8,7 +8,7 @@ from rope_export.arrays import check_mask, is_torch, like, plain, to_numpy, whol
 from rope_export.errors import InputError, TensorError
 from rope_export.sessions.caches import Caches, FixedCaches, GrowingCaches
 from rope_export.sessions.slots import without
-from rope_export.sessions.values import check_positions, check_reach, check_tokens
+from rope_export.sessions.values import check_plain, check_positions, check_reach, check_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,9 +121,19 @@ class Stream:
         if interface.positions is not None:
             inputs[interface.positions] = self._positions(position_ids, tokens, padded)
         elif position_ids is not None:
-            raise TensorError("input 'position_ids' is given, but positions have no effect here.")
+            reason = "positions have no effect here."
+            if interface.mask is not None and not self._manifest.padding:
+                reason = "without padding each token is at the position of its slot."
+            raise TensorError(f"input 'position_ids' is given, but {reason}")
         for check in (check_tokens, check_positions, check_reach):
             check(self._manifest, inputs)
+        check_plain(
+            self._manifest,
+            rows=self.batch,
+            new=sequence,
+            lengths=self._lengths,
+            padded=padded is not None,
+        )
         mask = None
         if interface.mask is not None:
             shape = (self.batch, sequence)

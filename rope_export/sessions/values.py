@@ -61,6 +61,33 @@ def check_reach(manifest: "ModelFacts", inputs: "Mapping[str, Array]") -> None:
         )
 
 
+def check_plain(
+    manifest: "ModelFacts", *, rows: int, new: int, lengths: np.ndarray, padded: bool
+) -> None:
+    """Checks a call of a model that was exported without padding.
+
+    new: tokens of each row. lengths: slots that are filled before, int64 (batch or 1). padded:
+    whether a token is padding.
+    Raises: TensorError for what such a model does not compute.
+    """
+    if manifest.interface.mask is None or manifest.padding:
+        return
+    remedy = "it was exported without padding. Export it with padding for such calls."
+    if padded:
+        raise TensorError(f"input {manifest.interface.mask!r} holds a 0; {remedy}")
+    if rows > 1 and new > 1 and lengths.any():
+        raise TensorError(
+            f"{rows} rows of {new} new tokens each go on from a cache, which is one row's or one "
+            f"token's alone; {remedy}"
+        )
+    slots = int(lengths.max()) + new
+    if manifest.positions is not None and slots > manifest.positions:
+        raise TensorError(
+            f"the call takes {slots} slots; the model has {manifest.positions} positions. Give "
+            f"fewer tokens."
+        )
+
+
 def row_lengths(
     interface: "Interface", values: "Mapping[str, Array]", axes: Mapping[str, int]
 ) -> np.ndarray | None:

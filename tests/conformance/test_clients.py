@@ -35,13 +35,16 @@ def texts(python: Path, client: str, folder: Path, new: int, *prompts: str) -> d
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("cache", ["growing", "fixed"])
-def test_genai_runs_a_tiny_decoder(tmp_path, cache):
+@pytest.mark.parametrize(
+    ("cache", "padding"), [("growing", True), ("fixed", True), ("fixed", False)]
+)
+def test_genai_runs_a_tiny_decoder(tmp_path, cache, padding):
     """Loads the folder and gives our session's own greedy tokens, a prompt alone and in a batch."""
     pytest.importorskip("onnxruntime_genai")
     config = tmp_path / "config.json"
     config.write_text(json.dumps(TINY_LM))
-    artifact = export_decoder(config, out=tmp_path / "out", lowering="ort", cache=cache)
+    out = tmp_path / "out"
+    artifact = export_decoder(config, out=out, lowering="ort", cache=cache, padding=padding)
     prompts = np.array([[5, 9, 33, 7], [60, 3, 21, 8]])
     with open_session(artifact) as session:
         ours = []

@@ -1,11 +1,14 @@
 """The texts that a decoder is judged on: each is a few calls, one upon the cache of the other."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zlib import crc32
 
 import numpy as np
 
+from rope_export.artifacts.decoder import DecoderManifest
+from rope_export.interface import Interface
 from rope_export.parity.cases import SPARE, check_chosen
 from rope_export.spec import AttentionSpec
 
@@ -79,9 +82,42 @@ class Text:
         return stream.integers(min(3, vocabulary - 1), vocabulary, (self.rows, self.total))
 
 
-def regular_texts(specs: list[AttentionSpec], cache: str, positions: int | None) -> Iterator[Text]:
-    """Every text that a decoder is judged on. specs: of its distinct layers. positions: how many
-    the model was made for."""
+LARGEST_PAST = 1 << 29
+"""Bytes of the largest caches that are drawn for a text at later positions, which lie in memory
+several times."""
+
+
+def regular_texts(specs: list[AttentionSpec], facts: DecoderManifest) -> Iterator[Text]:
+    """Every text that a decoder is judged on. specs: of its distinct layers."""
+    texts = _padded_texts(specs, facts.cache, facts.positions)
+    if facts.padding:
+        return texts
+    return filter(None, (_unpadded(text, facts.interface) for text in texts))
+
+
+def _unpadded(text: Text, interface: Interface) -> Text | None:
+    """A text as a decoder without padding takes it: positions are slots, and several rows go on by
+    one token each."""
+    if text.left or len(set(text.lengths[-1])) > 1:
+        return None
+    if text.first:
+        if not _can_be_drawn(text, interface):
+            return None
+        return replace(text, first=0, past=(text.first,) * text.rows)
+    if any(max(counts) > 1 for counts in text.counts[1:]):
+        return replace(text, counts=tuple(counts[:1] for counts in text.counts))
+    return text
+
+
+def _can_be_drawn(text: Text, interface: Interface) -> bool:
+    """Whether caches that reach to the first position of a text are small enough."""
+    sizes = {"batch": text.rows, "past": text.first, "capacity": text.first}
+    caches = (interface.input(pair.input).sized(sizes) for pair in interface.caches)
+    return 4 * sum(map(math.prod, caches)) <= LARGEST_PAST
+
+
+def _padded_texts(specs: list[AttentionSpec], cache: str, positions: int | None) -> Iterator[Text]:
+    """positions: how many the model was made for."""
     yield Text(name="short", counts=((7,),))
     yield Text(name="two rows", counts=((15, 15),))
     yield Text(name="decode", counts=((12,), (1,), (1,), (1,)))
@@ -130,8 +166,12 @@ def trained_length(spec: AttentionSpec) -> int | None:
     return next((int(getattr(rope, x)) for x in names if getattr(rope, x, None)), None)
 
 
-def not_visible(specs: list[AttentionSpec]) -> Iterator[dict[str, str]]:
+def not_visible(specs: list[AttentionSpec], facts: DecoderManifest) -> Iterator[dict[str, str]]:
     """What no text is long enough to show."""
+    for text in [] if facts.padding else _padded_texts(specs, facts.cache, facts.positions):
+        if text.first and not _can_be_drawn(text, facts.interface):
+            reason = f"the cache of {text.first} tokens before it is too large; export with padding"
+            yield {"feature": text.name, "reason": reason}
     for window in sorted({x.window for x in specs if x.window is not None}):
         if window > LONGEST_WINDOW:
             reason = f"no text is longer than {LONGEST_WINDOW} tokens; verify one of its layers"

@@ -47,16 +47,15 @@ class Greedy:
         slots = self.ids.shape[1] + self.tokens
         if session.capacity is not None and session.capacity < slots:
             raise ProfileError(f"the texts take {slots} slots, of {session.capacity}.")
-        stream = session.start(batch=len(self.ids), capacity=session.capacity or slots)
-        ids, shown = self.ids, self.mask
-        step, mask = ids * shown, shown
-        for _ in range(self.tokens):
-            positions = np.maximum(np.cumsum(shown, axis=1) - 1, 0)[:, -step.shape[1] :]
-            logits = stream.step(step, positions, mask)
-            step = np.argmax(to_numpy(logits)[:, -1].astype(np.float32), axis=-1)[:, None]
-            mask = np.ones_like(step)
-            ids, shown = (np.concatenate(x, axis=1) for x in ((ids, step), (shown, mask)))
-        self.ids, self.mask = ids, shown
+        if session.manifest.padding:
+            answers = _continued(session, self.ids, self.mask, self.tokens, slots)
+        else:  # one by one, without what is before a prompt
+            rows = [ids[shown == 1][None] for ids, shown in zip(self.ids, self.mask, strict=True)]
+            answers = np.concatenate(
+                [_continued(session, row, None, self.tokens, slots) for row in rows]
+            )
+        self.ids = np.concatenate([self.ids, answers], axis=1)
+        self.mask = np.concatenate([self.mask, np.ones_like(answers)], axis=1)
         self.walks = [self._walk(row) for row in range(len(self.ids))]
 
     def _walk(self, row: int) -> Walk:
@@ -118,3 +117,25 @@ class NoText(Greedy):
 
     def __init__(self) -> None:
         self.walks = []
+
+
+def _continued(
+    session: Session, ids: np.ndarray, shown: np.ndarray | None, tokens: int, slots: int
+) -> np.ndarray:
+    """So many tokens that a session chooses after each row, (rows, tokens).
+
+    shown: 1 for the tokens of `ids` that are no padding; none if all are. slots: of a fixed cache.
+    """
+    stream = session.start(batch=len(ids), capacity=session.capacity or slots)
+    step, mask, chosen = ids if shown is None else ids * shown, shown, []
+    for _ in range(tokens):
+        positions = None
+        if shown is not None:
+            positions = np.maximum(np.cumsum(shown, axis=1) - 1, 0)[:, -step.shape[1] :]
+        logits = stream.step(step, positions, mask)
+        step = np.argmax(to_numpy(logits)[:, -1].astype(np.float32), axis=-1)[:, None]
+        chosen.append(step)
+        if shown is not None:
+            mask = np.ones_like(step)
+            shown = np.concatenate([shown, mask], axis=1)
+    return np.concatenate(chosen, axis=1)

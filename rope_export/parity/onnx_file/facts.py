@@ -29,6 +29,7 @@ class FileFacts:
     runtimes: tuple[str, ...] = ("onnxruntime",)
     positions: int | None = None
     first_position: int | None = None
+    padding: bool = True
     quantization: Quantization | None = None
     stale_slots: Literal["any", "finite"] = "any"
     weights: Mapping[str, Weight] = field(default_factory=dict)

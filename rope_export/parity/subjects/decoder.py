@@ -80,7 +80,7 @@ class DecoderSubject(Streamed):
         return Report(
             weights="unproven" if self._source is None else "proven",
             reading=theirs.reading,
-            not_visible=list(not_visible(self.specs)),
+            not_visible=list(not_visible(self.specs, self.facts)),
             notes=list(self.artifact.warnings),
         )
 
@@ -171,7 +171,7 @@ class DecoderSubject(Streamed):
 
     def texts(self) -> Iterable[Text]:
         """The texts that it is judged on."""
-        return regular_texts(self.specs, self.facts.cache, self.facts.positions)
+        return regular_texts(self.specs, self.facts)
 
     def record(self, evidence: Mapping[str, Any]) -> str | None:
         return self.artifact.record(parity={**evidence, "files": model_hashes(self.artifact)})

@@ -54,6 +54,8 @@ def answer_prompts(
         check_lookup(session, plan.sampling)
     capacity = session.capacity or plan.capacity
     check_prompts(session, prompts, capacity)
+    if len(prompts) > 1 and not session.manifest.padding:
+        return _one_by_one(session, prompts, ends, plan, receive)
     longest = max(map(len, prompts))
     limits = [x for x in (session.manifest.positions, capacity) if x is not None]
     room = min(limits, default=longest + plan.max_tokens) - longest
@@ -65,3 +67,23 @@ def answer_prompts(
     for at, prompt in enumerate(prompts):
         decode_by_lookup(session, prompt, rows, at, slots, speed)
     return rows.answers, speed
+
+
+def _one_by_one(
+    session: "Session",
+    prompts: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    plan: Plan,
+    receive: Receive,
+) -> tuple[list[Answer], Speed]:
+    """The answers to prompts that cannot be rows of one batch, since that asks for padding."""
+    answers, speed = [], Speed()
+    for row, prompt in enumerate(prompts):
+
+        def taken(_: int, token: int | None, row: int = row) -> bool:
+            return receive(row, token)
+
+        (answer,), own = answer_prompts(session, [prompt], ends, plan, taken)
+        answers.append(answer)
+        speed.add(own)
+    return answers, speed

@@ -42,6 +42,13 @@ class Speed:
     passes: int = 0
     tokens: int = 0
 
+    def add(self, other: "Speed") -> None:
+        """Counts what came after this."""
+        self.prompt += other.prompt
+        self.decode += other.decode
+        self.passes += other.passes
+        self.tokens += other.tokens
+
     @property
     def tokens_per_second(self) -> float | None:
         return self.tokens / self.decode if self.tokens and self.decode else None
