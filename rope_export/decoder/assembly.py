@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from rope_export.arrays import numpy_dtype
+from rope_export.decoder.around import taps_around, values_around
 from rope_export.decoder.shared import LAST, NAN, PLAIN, SLOTS
 from rope_export.decoder.stamping import Stamp, merged_before, stamped
 from rope_export.exporter.taps import KEY as TAPS
@@ -35,7 +36,9 @@ def assembled(
         ir.convenience.replace_all_uses_with(last, values[LAST])
     later = [values[name] for name in (PLAIN, SLOTS, NAN) if name in values]
     graph.outputs.extend(later)  # which nothing takes yet
-    outer.meta[TAPS] = stamped(outer, stamps, {**inputs, **values})
+    around = values_around(outer)
+    taps = stamped(outer, stamps, {**inputs, **values})
+    outer.meta[TAPS] = {**taps_around(around), **taps}
     by_name = {str(value.name): value for value in graph.outputs}
     graph.outputs.clear()
     for tensor in interface.outputs:

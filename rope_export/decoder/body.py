@@ -47,8 +47,8 @@ class InPlace(nn.Module):
 
 
 def look_at(module: nn.Module, name: str, operators: Operators) -> None:
-    """Has what a module of a layer gives be looked at, by its name, and of a norm what it takes:
-    the residual."""
+    """Has what a module gives be looked at, by its name, and of a norm what it takes: the
+    residual."""
 
     def seen(name: str, value: Any) -> Any:
         plain = isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (2, 3)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rope_export.attention.layer import RotaryAttention
+from rope_export.decoder.around import look_around
 from rope_export.decoder.assembly import assembled
 from rope_export.decoder.body import Body
 from rope_export.decoder.experts import Experts, LoopExpertsPass
@@ -137,6 +138,7 @@ class _Tracing:
         """The model around its layers, and the origins of its weights."""
         skeleton, interface = self.skeleton, self.interface
         lower_modules(skeleton.model, self.form, "around")
+        look_around(skeleton, self.lm.layers_path, self.form.lowering)
         inputs = [interface.input(interface.main_input), self.positions]
         inputs += [TensorType(name=LAST, dtype="int64", shape=("batch",))] if self.last else []
         with _named("the model around its layers", self.lm.model):

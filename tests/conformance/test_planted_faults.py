@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 
+from tests.conformance.faults import decoders
 from tests.conformance.faults.faults import LISTED
 from tests.conformance.faults.run import DTYPES, judged, work
 
@@ -43,17 +44,37 @@ BELOW_ROUNDING |= {"softcap off by 2^-20", ("cos and sin cast to bfloat16", "flo
 """By the fault's name, or with the dtype."""
 FAULTY = [one for one in work() if one[1] is not None and one not in ONCE_PASSED]
 SOUND = [one for one in work() if one[1] is None]
+OF_DECODERS = list(decoders.work())
+OF_A_KIND = [
+    ("past keys negated", "ort"),
+    ("hidden states in bfloat16", "standard"),
+    ("values of another scale, in eager too", "tensorrt"),
+]
+"""One of each kind of fault that no other test of few minutes has."""
 
 
-@pytest.mark.long
+@pytest.mark.usefixtures("short_prompts")
 @pytest.mark.parametrize(
-    ("name", "fault", "lowering", "dtype"), FAULTY, ids=lambda x: getattr(x, "name", x)
+    ("name", "fault", "lowering", "dtype"),
+    [
+        one if (one[1].name, one[2]) in OF_A_KIND else pytest.param(*one, marks=pytest.mark.long)
+        for one in FAULTY
+    ],
+    ids=lambda x: getattr(x, "name", x),
 )
 def test_every_fault_is_found(name, fault, lowering, dtype) -> None:
     found = judged(name, fault, lowering, dtype)
     below = fault.name in BELOW_ROUNDING or (fault.name, dtype) in BELOW_ROUNDING
     assert found.status == ("passed" if below else "failed")
     assert below or found.named, (found.tensor, found.expected)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("options", OF_DECODERS, ids=decoders.title)
+def test_every_fault_of_a_decoder_is_found(options) -> None:
+    found = decoders.judged(**options)
+    assert found.status == ("failed" if options["fault"] else "passed")
+    assert not options["fault"] or found.named, (found.tensor, found.expected)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +85,9 @@ def test_sound_artifacts_raise_no_alarm(name, fault, lowering, dtype, cache, pad
 
 
 def test_there_are_as_many_as_are_asked_for() -> None:
-    assert len({(name, fault.name) for name, fault, *_ in FAULTY}) >= 40
-    assert {way for _, _, way, _ in FAULTY} == {"portable", "standard", "ort", "tensorrt"}
-    assert len(SOUND) >= 200
+    for way in ("portable", "standard", "ort", "tensorrt"):
+        kinds = {(name, fault.name) for name, fault, lowering, _ in FAULTY if lowering == way}
+        in_decoders = {x["fault"] for x in OF_DECODERS if x["lowering"] == way} - {""}
+        assert len(kinds) >= 90
+        assert len(in_decoders) >= 30
+    assert len(SOUND) + sum(not x["fault"] for x in OF_DECODERS) >= 300

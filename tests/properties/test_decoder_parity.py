@@ -120,8 +120,9 @@ FAULTS: dict[str, tuple[Change, int | None, str]] = {
         "layers.2/hidden_states",
     ),
     "no mask": (without_padding(), 0, "layers.1/hidden_states"),
-    "head": (scaled("lm_head.weight", 1.001, (slice(None), 5)), None, "no layer alone"),
-    "embedding": (scaled("model.embed_tokens.weight", 1.001), None, "no layer alone"),
+    "head": (scaled("lm_head.weight", 1.001, (slice(None), 5)), None, "lm_head is outside"),
+    "last norm": (scaled("model.norm.weight", 1.001, (3,)), None, "model.norm is outside"),
+    "embedding": (scaled("model.embed_tokens.weight", 1.001), None, "model.embed_tokens is"),
 }
 
 
@@ -133,6 +134,9 @@ FIRST = {
     "epsilon": ("layers.1.input_layernorm", "another epsilon"),
     "cache misplaced": ("present.1.key", "layers.1/self_attn.k_rotated"),
     "no mask": ("layers.0.self_attn.mask", "the mask is ignored"),
+    "head": ("lm_head", "the logit of token 5 is wrong: it is 1.001 times"),
+    "last norm": ("model.norm", "channels have other scales"),
+    "embedding": ("model.embed_tokens", "1.001 times"),
 }
 """The tensor that is wrong first, and what is said of it."""
 
@@ -153,12 +157,10 @@ def test_a_planted_fault_is_found_and_its_layer_named(llama, tmp_path, name):
     if layer is not None:
         assert told.startswith(f"layers.{layer} is the first")
         assert min(failed_layers(report)) == layer
-        (located,) = report.located
-        tensor, told = FIRST[name]
-        assert located.tensor == tensor
-        assert told in located.diagnosis
-    else:
-        assert not report.located
+    (located,) = report.located
+    tensor, told = FIRST[name]
+    assert located.tensor == tensor
+    assert told in located.diagnosis
 
 
 @pytest.mark.usefixtures("briefly")
@@ -169,9 +171,13 @@ def test_a_weight_that_no_text_reads_is_found(llama, tmp_path):
     assert {(x.runtime, x.output) for x in report.rows if x.status == "failed"} == {
         ("file", "model.embed_tokens.weight")
     }
-    assert report.problems == [
+    assert report.problems[0] == (
         "weights of the file that are not the source's: 1, the first model.embed_tokens.weight."
-    ]
+    )
+    (located,) = report.located
+    assert (located.tensor, located.value) == ("model.embed_tokens", "layers.0/hidden_states")
+    assert dict(located.where)["token"] == 1
+    assert "the embedding of token 1 is wrong: it is 1.5 times" in located.diagnosis
 
 
 def failed_layers(report: Report) -> set[int]:

@@ -1,4 +1,6 @@
-"""An artifact's calls on a text: of the whole model, and of one layer that was cut out of it."""
+"""An artifact's calls on a text: of the whole model, and of a part that was cut out of it."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -77,31 +79,53 @@ class Calls:
         return inputs, outputs
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Left:
+    """What the reference has after its last layer in one call of a text.
+
+    hidden_states: (rows, sequence, hidden), in float64.
+    """
+
+    passage: Passage
+    call: int
+    hidden_states: np.ndarray
+
+
+def cut_inputs(
+    cut: Cut, entering: np.ndarray | None, passage: Passage, interface: Interface, call: int
+) -> Arrays:
+    """The inputs of a cut part that takes no value of a cache, but it may look at how many slots
+    one has. entering: the hidden states, where it takes them."""
+    capacity = passage.text.capacity
+    given = numbers(interface, passage, call, capacity)
+    if entering is not None:
+        given |= {ENTERING: entering, ZEROS: np.zeros_like(entering)}
+    starts, _ = passage.bounds(call)
+    sizes = {"batch": passage.text.rows, "past": int(starts.max()), "capacity": capacity}
+    for pair in interface.caches:
+        if pair.input in cut.inputs:
+            tensor = interface.input(pair.input)
+            given[pair.input] = np.zeros(tensor.sized(sizes), numpy_dtype(tensor.dtype))
+    return {name: given[name] for name in cut.inputs}
+
+
 def layer_inputs(
     cut: Cut, block: Block, passage: Passage, interface: Interface, call: int, layer: int
 ) -> Arrays:
     """The inputs of a cut layer: what the reference has for it."""
-    capacity = passage.text.capacity
-    given = numbers(interface, passage, call, capacity)
-    given |= {ENTERING: block.entering, ZEROS: np.zeros_like(block.entering)}
+    given = cut_inputs(cut, block.entering, passage, interface, call)
     starts, _ = passage.bounds(call)
-    sizes = {"batch": passage.text.rows, "past": int(starts.max()), "capacity": capacity}
     for pair in interface.caches:
-        if pair.input not in cut.inputs:
+        if pair.input not in cut.inputs or pair.input.split(".")[1] != str(layer):
             continue
-        tensor = interface.input(pair.input)
-        dtype, shape = numpy_dtype(tensor.dtype), tensor.sized(sizes)
-        if pair.input.split(".")[1] != str(layer):  # its number of slots is looked at, no value
-            given[pair.input] = np.zeros(shape, dtype)
-            continue
-        cache = np.full(shape, STALE, dtype)
+        cache = np.full_like(given[pair.input], STALE)
         for group, past in zip(passage.groups, block.past, strict=True):
             for at, row in enumerate(group.rows):
                 if past:
                     value = past[pair.input.rpartition(".")[2]][at : at + 1]
                     fill_cache(cache[row : row + 1], value, pair.axis, [int(starts[row])])
         given[pair.input] = cache
-    return {name: given[name] for name in cut.inputs}
+    return given
 
 
 def changed_bits(before: np.ndarray, after: np.ndarray, lengths: np.ndarray) -> float:

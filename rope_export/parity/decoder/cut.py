@@ -1,5 +1,5 @@
-"""One layer cut out of a decoder's ONNX model: from the hidden states that enter to those that
-leave."""
+"""One layer cut out of a decoder's ONNX model, from the hidden states that enter to those that
+leave; and what lies before the first layer, or after the last."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,8 @@ _RESIDUAL = re.compile(re.escape(RESIDUAL).replace(r"\{\}", r"\d+"))
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """A layer as a model of its own. inputs, outputs: their names, the hidden states first."""
+    """A layer, or what is around all of them, as a model of its own. inputs, outputs: their names,
+    the hidden states first."""
 
     model: bytes
     inputs: tuple[str, ...]
@@ -65,28 +66,48 @@ class Cutter:
 
         Raises: InputError if the layer takes what another one computes.
         """
-        first, outputs = RESIDUAL.format(layer), (RESIDUAL.format(layer + 1), *present)
+        outputs = (RESIDUAL.format(layer + 1), *present)
+        return self._between(f"layer{layer}", RESIDUAL.format(layer), outputs, more)
+
+    def before_layers(self, more: Iterable[str]) -> Cut:
+        """From the model's inputs to the hidden states that enter the first layer.
+
+        Raises: InputError if it takes what a layer computes.
+        """
+        return self._between("before_layers", None, (RESIDUAL.format(0),), more)
+
+    def after_layers(self, output: str, more: Iterable[str]) -> Cut:
+        """From the hidden states that leave the last layer to an output of the model.
+
+        Raises: InputError if it takes what another layer computes.
+        """
+        return self._between("after_layers", RESIDUAL.format(self.layers), (output,), more)
+
+    def _between(
+        self, name: str, first: str | None, outputs: tuple[str, ...], more: Iterable[str]
+    ) -> Cut:
+        """first: the value of the hidden states that enter; none where tokens do."""
         nodes, names = self._before(outputs, first)
         model = onnx.ModelProto(ir_version=self.model.ir_version)
         model.opset_import.extend(self.model.opset_import)
         model.functions.extend(self.model.functions)
         graph = model.graph
-        graph.name = f"layer{layer}"
-        self._enter(graph, nodes, first)
+        graph.name = name
+        entering = []
+        if first is not None:
+            self._enter(graph, nodes, first)
+            entering = [ENTERING, *([ZEROS] if any(ZEROS in x.input for x in nodes) else [])]
         graph.node.extend(nodes)
-        dtype = self._dtype()
-        hidden = onnx.helper.make_tensor_value_info(ENTERING, dtype, ["batch", "sequence", None])
-        graph.input.append(hidden)
-        if any(ZEROS in node.input for node in graph.node):
-            graph.input.append(
-                onnx.helper.make_tensor_value_info(ZEROS, dtype, ["batch", "sequence", None])
-            )
-        graph.input.extend(info for name, info in self._inputs.items() if name in names)
-        there = {name for node in graph.node for name in node.output}
+        graph.input.extend(
+            onnx.helper.make_tensor_value_info(x, self._dtype(), ["batch", "sequence", None])
+            for x in entering
+        )
+        graph.input.extend(info for taken, info in self._inputs.items() if taken in names)
+        there = {value for node in graph.node for value in node.output}
         others = [x for x in dict.fromkeys(more) if x in there and x not in outputs]
-        graph.output.extend(onnx.ValueInfoProto(name=name) for name in (*outputs, *others))
-        for name, tensor in self._initializers.items():
-            if name in names and name not in self._inputs:
+        graph.output.extend(onnx.ValueInfoProto(name=value) for value in (*outputs, *others))
+        for held, tensor in self._initializers.items():
+            if held in names and held not in self._inputs:
                 graph.initializer.append(self._inline(tensor))
         return Cut(
             model=model.SerializeToString(),
@@ -94,7 +115,9 @@ class Cutter:
             outputs=outputs,
         )
 
-    def _before(self, outputs: Iterable[str], first: str) -> tuple[list[onnx.NodeProto], set[str]]:
+    def _before(
+        self, outputs: Iterable[str], first: str | None
+    ) -> tuple[list[onnx.NodeProto], set[str]]:
         """The nodes on the way from `first` to the outputs, and every name that they take."""
         nodes: dict[int, onnx.NodeProto] = {}
         names: set[str] = set()

@@ -11,7 +11,7 @@ from rope_export.errors import InputError, ProfileError, RopeExportError
 from rope_export.interface import Interface
 from rope_export.parity.bounds import TIMES
 from rope_export.parity.decoder.blocks import Block, block_of
-from rope_export.parity.decoder.calls import Arrays, layer_inputs, new_slots
+from rope_export.parity.decoder.calls import Arrays, Left, layer_inputs, new_slots
 from rope_export.parity.decoder.cut import Cut, Cutter
 from rope_export.parity.decoder.greedy import Greedy, NoText
 from rope_export.parity.decoder.passage import Passage
@@ -20,12 +20,16 @@ from rope_export.parity.decoder.theirs import Theirs
 from rope_export.parity.decoder.verdicts import Verdicts
 from rope_export.parity.decoder.walk import Walk
 from rope_export.parity.decoder.whole import Whole
+from rope_export.parity.report.located import Located
 from rope_export.parity.report.result import Report
 from rope_export.parity.subject import Progress
 from rope_export.sessions import Session
 
 Locate = Callable[[str, Passage, int, int, np.ndarray], None]
 """Takes the runtime, the text, the call, the layer, and which of the new tokens are judged."""
+
+LocateOuter = Callable[[str, Sequence[Left]], Located | None]
+"""Takes the runtime, and what leaves the last layer in calls, those first that show a fault."""
 
 KEPT = 2**30
 """Bytes of the largest model whose layers are all open at once."""
@@ -37,7 +41,8 @@ class Decoder:
 
     last: whether its logits are those of the last new token alone. cutter: of its layers, if they
     can be cut out. layer_sessions: opens a cut layer, by the runtime. locate: looks for the first
-    wrong tensor of a layer that is outside of its tolerance.
+    wrong tensor of a layer that is outside of its tolerance; locate_outer: before the first layer
+    and, unless a layer is wrong, after the last.
     """
 
     interface: Interface
@@ -48,6 +53,7 @@ class Decoder:
     cutter: Cutter | None
     layer_sessions: Mapping[str, Callable[[bytes], RunLayer]]
     locate: Locate | None = None
+    locate_outer: LocateOuter | None = None
 
     def present(self, layer: int) -> list[str]:
         """The outputs that are the cache of one layer."""
@@ -87,6 +93,7 @@ class Proof:
         )
         self.unknown: set[str] = set()
         self._kept: dict[int, Layer | None] = {}
+        self._left: list[Left] = []
 
     @property
     def report(self) -> Report:
@@ -110,6 +117,7 @@ class Proof:
         if generator is not None:
             verdicts, tolerance = self.verdicts, self.whole.tolerance
             self.greedy.judge(self.report, generator, verdicts.seed, tolerance, verdicts.dtype)
+        self._look_around(progress)
         self._conclude()
 
     def _generate(self, progress: Progress) -> str | None:
@@ -217,6 +225,9 @@ class Proof:
             positions=passage.taken(passage.positions, call),
             runtimes={name: x[layer.cut.outputs[0]] for name, x in values.items() if layer},
         )
+        if index == self.decoder.layers - 1 and not passage.text.massive:
+            left = Left(passage=passage, call=call, hidden_states=block.output.exact)
+            self._left.append(left)
         for runtime, first in self.verdicts.first.items():
             if self.decoder.locate is not None and known.get(runtime) != first:
                 self.decoder.locate(runtime, passage, call, index, sure)
@@ -236,6 +247,21 @@ class Proof:
                 self.whole.failed(passage.case(call), runtime, f"layers.{layer.index}", error)
                 self.verdicts.outside(runtime, layer.index, str(error))
         return values
+
+    def _look_around(self, progress: Progress) -> None:
+        """Look for what is wrong beside the layers, on each runtime that a row tells to be wrong,
+        or that runs a file whose weights are."""
+        failed = [row for row in self.report.rows if row.status == "failed"]
+        everywhere = any(row.runtime == "file" for row in failed)
+        for runtime in self.decoder.sessions:
+            cases = {row.case for row in failed if row.runtime == runtime}
+            if self.decoder.locate_outer is None or not (cases or everywhere):
+                continue
+            progress(f"what is wrong on {runtime}", 1.0)
+            calls = sorted(self._left, key=lambda x: x.passage.case(x.call) not in cases)
+            located = self.decoder.locate_outer(runtime, calls)
+            if located is not None:
+                self.verdicts.outer[runtime] = located
 
     def _conclude(self) -> None:
         self.verdicts.finish()

@@ -10,6 +10,7 @@ import numpy as np
 from rope_export.parity.bounds import TIMES, Bounds, floors, tolerance
 from rope_export.parity.decoder.blocks import Part
 from rope_export.parity.metrics import METRICS, RELATIVE, SCALED_MAX, errors
+from rope_export.parity.report.located import Located
 from rope_export.parity.report.result import Report
 from rope_export.parity.report.spread import deviating
 from rope_export.parity.rows import counted, judged
@@ -34,11 +35,13 @@ class LogitTolerance:
 
 class Verdicts:
     """Writes rows into a report. first: for each runtime the first layer that is outside of its
-    tolerance, with the row that shows it."""
+    tolerance, with the row that shows it. outer: what is wrong before the first layer or after the
+    last."""
 
     def __init__(self, report: Report, dtype: str, seed: int) -> None:
         self.report, self.dtype, self.seed = report, dtype, seed
         self.first: dict[str, tuple[int, str]] = {}
+        self.outer: dict[str, Located] = {}
         self.eager_errors: dict[tuple[str, str], Mapping[str, float]] = {}
 
     def layer(
@@ -148,12 +151,18 @@ class Verdicts:
 
     def finish(self) -> None:
         """Tell of each runtime the first layer that is outside, in one line, or that none is."""
+        for runtime, located in self.outer.items():
+            self.report.problems.append(
+                f"{located.tensor} is outside of its tolerance on {runtime}, and belongs to no "
+                f"layer: {located.case}: {located.metric} {located.error:.1e}, tolerance "
+                f"{located.tolerance:.1e}."
+            )
         for runtime, (layer, what) in self.first.items():
             self.report.problems.append(
                 f"layers.{layer} is the first outside of its tolerance on {runtime}: {what}."
             )
         failed = {row.runtime for row in self.report.rows if row.status == "failed"}
-        for runtime in sorted(failed - {"file", *self.first}):
+        for runtime in sorted(failed - {"file", *self.first, *self.outer}):
             self.report.problems.append(
                 f"no layer alone is outside of its tolerance on {runtime}: look before the first, "
                 f"after the last, and at what one layer hands to the next."

@@ -58,7 +58,7 @@ class Walk:
         mode: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self.mode = mode
-        self._model = _with_stubs(theirs, self._at_layer)
+        self._model = with_stubs(theirs, self._at_layer)
         self._forward = forward
         self._to, self._from = SimpleQueue[Any](), SimpleQueue[Any]()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -108,8 +108,9 @@ class Walk:
         return output
 
 
-def _with_stubs(theirs: Theirs, at_layer: Callable[..., Any]) -> nn.Module:
-    """The model, whose parameters are shared and whose layers call `at_layer`."""
+def with_stubs(theirs: Theirs, at_layer: Callable[..., Any]) -> nn.Module:
+    """The model, whose parameters are shared and whose layers call `at_layer` with their index,
+    arguments and keyword arguments."""
     shared: dict[int, Any] = {id(x): x for x in theirs.model.parameters()}
     for index, layer in enumerate(theirs.layers):
         stub = copy.copy(layer)

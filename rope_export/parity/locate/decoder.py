@@ -27,11 +27,12 @@ from rope_export.parity.locate.diagnosis import explanations, plain_explanations
 from rope_export.parity.locate.eager_layer import eager_taps
 from rope_export.parity.locate.forms import in_form
 from rope_export.parity.locate.inside import attention_inputs, cropped
+from rope_export.parity.locate.modules import ModuleValues, compared_module, modules_of
 from rope_export.parity.locate.stage import Seen, Stage, compared
 from rope_export.parity.locate.stages import ORDER, cache_stage, layer_stages
 from rope_export.parity.locate.suspect import Suspect
 from rope_export.parity.locate.tapped_model import maker_of, opened, taps_in
-from rope_export.parity.locate.watch import Watched, units, watched
+from rope_export.parity.locate.watch import Watched, watched
 from rope_export.parity.report.located import Located
 from rope_export.spec import AttentionSpec
 
@@ -141,7 +142,7 @@ class _Look:
 
     def located(self) -> Located:
         """Raises: RopeExportError if the layer cannot be run."""
-        with watched(self.locator.theirs.layers[self.layer]) as seen:
+        with watched(modules_of(self.locator.theirs.layers[self.layer])) as seen:
             block = block_of(self.passage, self.layer, self.dtype)
         inputs, values = self._run(block)
         around = self._around(seen, block, values)
@@ -176,52 +177,39 @@ class _Look:
 
     def _around(self, seen: Watched, block: Block, values: Arrays) -> list[Seen]:
         """The modules that both have, in the order in which they run; the layer's output last."""
-        stages = []
+        compared_ones = []
         for name in seen.exact:
-            exact, eager, squares = (
-                seen.part(kind, name, self.passage) for kind in ("exact", "eager", "squares")
+            exact, eager, squares, rough = (
+                seen.part(kind, name, self.passage)
+                for kind in ("exact", "eager", "squares", "rough")
             )
-            rough = seen.part("rough", name, self.passage)
             if exact is None or eager is None or exact.shape[:2] != self.judged.shape:
                 continue
-            source = self.taps.get(name)
+            true = ModuleValues(exact=exact, eager=eager, squares=squares, rough=rough)
             value = eager if self.runtime == "eager" else values.get(name)
             if value is not None and value.size == exact.size:
-                stages.append((name, exact, eager, squares, rough, value, source))
-        output = f"layers.{self.layer + 1}/hidden_states"
-        last = block.output.eager if self.runtime == "eager" else values[output]
+                compared_ones.append(self._compared(name, true, value, self.taps.get(name)))
+        output, part = f"layers.{self.layer + 1}/hidden_states", block.output
+        last = part.eager if self.runtime == "eager" else values[output]
+        true = ModuleValues(
+            exact=part.exact, eager=part.eager, squares=part.squares, rough=part.rough
+        )
         facts = TapFacts(value=output, axes="batch sequence channel")
-        part = block.output
-        stages.append(("", part.exact, part.eager, part.squares, part.rough, last, facts))
-        return [self._compared(*stage) for stage in stages]
+        return [*compared_ones, self._compared("", true, last, facts)]
 
     def _compared(
-        self,
-        name: str,
-        exact: np.ndarray,
-        eager: np.ndarray,
-        squares: np.ndarray | None,
-        rough: np.ndarray | None,
-        value: np.ndarray,
-        source: TapFacts | None,
+        self, key: str, true: ModuleValues, value: np.ndarray, source: TapFacts | None
     ) -> Seen:
-        unknown = squares is None
-        rough = squares if rough is None else rough
-        judged = self.judged.reshape(*self.judged.shape, *[1] * (exact.ndim - 2))
-        stage = Stage(
-            key=name,
-            name=f"{self.prefix}{name}".rstrip("."),
-            axes=("batch", "sequence", "channel", *map(str, range(3, exact.ndim)))[: exact.ndim],
-            expected=exact,
-            squares=squares,
-            rough=rough,
-            judged=judged,
-            roundings=exact.shape[-1] if unknown else 1,
-            units=None if rough is None else units(rough),
+        return compared_module(
+            key,
+            f"{self.prefix}{key}".rstrip("."),
+            true,
+            value,
+            source,
+            judged=self.judged,
+            dtype=self.dtype,
+            runtime=self.runtime,
         )
-        named = None if source is None or self.runtime == "eager" else source.value
-        value = value.reshape(exact.shape).astype(np.float64)
-        return compared(stage, self.dtype, self.runtime, value, eager, named)
 
     def _may_be_inside(self, first: Seen | None) -> bool:
         """Whether the first wrong tensor may be one of the attention's own."""

@@ -13,7 +13,7 @@ from rope_export.parity.locate.suspect import Maker
 from rope_export.runtimes.reference import evaluator_of
 
 Arrays = dict[str, np.ndarray]
-MOVING = {"Reshape", "Transpose", "Cast", "Identity", "Split"}
+MOVING = {"Reshape", "Transpose", "Cast", "Identity", "Split", "Squeeze", "Unsqueeze"}
 STANDS_IN = "onnxruntime"
 """The runtime of the ONNX model in the place of an engine."""
 

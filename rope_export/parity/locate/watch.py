@@ -1,6 +1,6 @@
-"""What the modules of transformers' decoder layer compute, exactly and in eager."""
+"""What the modules of transformers' decoder compute, exactly and in eager."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +36,12 @@ class Watched:
         self.exact.setdefault(name, []).append(to_float(value))
         self.squares.setdefault(name, []).append(squares)
 
+    def of_all(self, kind: str, name: str) -> np.ndarray | None:
+        """One tensor (rows, sequence, ...) of a run of all rows together, if its module ran
+        once."""
+        values = getattr(self, kind).get(name, ())
+        return values[0] if len(values) == 1 and values[0].ndim > 2 else None
+
     def part(self, kind: str, name: str, passage: Passage) -> np.ndarray | None:
         """One tensor of all rows, (rows, sequence, ...), if every group has it in that form."""
         values = getattr(self, kind).get(name)
@@ -53,10 +59,10 @@ class Watched:
 
 
 @contextmanager
-def watched(layer: nn.Module) -> Iterator[Watched]:
-    """While it lasts, every module of a decoder layer is looked at when it runs; of a norm also
-    what it takes: the residual."""
-    seen, handles = Watched(), []
+def watched(modules: Mapping[str, nn.Module], seen: Watched | None = None) -> Iterator[Watched]:
+    """While it lasts, these modules are looked at when they run, by their names; of a norm also
+    what it takes: the residual. seen: to which it is added."""
+    seen, handles = Watched() if seen is None else seen, []
 
     def before(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -73,9 +79,7 @@ def watched(layer: nn.Module) -> Iterator[Watched]:
 
         return hook
 
-    for name, module in layer.named_modules():
-        if not name:
-            continue
+    for name, module in modules.items():
         if "norm" in name.lower():
             handles.append(module.register_forward_pre_hook(before(name)))
         handles.append(module.register_forward_hook(after(name)))

@@ -31,6 +31,7 @@ from rope_export.parity.decoder.running import layer_runner
 from rope_export.parity.decoder.theirs import Theirs, their_model, their_model_of_file
 from rope_export.parity.decoder.verdicts import Verdicts
 from rope_export.parity.locate.decoder import DecoderLocator
+from rope_export.parity.locate.outer import OuterLocator
 from rope_export.parity.report.result import Report
 from rope_export.parity.subject import Progress, Request, Streamed
 from rope_export.parity.subjects.opening import open_on
@@ -99,6 +100,7 @@ class DecoderSubject(Streamed):
         if cutter.missing is not None:
             report.left_out.append(f"layers were not judged one by one: {cutter.missing}.")
         locator = self._locator(theirs, cutter) if cutter.missing is None else None
+        outer = None if locator is None else OuterLocator(locator, last=facts.logits == "last")
         decoder = Decoder(
             interface=facts.interface,
             dtype=facts.dtype,
@@ -112,6 +114,7 @@ class DecoderSubject(Streamed):
                 if (run := layer_runner(name, self.request.threads)) is not None
             },
             locate=None if locator is None else locator.look,
+            locate_outer=None if outer is None else outer.look,
         )
         passages = [
             Passage(text, theirs, facts.vocabulary, seed, facts.interface)

@@ -14,6 +14,7 @@ from rope_export.rope.default import DefaultRope
 from rope_export.rope.dynamic import DynamicRope
 from rope_export.rope.longrope import LongRope
 from rope_export.spec import AttentionSpec, RopeSpec
+from tests.conformance.faults.cache import FAULTS as CACHE
 from tests.conformance.faults.planting import (
     Fault,
     changed,
@@ -23,6 +24,7 @@ from tests.conformance.faults.planting import (
     rotated,
     scaled,
 )
+from tests.conformance.faults.precision import FAULTS as PRECISION
 
 ALLOWED, PROJECT = operators.allowed_slots, RotaryAttention.project
 COS_SIN, GATE = RotaryAttention.cos_sin, RotaryAttention.gate
@@ -56,6 +58,11 @@ def heads_swapped(spec: AttentionSpec, weights: dict[str, Tensor]) -> dict[str, 
 def keys_negated(self: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = PROJECT(self, hidden_states)
     return q, -k, v
+
+
+def louder(self: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = PROJECT(self, hidden_states)
+    return q, k, v * 1.01
 
 
 def narrow_angles(self: Any, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -175,10 +182,6 @@ def positions(operator: str, *constants: int) -> Any:
     return inserted("position_ids", operator, *(np.array(x) for x in constants))
 
 
-def lengths(operator: str, constant: int) -> Any:
-    return inserted("cache_lengths", operator, np.array([constant]))
-
-
 def norm(forward: Any) -> Any:
     return [(Norm, "forward", forward)]
 
@@ -198,6 +201,42 @@ LISTED: list[tuple[str, Fault]] = [
     ("plain", fault("absolute values of positions", ("sin",), edit=positions("Abs"))),
 ]
 """Faults that passed once."""
+
+
+def in_eager_too(one: Fault) -> Fault:
+    return dataclasses.replace(one, name=f"{one.name}, in eager too", kind="module", in_module=True)
+
+
+MODULE: list[tuple[str, Fault]] = [
+    (layer, in_eager_too(one))
+    for layer, one in (
+        ("plain", fault("keys negated", ("k",), patches=[(PATCH, "project", keys_negated)])),
+        ("plain", fault("values of another scale", ("v",), patches=[(PATCH, "project", louder)])),
+        ("plain", fault("sine negated", ("sin",), patches=[(PATCH, "cos_sin", sine_negated)])),
+        (
+            "plain",
+            fault(
+                "frequencies in bfloat16",
+                ("cos",),
+                patches=[(PATCH, "cos_sin", narrow_frequencies)],
+            ),
+        ),
+        ("plain, padding", fault("mask ignored", MASK, patches=mask_of(ignored))),
+        (
+            "q and k norm",
+            fault("epsilon outside of the root", ("q_norm",), patches=norm(epsilon_outside)),
+        ),
+        (
+            "gate",
+            fault(
+                "gate inverted",
+                ("gate_proj", "gated context"),
+                patches=[(PATCH, "gate", gate_inverted)],
+            ),
+        ),
+    )
+]
+"""Faults of the module, which eager PyTorch has as well as the file that is made of it."""
 
 FAULTS: list[tuple[str, Fault]] = [
     *LISTED,
@@ -230,19 +269,17 @@ FAULTS: list[tuple[str, Fault]] = [
         fault("axes swapped", ("cos",), spec=rotated(pair_axes=(0, 0, 2, 2, 2, 1, 1, 1))),
     ),
     ("plain", fault("sine negated", ("sin",), patches=[(PATCH, "cos_sin", sine_negated)])),
-    ("plain", fault("angles in float16", ("cos",), patches=[(PATCH, "cos_sin", narrow_angles)])),
-    (
-        "plain",
-        fault(
-            "frequencies in bfloat16", ("cos",), patches=[(PATCH, "cos_sin", narrow_frequencies)]
-        ),
-    ),
-    (
-        "plain",
-        fault(
-            "cos and sin cast to bfloat16", ("cos",), patches=[(PATCH, "cos_sin", narrow_tables)]
-        ),
-    ),
+    *[
+        (
+            "plain",
+            fault(name, ("cos",), kind="precision", patches=[(PATCH, "cos_sin", cos_sin)]),
+        )
+        for name, cos_sin in (
+            ("angles in float16", narrow_angles),
+            ("frequencies in bfloat16", narrow_frequencies),
+            ("cos and sin cast to bfloat16", narrow_tables),
+        )
+    ],
     ("yarn", fault("attention factor 1", ("cos",), spec=rotated(factor_given=1.0))),
     ("yarn", fault("default frequencies", ("cos",), spec=default_rope)),
     ("llama3", fault("default frequencies", ("cos",), spec=default_rope)),
@@ -314,12 +351,10 @@ FAULTS: list[tuple[str, Fault]] = [
     ),
     ("latent", fault("latent factor 1", ("kv_a_norm",), spec=latent_facts(kv_factor=1.0))),
     ("latent", fault("layout swapped", ("q_rotated",), spec=rotated(layout="half_split"))),
-    (
-        "plain, fixed",
-        fault("entries written one slot further", ("key_cache_out",), edit=lengths("Add", 1)),
-    ),
-    ("plain, fixed", fault("lengths ignored", ("key_cache_out",), edit=lengths("Mul", 0))),
     ("window 8, fixed", fault("window one slot more", MASK, spec=changed(window=9))),
+    *CACHE,
+    *PRECISION,
+    *MODULE,
     ("plain", fault("scale off by 2^-22", PRODUCTS, spec=changed(scale=0.25 * (1 + 2.0**-22)))),
     ("plain", fault("theta off by 2^-22", ("cos",), spec=rotated(theta=10_000.0 * (1 + 2.0**-22)))),
     ("q and k norm", fault("epsilon off by a thousandth", ("q_norm",), spec=normed(eps=1.001e-6))),

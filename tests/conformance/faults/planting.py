@@ -22,6 +22,7 @@ from rope_export import Artifact, AttentionSpec, RotaryAttention
 from rope_export.checkpoints import Layer
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.exporter import pipeline
+from rope_export.exporter.taps import taps_of
 
 Weights = dict[str, Tensor]
 Edit = Callable[[ir.Model], None]
@@ -32,10 +33,17 @@ class Fault:
     """One fault. spec: facts of the layer that the file computes instead, as the sound spec's.
     weights: what it computes with. patches: what is replaced while the file is made: an object,
     an attribute of it, and what is put there. edit: changes the model that was made. first: the
-    tensor that is wrong first, and those that are in the files that do not have it."""
+    tensor that is wrong first, and those that are in the files that do not have it. kind: of fault,
+    for the tables. in_module: whether eager PyTorch has it too, as patches that last while the file
+    is verified. lowerings, dtypes: that can have it, all if there are none; why: others cannot."""
 
     name: str
     first: tuple[str, ...] = ()
+    kind: str = "computation"
+    in_module: bool = False
+    lowerings: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    why: str = ""
     spec: Callable[[AttentionSpec], AttentionSpec] | None = None
     weights: Callable[[AttentionSpec, Weights], Weights] | None = None
     patches: Sequence[tuple[Any, str, Any]] = field(default_factory=tuple)
@@ -95,10 +103,18 @@ def _planted(fault: Fault, sound: Weights) -> Iterator[None]:
         return model
 
     with ExitStack() as stack:
-        for place, name, wrong in fault.patches:
-            stack.enter_context(patch.object(place, name, wrong))
+        stack.enter_context(patched(fault))
         stack.enter_context(patch.object(pipeline, "lowered", wrong_layer))
         stack.enter_context(patch.object(pipeline, "translate", wrong_model))
+        yield
+
+
+@contextmanager
+def patched(fault: Fault) -> Iterator[None]:
+    """While it lasts, eager PyTorch has the fault."""
+    with ExitStack() as stack:
+        for place, name, wrong in fault.patches:
+            stack.enter_context(patch.object(place, name, wrong))
         yield
 
 
@@ -129,24 +145,81 @@ def constant(name: str, value: Any) -> ir.Value:
     return held
 
 
-def inserted(name: str, operator: str, *constants: Any) -> Edit:
+def inserted(name: str, operator: str, *constants: Any, **attributes: Any) -> Edit:
     """An operator between the model's input `name` and what takes it."""
+    return chained(name, (operator, constants, attributes))
+
+
+Step = tuple[str, Sequence[Any], Mapping[str, Any]]
+"""An operator, the constants that it takes after its input, and its attributes."""
+
+
+def chained(name: str, *steps: Step) -> Edit:
+    """Operators between the model's input `name` and what takes it."""
 
     def edit(model: ir.Model) -> None:
         (value,) = (x for x in model.graph.inputs if x.name == name)
         uses = list(value.uses())
-        more = []
-        for at, given in enumerate(constants):
-            held = constant(f"planted_{at}", given)
-            model.graph.initializers[f"planted_{at}"] = held
-            more.append(held)
-        node = ir.Node("", operator, [value, *more], num_outputs=1)
-        planted = node.outputs[0]
-        assert value.dtype is not None
-        planted.name, planted.dtype, planted.shape = "planted", value.dtype, value.shape
+        nodes = _nodes(model, name, value, steps)
         for use in uses:
-            use.node.replace_input_with(use.idx, node.outputs[0])
-        model.graph.insert_before(model.graph[0], node)
+            use.node.replace_input_with(use.idx, nodes[-1].outputs[0])
+        for node in reversed(nodes):
+            model.graph.insert_before(model.graph[0], node)
+
+    return edit
+
+
+def behind(tensor: str, *steps: Step) -> Edit:
+    """Operators between what makes a tensor that the file names and everything that takes it."""
+
+    def edit(model: ir.Model) -> None:
+        name = taps_of(model)[tensor].value
+        (value,) = (x for node in model.graph for x in node.outputs if x.name == name)
+        uses, producer = list(value.uses()), value.producer()
+        assert producer is not None
+        value.name = f"{name}.sound"
+        nodes = _nodes(model, tensor, value, steps)
+        wrong = nodes[-1].outputs[0]
+        wrong.name = name
+        for use in uses:
+            use.node.replace_input_with(use.idx, wrong)
+        for at, output in enumerate(model.graph.outputs):
+            if output is value:
+                model.graph.outputs[at] = wrong
+        model.graph.insert_after(producer, nodes)
+
+    return edit
+
+
+def _nodes(model: ir.Model, name: str, value: ir.Value, steps: Sequence[Step]) -> list[ir.Node]:
+    """One upon the other, the first on `value`, whose dtype and shape the last one has."""
+    nodes: list[ir.Node] = []
+    for at, (operator, constants, attributes) in enumerate(steps):
+        taken = [nodes[-1].outputs[0] if nodes else value]
+        for index, given in enumerate(constants):
+            held = constant(f"planted_{name}_{at}_{index}", given)
+            model.graph.initializers[str(held.name)] = held
+            taken.append(held)
+        node = ir.node(operator, taken, dict(attributes))
+        node.outputs[0].name = f"planted_{name}_{at}"
+        nodes.append(node)
+    last = nodes[-1].outputs[0]
+    assert value.dtype is not None
+    last.dtype, last.shape = value.dtype, value.shape
+    return nodes
+
+
+def cast_through(dtype: ir.DataType, back: ir.DataType) -> tuple[Step, Step]:
+    """Rounds to a dtype."""
+    return ("Cast", (), {"to": dtype}), ("Cast", (), {"to": back})
+
+
+def both(*edits: Edit) -> Edit:
+    """One edit after the other."""
+
+    def edit(model: ir.Model) -> None:
+        for one in edits:
+            one(model)
 
     return edit
 

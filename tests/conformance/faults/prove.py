@@ -2,13 +2,16 @@
 `python -m scripts.plant_faults`; with --write it writes docs/faults.md and docs/located.md."""
 
 import argparse
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rope_export.bench.markdown import table_lines
+from rope_export.lowerings import lowerings
 from tests.conformance import runner
 from tests.conformance.faults import decoders
-from tests.conformance.faults.run import Verdict, numbered, title, work
+from tests.conformance.faults.faults import FAULTS
+from tests.conformance.faults.run import Verdict, numbered, title, unable, work
 
 PAGE = Path(__file__).parents[3] / "docs" / "faults.md"
 LOCATED = PAGE.with_name("located.md")
@@ -28,17 +31,22 @@ def page(verdicts: list[Verdict]) -> Iterator[str]:
         "one fault at a time is planted in the ONNX file, while the manifest describes the sound "
         "layer and the file holds its weights; then `verify` runs in onnxruntime. The file of "
         "the `tensorrt` lowering runs there too. In a decoder of twelve layers, which transformers "
-        "saved, the fault is in one of them."
+        "saved, the fault is in one of them, or in embedding, last norm or head. A fault of the "
+        "module is in eager PyTorch too while the file is verified."
     )
     yield ""
     yield (
         f"{len(names)} faults in {len(faults)} artifacts: {len(faults) - len(missed)} found, "
         f"{len(missed)} below rounding. {len(controls)} sound artifacts: {len(alarms)} alarms."
     )
-    left = len(work()) + len(list(decoders.work())) - len(verdicts)
-    if left:
+    every = len(work()) + len(list(decoders.work()))
+    if every > len(verdicts):
         yield ""
-        yield f"{left} more artifacts that the command makes were not judged in this run."
+        yield f"Judged in this run: {len(verdicts)} of {every} artifacts that the command makes."
+    yield ""
+    yield "Faults found of those planted, each counted once for a lowering:"
+    yield ""
+    yield from _by_kind(faults)
     yield ""
     yield "## Found"
     yield ""
@@ -58,20 +66,60 @@ def page(verdicts: list[Verdict]) -> Iterator[str]:
     for x in alarms:
         lines.append((x.layer, x.dtype, f"ALARM: {x.lowering}, {x.case}: {x.error:.1e}"))
     yield from table_lines(("layer", "dtype", "feature and reason"), lines)
+    yield ""
+    yield "## What a lowering cannot have"
+    yield ""
+    yield from table_lines(("layer", "fault", "lowering", "reason"), cannot_have())
+
+
+def _by_kind(faults: Sequence[Verdict]) -> Iterator[str]:
+    """For each kind of fault and each lowering, how many different faults were found."""
+    planted, found = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for kind, lowering, *_ in {(x.kind, x.lowering, x.layer, x.fault) for x in faults}:
+        planted[kind, lowering] += 1
+    seen = {(x.kind, x.lowering, x.layer, x.fault) for x in faults if x.status == "failed"}
+    for kind, lowering, *_ in seen:
+        found[kind, lowering] += 1
+    kinds = list(dict.fromkeys(x.kind for x in faults))
+    ways = sorted({x.lowering for x in faults})
+    yield f"| kind of fault | {' | '.join(ways)} |"
+    yield f"|---|{'---|' * len(ways)}"
+    for kind in kinds:
+        cells = (f"{found[kind, way]} of {planted[kind, way]}" for way in ways)
+        yield f"| {kind} | {' | '.join(cells)} |"
+    totals = (
+        f"{sum(found[kind, way] for kind in kinds)} of {sum(planted[kind, way] for kind in kinds)}"
+        for way in ways
+    )
+    yield f"| all | {' | '.join(totals)} |"
+
+
+def cannot_have() -> Iterator[tuple[str, str, str, str]]:
+    """Faults that some lowering cannot have, and why."""
+    for name, fault in FAULTS:
+        for way in lowerings():
+            why = unable(name, fault, way)
+            if why is not None:
+                yield name, fault.name, way, why.partition(";")[0]
+    for model, faults in decoders.FAULTS.items():
+        for one in faults:
+            for way in decoders.WAYS:
+                if way not in one.lowerings:
+                    yield f"decoder, {model}", one.name, way, one.why
 
 
 def located_page(verdicts: list[Verdict]) -> Iterator[str]:
     """Which tensor was named first in every artifact whose fault was found."""
     found = [x for x in verdicts if x.fault and x.status != "passed"]
     planted = sum(one[1] is not None for one in work())
-    planted += sum(fault is not None for fault, _ in decoders.work())
+    planted += sum(one["fault"] != "" for one in decoders.work())
     yield "# The first wrong tensor of planted faults"
     yield ""
     yield (
         "Written by `python -m scripts.plant_faults --write`, which plants the faults of "
-        "`docs/faults.md`, and some in layer 7 of a decoder of twelve. The right tensor is written "
-        "down with each fault; in the artifacts of a lowering whose operators do not give it, the "
-        "first one after it is the right one."
+        "`docs/faults.md`, and looks at those that were found. The right tensor is written down "
+        "with each fault; in the artifacts of a lowering whose operators do not give it, the first "
+        "one after it is the right one."
     )
     yield ""
     names = {(x.layer, x.fault) for x in found}
@@ -80,12 +128,13 @@ def located_page(verdicts: list[Verdict]) -> Iterator[str]:
         f"the right first tensor is named in {_share(found)}."
     )
     yield ""
-    yield "| lowering | artifacts | right first tensor |"
-    yield "|---|---|---|"
-    for way in dict.fromkeys(x.lowering for x in found):
-        own = [x for x in found if x.lowering == way]
-        yield f"| {way} | {len(own)} | {_share(own)} |"
-    yield ""
+    for head in ("lowering", "kind"):
+        yield f"| {head} | artifacts | right first tensor |"
+        yield "|---|---|---|"
+        for value in dict.fromkeys(getattr(x, head) for x in found):
+            own = [x for x in found if getattr(x, head) == value]
+            yield f"| {value} | {len(own)} | {_share(own)} |"
+        yield ""
     rows = ((*_where(x), _tensor(x), _why(x)) for x in found)
     yield from table_lines((*WHERE, "first wrong tensor", "what fits"), rows)
 
@@ -122,7 +171,7 @@ def _worst(verdict: Verdict) -> tuple[str, ...]:
 def main() -> int:
     """Exit status 0 if every sound artifact passed and every other row held, 1 otherwise."""
     parser = argparse.ArgumentParser(prog="python -m scripts.plant_faults", description=__doc__)
-    parser.add_argument("names", nargs="*", help="layers; all else")
+    parser.add_argument("names", nargs="*", help="layers, or decoders; all else")
     parser.add_argument(
         "--write", action="store_true", help="write docs/faults.md and docs/located.md"
     )
@@ -134,9 +183,9 @@ def main() -> int:
         if not options.names or one[0] in options.names
     }
     of_decoders = {
-        decoders.title(fault, lowering): {"fault": fault, "lowering": lowering}
-        for fault, lowering in decoders.work()
-        if not options.names or decoders.NAME in options.names
+        decoders.title(one): one
+        for one in decoders.work()
+        if not options.names or one["model"] in options.names
     }
     errors, verdicts = 0, list[Verdict]()
     for function, items in ((decoders.judged, of_decoders), (numbered, of_layers)):
