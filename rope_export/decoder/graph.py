@@ -20,7 +20,7 @@ from rope_export.decoder.modules import Form, Projection, lower_modules, setting
 from rope_export.decoder.passes import PackProjectionsPass, SkipNormPass
 from rope_export.decoder.quantized import QuantizedProjection
 from rope_export.decoder.rotations import refuse_marked
-from rope_export.decoder.shared import LAST, PLAIN, Shared, parts_of
+from rope_export.decoder.shared import FILLED, LAST, PLAIN, Shared, parts_of
 from rope_export.decoder.skeleton import Skeleton
 from rope_export.decoder.stamping import (
     BODY,
@@ -291,7 +291,7 @@ class _Tracing:
             function=function,
             inputs=[
                 *(pair.input for pair in caches),
-                *self.lengths,
+                *([FILLED] if self.shared.gives_lengths else self.lengths),
                 *(part.tensor.name for part in parts),
             ],
             outputs=[pair.output for pair in caches],

@@ -35,6 +35,10 @@ SIZES = (
 )
 """Two sizes of every dynamic axis: an axis of a tensor is dynamic if its size differs."""
 
+FILLED = "filled"
+"""The name of the filled slots of each row of a fixed cache, int64 (B): a call may leave its
+lengths out."""
+
 SLOTS = "slots"
 """The name of the slots of each row's new tokens, int64 (B, S), which are their positions where
 there is no padding."""
@@ -95,12 +99,18 @@ class Shared(nn.Module):
 
     @property
     def outputs(self) -> list[str]:
-        further = [LAST] if self.last else []
+        further = [FILLED] if self.gives_lengths else []
+        further += [LAST] if self.last else []
         if not self.padding:
             further += [SLOTS, NAN]
         elif self.has_two_forms:
             further += [PLAIN]
         return [part.tensor.name for part in self.parts] + further
+
+    @property
+    def gives_lengths(self) -> bool:
+        """Whether the lengths of a call are not always those that it is given."""
+        return self.fixed and not self.covering
 
     @property
     def has_two_forms(self) -> bool:
@@ -140,6 +150,8 @@ class Shared(nn.Module):
             cache = FixedCache(key=past, value=past, lengths=lengths)
         values = self._values(attention_mask, position_ids, cache)
         outputs = [values[part.group, part.facts, part.field] for part in self.parts]
+        if self.gives_lengths and lengths is not None:
+            outputs.append(lengths)
         if self.last:
             outputs.append(_last_token(attention_mask, lengths, sequence))
         if not self.padding:
