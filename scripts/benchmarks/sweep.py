@@ -58,12 +58,16 @@ runtimes = [RUNTIMES]
 dtype = "float16"
 lowering = ["portable", "ort"]
 
+[[exclude]]
+dtype = "float16"
+cache = ["none", "fixed"]
+
 [[exclude]]          # a decoder has a cache
 decoder = true
 cache = "none"
 """
 
-RUNTIMES = ("onnxruntime", "reference")
+RUNTIMES = ("onnxruntime", "openvino", "reference")
 
 
 @dataclass(frozen=True, kw_only=True)
