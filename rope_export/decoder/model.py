@@ -41,10 +41,14 @@ class CausalLM:
 def causal_lm(config: Any, dtype: torch.dtype) -> CausalLM:
     """The model of a transformers config object.
 
-    Raises: SpecError naming what this model has that a decoder of attention layers has not.
+    Raises: SpecError naming what this model has that a decoder of attention layers has not, or why
+        transformers cannot build it.
     """
     text = config.get_text_config(decoder=True)
-    model = built(_causal(config, text), dtype)
+    try:
+        model = built(_causal(config, text), dtype)
+    except Unread as error:
+        raise SpecError(f"{error}; whole decoders are made of its models.") from error
     model.set_experts_implementation("batched_mm")  # one that can be traced
     _without_masks(model)
     _made_real(model)

@@ -42,7 +42,7 @@ DECODERS = (
 )
 """Configurations that are exported as whole decoders too."""
 
-FEW = {"num_hidden_layers": 2, "vocab_size": 512, "intermediate_size": 256}
+FEW = {"num_hidden_layers": 2, "vocab_size": 512, "intermediate_size": 256, "pad_token_id": None}
 """What is smaller in these."""
 
 MATRIX = """\

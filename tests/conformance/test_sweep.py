@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from rope_export.cli import run
-from rope_export.jobs import Store
+from rope_export.errors import RopeExportError
+from rope_export.jobs import Store, code_digest
 from rope_export.jobs.local import Processes
 from rope_export.parity import Report, Row
 from rope_export.parity.report.junit import as_junit
 from rope_export.reading.verdict import Reading
 from rope_export.sweep import Plan, planned, read_matrix, sweep, sweeping
 from rope_export.sweep.cell import Cell, Export
-from rope_export.sweep.judging import Result, result_of
+from rope_export.sweep.judging import Result, judged, result_of
 from rope_export.sweep.merging import merged
 
 ROOT = Path(__file__).parents[2]
@@ -180,6 +181,19 @@ def test_a_source_of_other_contents_is_another_result(matrix: Path) -> None:
     (matrix.parent / "tiny.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     after = sweeping.cell_keys(plan_of(matrix), store)
     assert not set(before.values()) & set(after.values())
+
+
+def test_what_only_an_export_refuses_is_a_refused_cell(matrix: Path) -> None:
+    """A padding token beyond the vocabulary: transformers builds no such model."""
+    source = matrix.parent / "tiny.json"
+    config = json.loads(source.read_text()) | {"vocab_size": 64, "pad_token_id": 64}
+    export = dataclasses.replace(EXPORT, layer=None, path=str(source), cache="growing")
+    runtimes = ["onnxruntime", "reference"]
+    results = judged(export.to_json(), runtimes, code_digest(), json.dumps(config))
+    assert {x.status for x in results.values()} == {"refused"}
+    assert all("transformers cannot build LlamaForCausalLM" in x.reason for x in results.values())
+    with pytest.raises(RopeExportError, match="install the same on all machines"):
+        judged(export.to_json(), runtimes, "other code", json.dumps(config))
 
 
 LARGER = """
