@@ -129,7 +129,10 @@ def _asked(
 
 def _from_stdin() -> str:
     """What stdin holds, without the end of its last line."""
-    text = sys.stdin.buffer.read().decode("utf-8", "replace")
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"--prompt -: stdin is not UTF-8 ({error}). Convert it.") from error
     return text.removesuffix("\n").removesuffix("\r")
 
 

@@ -97,6 +97,8 @@ def _meaning(error: BaseException) -> tuple[str, int]:
         return str(error), error.status
     if isinstance(error, OSError):
         return f"{error.filename or 'the system'}: {error.strerror or error}", 4
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory: {str(error) or 'none is left'}", 4
     if hasattr(error, "format_message"):  # a usage error of the command line's library
         return error.format_message() if str(error) else "", 2
     return f"{type(error).__name__}: {error} (our own fault; --debug tells where)", 4

@@ -1,10 +1,13 @@
 """rope-export verify: compare an artifact with eager PyTorch."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from rope_export.artifacts.decoder import DecoderArtifact
+from rope_export.artifacts.folder import peek
 from rope_export.cli import output
 from rope_export.cli.reports import ReportFiles, commands, facts
 from rope_export.errors import InputError, UnavailableError
@@ -79,8 +82,11 @@ def verify_artifact(
         ),
     ] = None,
     factor: Annotated[
-        float, typer.Option(help="With --baseline: how many times as large an error may be.")
-    ] = 2.0,
+        float | None,
+        typer.Option(
+            help="With --baseline: how many times as large an error may be, 2 by default."
+        ),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -114,6 +120,8 @@ def verify_artifact(
             raise InputError(f"--require {name}: use reading.")
     if decoder and layer is not None:
         raise InputError("--layer and --decoder: a file holds one or the other.")
+    if decoder and path.is_dir() and not isinstance(peek(path).artifact, DecoderArtifact):
+        raise InputError(f"--decoder: {path} holds one attention layer. Leave it out.")
     with output.progress() as step:
         step("loading PyTorch", None)
         from rope_export.parity import verify as run
@@ -129,7 +137,7 @@ def verify_artifact(
             large=large,
             spec=spec,
             layer=layer,
-            maps=dict(map(_pair, maps or ())),
+            maps=_pairs(maps or ()),
             cases=case or (),
             spread=files.spread,
             baseline=baseline,
@@ -157,8 +165,13 @@ def verify_artifact(
     return status
 
 
-def _pair(text: str) -> tuple[str, str]:
-    ours, equals, theirs = text.partition("=")
-    if not (ours and equals and theirs):
-        raise InputError(f"--map {text}: use OURS=THEIRS, such as input_ids=tokens.")
-    return ours, theirs
+def _pairs(texts: Iterable[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts:
+        ours, equals, theirs = text.partition("=")
+        if not (ours and equals and theirs):
+            raise InputError(f"--map {text}: use OURS=THEIRS, such as input_ids=tokens.")
+        if ours in pairs:
+            raise InputError(f"--map {text}: {ours} is {pairs[ours]} already.")
+        pairs[ours] = theirs
+    return pairs

@@ -10,6 +10,7 @@ import torch
 
 from rope_export import paths
 from rope_export.artifacts.folder import Folder, holding
+from rope_export.checkpoints import NO_ADAPTER
 from rope_export.errors import InputError, UnavailableError
 from rope_export.parity.cases import check_chosen, chosen
 from rope_export.parity.judge import Judge
@@ -20,6 +21,7 @@ from rope_export.parity.recording.pairs import check_options, compare_recordings
 from rope_export.parity.recording.recorder import Recorder, check_recording, recording
 from rope_export.parity.recording.replay import replayed
 from rope_export.parity.report.baseline import FACTOR, Baseline, check_factor
+from rope_export.parity.report.identity import identity
 from rope_export.parity.report.result import Report
 from rope_export.parity.report.spread import Spread
 from rope_export.parity.rows import Row
@@ -42,7 +44,7 @@ def verify(
     cases: Sequence[str] = (),
     spread: bool = False,
     baseline: str | Path | None = None,
-    factor: float = FACTOR,
+    factor: float | None = None,
     against: str | Path | None = None,
     record: str | Path | None = None,
     replay: str | Path | None = None,
@@ -68,24 +70,25 @@ def verify(
     artifact is made for that are available here. seed: of the drawn inputs. large: also those
     corners of an engine that take minutes and gigabytes. cases: names of those to compare; without,
     all. spread: whether the report is to keep where errors lie, for its plots. baseline: the JSON
-    of an earlier report; the verdict is "failed" where an error is more than `factor` times what it
-    was. against: what is compared as well, and with every runtime: another runtime, artifact or
-    engine, or recorded outputs. record: the .npz file that gets inputs and outputs of every call.
-    replay: the file whose inputs are the calls; Polygraphy's JSON too. spec, layer, maps: of a file
-    that others made, its config where the source is not there; the layer of the source that it
-    holds, if it is no whole decoder; names of its tensors by ours, where they are not matched by
-    themselves. threads: that a call on a runtime may use; all cores unless given. progress: called
-    with the name of each case and the share that is done.
+    of an earlier report of this artifact; the verdict is "failed" where an error is more than
+    `factor` times what it was, 2 unless given. against: what is compared as well, and with every
+    runtime: another runtime, artifact or engine, or recorded outputs. record: the .npz file that
+    gets inputs and outputs of every call. replay: the file whose inputs are the calls; Polygraphy's
+    JSON too. spec, layer, maps: of a file that others made, its config where the source is not
+    there; the layer of the source that it holds, if it is no whole decoder; names of its tensors by
+    ours, where they are not matched by themselves. threads: that a call on a runtime may use; all
+    cores unless given. progress: called with the name of each case and the share that is done.
     Raises: ArtifactError and CheckpointError for what cannot be read; UnavailableError if a runtime
-        that was asked for does not exist; InputError for a case that does not, or a baseline of
-        something else.
+        that was asked for does not exist; InputError for a case that does not, a baseline of
+        something else, or an argument that says nothing here.
     """
-    check_factor(factor)
+    check_factor(factor, baseline)
     place = None if record is None else check_recording(record)
     earlier = None if baseline is None else Baseline(baseline, seed)
+    runtimes, cases = None if runtimes is None else _several(runtimes), _several(cases)
     if not isinstance(artifact, Folder) and is_recording(artifact):
         options = {"source": source, "adapter": adapter, "record": record, "replay": replay}
-        check_options(artifact, options | {"spec": spec, "layer": layer, "map": maps or None})
+        check_options(artifact, options | {"spec": spec, "layer": layer, "maps": maps or None})
         report = compare_recordings(artifact, against, runtimes=runtimes, cases=cases)
     else:
         request = Request(
@@ -93,7 +96,7 @@ def verify(
             adapter=None if adapter is None else str(adapter),
             seed=seed,
             large=large,
-            cases=tuple(cases),
+            cases=cases,
             spec=None if spec is None else str(spec),
             layer=layer,
             maps=tuple((maps or {}).items()),
@@ -101,6 +104,9 @@ def verify(
         )
         # Its files are in memory from here on: the verdict is about them, whatever replaces them.
         opened, other = _opened(artifact), None if against is None else Other(against)
+        own = None if isinstance(opened, OnnxFile) else _identified(opened, request)
+        if earlier is not None:
+            earlier.check(own)
         subject = replayed(subject_of(opened, request), replay, other)
         if place is not None and isinstance(subject, Streamed):
             raise InputError("`record`: a decoder's calls are not recorded; take a layer.")
@@ -115,9 +121,42 @@ def verify(
                 recorder=None if place is None else stack.enter_context(recording(place)),
                 progress=progress,
             )
+        report.artifact = own
     if earlier is not None:
-        report.growth = earlier.growth(report.rows, factor, runtimes=runtimes, cases=cases)
+        times = FACTOR if factor is None else factor
+        report.growth = earlier.growth(report.rows, times, runtimes=runtimes, cases=cases)
     return report
+
+
+def _several(names: Sequence[str]) -> tuple[str, ...]:
+    """Names, of which one may be given alone."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _identified(folder: Folder, request: Request) -> dict[str, str]:
+    """What a folder of ours is, which it tells itself.
+
+    Raises: InputError for an argument that tells otherwise.
+    """
+    for name, value in (("spec", request.spec), ("maps", request.maps or None)):
+        if value is not None:
+            raise InputError(
+                f"`{name}`: {paths.shown(folder.path)} tells itself what it computes and what its "
+                f"tensors are. Leave it out."
+            )
+    source = folder.manifest.source
+    if request.layer not in (None, source.get("layer")):
+        held = f"layer {source['layer']}" if "layer" in source else "a whole decoder"
+        raise InputError(
+            f"`layer`={request.layer}: {paths.shown(folder.path)} holds {held}. Leave it out, or "
+            f"export that layer."
+        )
+    if request.adapter not in (None, NO_ADAPTER) and "adapter" not in source:
+        raise InputError(
+            f"`adapter`={request.adapter}: none was merged into {paths.shown(folder.path)}. Leave "
+            f"it out, or export with it."
+        )
+    return identity(folder)
 
 
 def _opened(artifact: str | Path | Folder) -> Folder | OnnxFile:

@@ -73,12 +73,12 @@ class Judge:
             if answer is None:
                 continue
             answers[runtime] = answer
-            if overflows and session is not None:
-                error = errors(*call.expected.difference(main, answer[main]))
-                self.overflows.add(runtime, error)
             for output in self.outputs:
                 if self._same_form(case, runtime, output, answer[output], call.eager[output]):
                     self._compare(call, runtime, output, answer[output])
+                    if overflows and session is not None and output == main:
+                        error = errors(*call.expected.difference(main, answer[main]))
+                        self.overflows.add(runtime, error)
         for row in self.report.rows[first:]:
             if row.status == "failed" and row.metric != CALLS_FAILED and _own(row.runtime):
                 cases = self.failed.setdefault(row.runtime, {})

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from rope_export.parity.bounds import Bounds, tolerance
 
+TEXT = "text"
+"""The output of rows that are about greedy text."""
+
 CALLS_FAILED = "calls that failed"
 """The metric of a case in which a runtime gave no outputs."""
 

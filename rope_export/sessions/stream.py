@@ -4,7 +4,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rope_export.arrays import check_mask, is_torch, like, plain, to_numpy, whole_numbers
+from rope_export.arrays import (
+    check_mask,
+    dtype_name,
+    is_torch,
+    like,
+    plain,
+    to_numpy,
+    whole_numbers,
+)
 from rope_export.errors import InputError, TensorError
 from rope_export.sessions.caches import Caches, FixedCaches, GrowingCaches
 from rope_export.sessions.slots import without
@@ -175,6 +183,12 @@ class Stream:
                 f"input {expected.name!r} has shape {tuple(tokens.shape)}; want {expected} with "
                 f"batch = {self.batch}."
             )
+        if dtype_name(tokens) != expected.dtype:
+            raise TensorError(
+                f"input {expected.name!r} is {dtype_name(tokens)}; it must be {expected.dtype}."
+            )
+        if not tokens.shape[1]:
+            raise TensorError("sequence = 0: there must be at least one.")
         if self._caches.of_torch not in (None, is_torch(tokens)):
             raise TensorError(
                 "the stream was started with the other kind of tensor; give numpy arrays or torch "

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def check_positions(manifest: "ModelFacts", inputs: "Mapping[str, Array]") -> None:
     """Raises: TensorError for a position before the first that the manifest states."""
     first, name = manifest.first_position, manifest.interface.positions
-    if first is None or name is None:
+    if first is None or name is None or 0 in inputs[name].shape:  # whose shape is refused
         return
     lowest = int(inputs[name].min())
     if lowest < first:
@@ -51,7 +51,7 @@ def check_tokens(manifest: "ModelFacts", inputs: "Mapping[str, Array]") -> None:
 def check_reach(manifest: "ModelFacts", inputs: "Mapping[str, Array]") -> None:
     """Raises: TensorError for a position beyond those that a model has."""
     name = manifest.interface.positions
-    if manifest.positions is None or name is None:
+    if manifest.positions is None or name is None or 0 in inputs[name].shape:
         return
     highest = int(inputs[name].max())
     if highest >= manifest.positions:

@@ -82,6 +82,15 @@ def test_stdin_is_a_prompt(decoder, capsys, monkeypatch):
     assert out == words(answer(tokens(PROMPT), 3)) + "\n"
 
 
+def test_a_prompt_that_is_no_text_is_refused(decoder, capsys, monkeypatch):
+    """Bytes of another encoding, which stand in an argument as half a surrogate each."""
+    for argument in ("-", "caf\udce9"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9")))
+        assert run(["generate", decoder, "--prompt", argument]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "is not UTF-8" in line
+
+
 def test_tokens_in_tokens_out(bare, capsys):
     out, err = printed(capsys, bare, "--ids", "3,4 5", "--max-tokens", "5")
     assert list(map(int, out.split())) == greedy([3, 4, 5], 5)

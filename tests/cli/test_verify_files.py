@@ -127,6 +127,8 @@ def test_a_missing_package_is_a_line_that_names_the_extra(
         (["--junit", "{tmp}/x.html"], "its name ends in .xml"),
         (["--markdown", "{tmp}/x.txt"], "its name ends in .md"),
         (["--factor", "0.5"], "--factor 0.5: is a number from 1 up"),
+        (["--factor", "3"], "--factor 3: is how much errors may grow; give a --baseline"),
+        (["--map", "x=a", "--map", "x=b"], "--map x=b: x is a already"),
         (["--record", "{tmp}/x.json"], "--record {tmp}/x.json: its name ends in .npz"),
         (["--baseline", "{tmp}/none.json"], "is not there"),
     ],
@@ -141,3 +143,29 @@ def test_what_cannot_be_written_or_read_is_a_line_before_the_work(
     error = capsys.readouterr().err
     assert reason.format(tmp=tmp_path) in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--layer", "1"], "--layer 1: {path} holds layer 0"),
+        (["--spec", "config.json"], "--spec: {path} tells itself what it computes"),
+        (["--map", "input_ids=tokens"], "--map: {path} tells itself"),
+        (["--decoder"], "--decoder: {path} holds one attention layer"),
+        (["--adapter", "adapter"], "--adapter adapter: none was merged into {path}"),
+    ],
+)
+def test_what_an_artifact_tells_itself_is_not_told_otherwise(
+    artifact, capsys, words, reason
+) -> None:
+    assert run(["verify", str(artifact.path), *words]) == 2
+    error = capsys.readouterr().err
+    assert reason.format(path=artifact.path) in error
+    assert error.count("\n") == 1
+
+
+def test_a_baseline_of_another_dtype_is_refused(files, tiny, capsys) -> None:
+    other = tiny(dtype="float16")
+    words = ["verify", str(other.path), "--baseline", str(files / "baseline.json")]
+    assert run(words) == 2
+    assert "another artifact, with dtype float32, not float16" in capsys.readouterr().err

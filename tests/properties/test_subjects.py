@@ -13,7 +13,7 @@ from rope_export import parity
 from rope_export.parity.harness import compare
 from rope_export.parity.report.tables import summary, table
 from tests.support.interfaces import decoder_interface
-from tests.support.toy_stack import ToySubject
+from tests.support.toy_stack import ToyExpected, ToySubject
 
 KINDS = [("growing", 2), ("growing", 1), ("fixed", 2), ("fixed", 3)]
 
@@ -70,6 +70,28 @@ def test_what_a_call_writes_behind_a_past_is_judged_by_its_error(cache, index) -
     wrong = {(r.case, r.output, r.metric) for r in report.rows if r.status == "failed"}
     name = "1x1, past 7"
     assert wrong == {(name, "present.0.key", x) for x in ("relative L2", "scaled max")}
+
+
+def test_another_shape_is_a_row_where_float16_overflows_too() -> None:
+    class Overflowing(ToyExpected):
+        def stages(self):
+            yield "products", np.array([1e6])
+
+    class Half(ToySubject):
+        dtype = "float16"
+
+        def expected(self, case, inputs):
+            return Overflowing(**vars(super().expected(case, inputs)))
+
+    report = compare(
+        Half(
+            decoder_interface("growing"),
+            shared=lambda outputs: outputs | {"logits": np.full_like(outputs["logits"], np.inf)},
+            fault=lambda outputs: outputs | {"logits": outputs["logits"][..., :3]},
+        )
+    )
+    assert ("toy", "logits", "shape or dtype") in failed(report)
+    assert any("float16 overflows" in line for line in report.problems)
 
 
 def test_tokens_that_attend_to_nothing_are_not_judged() -> None:

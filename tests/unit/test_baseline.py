@@ -26,10 +26,11 @@ def rows() -> list[Row]:
     ]
 
 
-def recorded(folder: Path, *rows: Row) -> Baseline:
+def recorded(folder: Path, *rows: Row, artifact: dict[str, str] | None = None) -> Baseline:
     """The baseline that `verify --json` makes of these rows, read again."""
     file = folder / "baseline.json"
-    file.write_text(json.dumps(Report(weights="proven", rows=list(rows)).to_json()))
+    report = Report(weights="proven", rows=list(rows), artifact=artifact)
+    file.write_text(json.dumps(report.to_json()))
     return Baseline(file, 0)
 
 
@@ -121,6 +122,25 @@ def test_a_missing_file_other_inputs_and_a_small_factor_are_refused(tmp_path) ->
     with pytest.raises(InputError, match="`seed`=0, not 1"):
         Baseline(tmp_path / "baseline.json", 1)
     with pytest.raises(InputError, match="from 1 up"):
-        check_factor(0.5)
+        check_factor(0.5, "baseline.json")
+    with pytest.raises(InputError, match=r"`factor`=3: .* give a `baseline`"):
+        check_factor(3.0, None)
     with pytest.raises(InputError, match="none of its rows"):
         Baseline(tmp_path / "baseline.json", 0).growth([row(case="another")])
+
+
+def test_near_ties_of_a_greedy_text_do_not_grow(tmp_path) -> None:
+    """Their number is a part of the case's name, and one more is no error."""
+    text = {"output": "text", "metric": "tokens of another near logit"}
+    baseline = recorded(tmp_path, row(), row(case="greedy, 8 x 64 tokens, 0 near ties", **text))
+    growth = baseline.growth([row(), row(case="greedy, 8 x 64 tokens, 1 near ties", **text)])
+    assert (growth.failed, growth.vanished) == (False, ())
+
+
+def test_a_baseline_of_another_artifact_is_refused(tmp_path) -> None:
+    artifact = {"dtype": "float16", "lowering": "ort"}
+    baseline = recorded(tmp_path, row(), artifact=artifact)
+    baseline.check(artifact)
+    with pytest.raises(InputError, match="another artifact, with dtype float16, not float32"):
+        baseline.check(artifact | {"dtype": "float32"})
+    recorded(tmp_path, row()).check(artifact)  # of a version that did not tell

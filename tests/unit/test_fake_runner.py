@@ -225,3 +225,21 @@ def test_padding_on_the_right_leaves_the_next_mask_whole() -> None:
     assert runner.calls[0]["attention_mask"][:, :3].tolist() == [[1, 1, 1], [1, 0, 0]]
     stream.step(ids([2], [6]))
     assert runner.calls[1]["attention_mask"].all()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "message"),
+    [
+        (np.zeros((1, 0), np.int64), {}, "sequence = 0"),
+        (np.zeros((1, 2)), {}, "'input_ids' is float64; it must be int64"),
+        (np.array([["a"]]), {}, "'input_ids' is str"),
+        (ids([1, 2]), {"position_ids": ids([])}, "'position_ids' has shape"),
+    ],
+)
+def test_what_is_no_token_is_refused_by_name(tokens, options, message) -> None:
+    interface = decoder_interface("growing")
+    manifest = FakeManifest(interface=interface, vocabulary=16, positions=64, first_position=0)
+    stream = Session(manifest, FakeRunner(interface)).start()
+    with pytest.raises(TensorError, match=message):
+        stream.step(tokens, **options)
+    assert stream.lengths.tolist() == [0]

@@ -98,7 +98,11 @@ def test_an_answer_ends_where_cache_or_positions_do(decoders, lookup):
         ([[1], []], {}, "prompt 2 has no tokens"),
         ([[1] * 64], {}, "the prompt has 64 tokens; the model has 64 positions"),
         ([[1], [1] * 8], {"capacity": 8}, "prompt 2 has 8 tokens; the cache holds `capacity`=8"),
+        ([], {}, "there is no prompt"),
         ([[16]], {}, "holds 16; the decoder knows the tokens 0 to 15"),
+        ([[1], [2, 10**30]], {}, "prompt 2 holds 10{30}; the decoder knows"),
+        ([[1, -1]], {}, "holds -1; the decoder knows"),
+        ([[1.5]], {}, "holds 1.5; the decoder knows"),
         ([[1]], {"lookup": True}, "needs the logits of every token .* logits 'all'"),
         ([[1]], {"lookup": True, "sampling": Sampling(temperature=1)}, "greedy .* `temperature`"),
     ],
@@ -106,6 +110,15 @@ def test_an_answer_ends_where_cache_or_positions_do(decoders, lookup):
 def test_what_cannot_be_answered_is_one_line(decoders, asked, plan, message):
     with pytest.raises(InputError, match=message):
         answers(decoders("fixed"), asked, **plan)
+
+
+def test_a_capacity_that_a_runtime_does_not_have_is_refused(decoders, monkeypatch):
+    session = decoders("fixed")
+    monkeypatch.setattr(session.runner, "capacity", 12, raising=False)
+    (found,) = answers(session, [[3, 15]], max_tokens=4)
+    assert found.ids == greedy([3, 15], 4)
+    with pytest.raises(InputError, match="capacity=8: the engine was built for a cache of 12"):
+        answers(session, [[3, 15]], capacity=8)
 
 
 def test_lookup_needs_a_fixed_cache(decoders):
@@ -151,6 +164,21 @@ def test_the_nucleus_is_that_of_transformers(size, temperature, top_p):
     # exp of a float32 that was divided and subtracted from: its own size times two roundings each.
     rtol = 4 * 2**-24 * float(scores.abs().max())
     np.testing.assert_allclose(found, expected, rtol=rtol)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-300])
+def test_next_to_no_temperature_draws_the_likeliest(temperature):
+    logits = np.array([[1.0, 90.0, -3.0]], np.float32)
+    for top_p in (0.5, 1.0):
+        chooser = Chooser(Sampling(temperature=temperature, top_p=top_p, seed=0), 1)
+        assert [chooser.choose(logits)[0] for _ in range(20)] == [1] * 20
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0)])
+def test_no_token_is_made_of_logits_that_are_no_numbers(sampling):
+    logits = np.array([[1.0, 2.0, 3.0], [1.0, np.nan, 3.0]], np.float16)
+    with pytest.raises(InputError, match="hold a NaN"):
+        Chooser(sampling, 2).choose(logits)
 
 
 def test_drawn_tokens_are_as_frequent_as_they_are_likely():

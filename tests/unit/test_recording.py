@@ -57,7 +57,7 @@ def test_a_recording_is_plain_numpy(file) -> None:
 
 
 def test_replayed_calls_have_the_errors_of_the_run_that_recorded_them(artifact, file) -> None:
-    once = verify(artifact, runtimes=["onnxruntime"], cases=CASES)
+    once = verify(artifact, runtimes="onnxruntime", cases=CASES)
     again = verify(artifact, runtimes=["onnxruntime"], replay=file)
     assert again.passed
     before = rows(once, "onnxruntime")
@@ -170,6 +170,14 @@ def test_two_recordings_are_compared_without_a_reference(file, tmp_path) -> None
     wrong = changed(file, tmp_path / "wrong.npz", key, 1e-3)
     failed = {(r.case, r.output) for r in verify(wrong, against=file).rows if r.status == "failed"}
     assert failed == {(CASES[0], "attention_output")}
+    with np.load(file) as loaded:
+        arrays = {name: loaded[name] for name in loaded.files if not name.endswith("/present_key")}
+        one = {name: x for name, x in arrays.items() if name.startswith(CASES[0])}
+    less = plain(tmp_path / "less.npz", **one)
+    for report in (verify(less, against=file), verify(file, against=less)):
+        failed = {(r.output, r.metric) for r in report.rows if r.status == "failed"}
+        assert failed == {("present_key", "shape or dtype")}
+        assert any(line.startswith("2 calls are not in") for line in report.left_out)
     other = changed(file, tmp_path / "other.npz", f"{CASES[0]}/inputs/hidden_states", 1.0)
     with pytest.raises(InputError, match="hidden_states is not that of"):
         verify(other, against=file)
@@ -238,5 +246,13 @@ def test_what_cannot_be_is_refused_before_anything_runs(artifact, file, tmp_path
         verify(artifact, replay=tmp_path / "mine.npz")
     with pytest.raises(InputError, match="is not there"):
         verify(artifact, replay=tmp_path / "none.npz")
+    damaged = tmp_path / "damaged.npz"
+    np.savez_compressed(damaged, hidden_states=np.arange(4096.0))
+    contents = bytearray(damaged.read_bytes())
+    for junk in (b"x", b"\0"):  # of which zlib, and numpy's own reader, tell in kinds of their own
+        contents[200:400] = junk * 200
+        damaged.write_bytes(contents)
+        with pytest.raises(InputError, match="'hidden_states' cannot be read"):
+            verify(artifact, replay=damaged)
     with pytest.raises(InputError, match=r"`case`='1x8': there is no such case. Like it are: "):
         verify(artifact, cases=["1x8"])

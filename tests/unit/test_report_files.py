@@ -15,6 +15,7 @@ from rope_export.parity.report.html import MARK, as_html
 from rope_export.parity.report.junit import as_junit
 from rope_export.parity.report.located import Located, Tap
 from rope_export.parity.report.markdown import as_markdown
+from rope_export.parity.report.plots import errors_plot
 from rope_export.parity.report.spread import PARTS, TOKENS, Deviating, OverPositions, Spread, bins
 from tests.support.interfaces import decoder_interface
 from tests.support.toy_stack import ToySubject
@@ -249,3 +250,8 @@ def test_what_is_no_number_is_larger_than_any_error() -> None:
     spread.add([row(metric="scaled max", error=math.nan, status="failed")], call)
     (one,) = spread.worst()
     assert np.isinf(one.values.max())
+
+
+def test_names_in_plots_are_no_formulas() -> None:
+    """As matplotlib takes what stands between two dollars for one."""
+    assert "a$\\frac{$b" in errors_plot([row(output="a$\\frac{$b")])

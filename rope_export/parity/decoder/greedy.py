@@ -15,7 +15,7 @@ from rope_export.parity.decoder.ties import KEPT, near_ties_allowed
 from rope_export.parity.decoder.verdicts import LogitTolerance
 from rope_export.parity.decoder.walk import Walk
 from rope_export.parity.report.result import Report
-from rope_export.parity.rows import Row
+from rope_export.parity.rows import TEXT, Row
 from rope_export.sessions import Session
 from rope_export.sessions.generation.sampling import padded
 
@@ -95,7 +95,7 @@ class Greedy:
                     case=case,
                     seed=seed,
                     runtime=runtime,
-                    output="text",
+                    output=TEXT,
                     metric=metric,
                     error=share,
                     eager_error=0.0,

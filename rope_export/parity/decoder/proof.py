@@ -22,6 +22,7 @@ from rope_export.parity.decoder.walk import Walk
 from rope_export.parity.decoder.whole import Whole
 from rope_export.parity.report.located import Located
 from rope_export.parity.report.result import Report
+from rope_export.parity.rows import TEXT
 from rope_export.parity.subject import Progress
 from rope_export.sessions import Session
 
@@ -131,7 +132,7 @@ class Proof:
             except ProfileError:
                 continue
             except RopeExportError as error:
-                self.whole.failed(self.greedy.case, name, "text", error)
+                self.whole.failed(self.greedy.case, name, TEXT, error)
                 return None
             return name
         self._leave_out("no text was generated: it lies outside of the profiles.")

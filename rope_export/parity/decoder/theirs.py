@@ -27,7 +27,7 @@ DRAWN = "of the config; its weights are drawn"
 GONE = "the source is gone; give it with `source`"
 BESIDE = f"{GONE}. The model is that of the config beside the file"
 CANNOT = "transformers cannot make the model"
-FAILURES = (ImportError, OSError, RuntimeError, TypeError, AttributeError, KeyError)
+FAILURES = (ImportError, OSError, RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 """What transformers raises where it cannot."""
 
 

@@ -112,9 +112,13 @@ def file_dtype(file: OnnxFile, matched: Matched) -> str:
     Raises: UnavailableError for one that rounding has no bounds for.
     """
     values: list[Value] = [x.before for x in matched.caches.values()] or [matched.logits]
-    dtype = values[0].dtype
-    if dtype not in UNIT_ROUNDOFF:
+    return bounded_dtype(file, values[0])
+
+
+def bounded_dtype(file: OnnxFile, value: Value) -> str:
+    """The dtype of a tensor. Raises: UnavailableError for one that rounding has no bounds for."""
+    if value.dtype not in UNIT_ROUNDOFF:
         raise UnavailableError(
-            f"{file.path}: computes in {dtype}; use one of {', '.join(UNIT_ROUNDOFF)}."
+            f"{file.path}: computes in {value.dtype}; use one of {', '.join(UNIT_ROUNDOFF)}."
         )
-    return dtype
+    return value.dtype

@@ -84,9 +84,13 @@ def compare_calls(
             f"{left.shown}: has no call in common with {right.shown}; its calls are "
             f"{', '.join(left.cases[:3])}."
         )
-    alone = len(cases) - len(common)
-    if alone:
-        report.left_out.append(f"{alone} calls are not in {right.shown}.")
+    others = () if set(cases) < set(left.cases) else right.cases  # some were asked for by name
+    for side, count in (
+        (right, len(cases) - len(common)),
+        (left, sum(case not in left.cases for case in others)),
+    ):
+        if count:
+            report.left_out.append(f"{count} calls are not in {side.shown}.")
     plain = [case for case in common if not _check_inputs(left, right, case)]
     if plain:
         report.left_out.append(
@@ -131,9 +135,10 @@ def _judge(
         tolerance=0.0,
         status="passed",
     )
-    for output, value in ours.items():
-        tolerances = _tolerances(allowed.get(output), value, longest)
-        for metric, error in _apart(value, theirs.get(output)).items():
+    for output in ours | theirs:
+        value, other_value = ours.get(output), theirs.get(output)
+        tolerances = {} if value is None else _tolerances(allowed.get(output), value, longest)
+        for metric, error in _apart(value, other_value).items():
             most = tolerances.get(metric, 0.0)
             report.rows.append(
                 replace(
@@ -147,9 +152,9 @@ def _judge(
             )
 
 
-def _apart(value: np.ndarray, other: np.ndarray | None) -> dict[str, float]:
-    """How far two values are apart, by metric."""
-    if other is None or (other.shape, other.dtype) != (value.shape, value.dtype):
+def _apart(value: np.ndarray | None, other: np.ndarray | None) -> dict[str, float]:
+    """How far two values are apart, by metric; an output that one side lacks is another."""
+    if value is None or other is None or (other.shape, other.dtype) != (value.shape, value.dtype):
         return {"shape or dtype": 1.0}
     if value.dtype.kind in "biu":
         return {"differing values": float(np.sum(value != other))}

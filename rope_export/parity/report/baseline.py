@@ -1,7 +1,7 @@
 """Errors beside those of an earlier run: which of them grew, and what is no longer compared."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from rope_export import paths
 from rope_export.errors import InputError
 from rope_export.parity.bounds import ACCUMULATOR
 from rope_export.parity.cases import chosen
-from rope_export.parity.rows import Row
+from rope_export.parity.rows import TEXT, Row
 from rope_export.typed_json import parse, typed
 
 FACTOR = 2.0
@@ -40,9 +40,10 @@ class RecordedRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecordedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of the JSON of an earlier run."""
+    """What is read of the JSON of an earlier run. artifact: what it was about, if that was told."""
 
     rows: list[RecordedRow]
+    artifact: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,9 @@ class Baseline:
         self.file = paths.shown(path)
         facts = parse(paths.existing_file(path).read_bytes(), Path(path))
         run = typed(facts, RecordedRun, self.file, InputError)
-        self.rows = {row.key: row for row in run.rows}
+        self.artifact = run.artifact or {}
+        # How many near ties a greedy text has is no error that grows; too many fail by themselves.
+        self.rows = {row.key: row for row in run.rows if row.output != TEXT}
         if not self.rows:
             raise InputError(f"{self.file}: has no rows; a baseline is the JSON of a `verify`.")
         seeds = sorted({row.seed for row in run.rows})
@@ -128,6 +131,19 @@ class Baseline:
                 f"{self.file}: its inputs were drawn with `seed`={', '.join(map(str, seeds))}, not "
                 f"{seed}: errors can be compared on the same inputs alone."
             )
+
+    def check(self, artifact: Mapping[str, str] | None) -> None:
+        """artifact: what this run is about, as a report has it.
+
+        Raises: InputError if the rows are of another artifact.
+        """
+        for name, value in (artifact or {}).items():
+            recorded = self.artifact.get(name, value)
+            if recorded != value:
+                raise InputError(
+                    f"{self.file}: is of another artifact, with {name} {recorded[:40]}, not "
+                    f"{value[:40]}; errors of the same artifact alone can be compared."
+                )
 
     def growth(
         self,
@@ -141,7 +157,7 @@ class Baseline:
 
         Raises: InputError if the two runs have no row in common.
         """
-        now = {(r.case, r.seed, r.runtime, r.output, r.metric): r for r in rows}
+        now = {(r.case, r.seed, r.runtime, r.output, r.metric): r for r in rows if r.output != TEXT}
         both = [(now[key], row.error) for key, row in self.rows.items() if key in now]
         if not both:
             raise InputError(f"{self.file}: none of its rows is one of this run's.")
@@ -180,7 +196,12 @@ def times(error: float, recorded: float) -> float:
     return error / max(recorded, ACCUMULATOR)
 
 
-def check_factor(factor: float) -> None:
-    """Raises: InputError for one below 1, which errors that stayed as they were would break."""
+def check_factor(factor: float | None, baseline: str | Path | None) -> None:
+    """Raises: InputError for one below 1, which errors that stayed as they were would break, and
+    for one without the baseline that it is about."""
+    if factor is None:
+        return
     if not 1 <= factor < math.inf:
         raise InputError(f"`factor`={factor:g}: is a number from 1 up.")
+    if baseline is None:
+        raise InputError(f"`factor`={factor:g}: is how much errors may grow; give a `baseline`.")

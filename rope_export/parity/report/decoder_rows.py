@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from rope_export.parity.report.result import Report
 from rope_export.parity.report.words import LAYER, kind_of
-from rope_export.parity.rows import Row
+from rope_export.parity.rows import TEXT, Row
 
-KINDS = ("logits", "text", "layers", "present")
+KINDS = ("logits", TEXT, "layers", "present")
 """How the names of the kinds of outputs begin, in the order in which they are told: logits, greedy
 text, hidden states that leave a layer, caches."""
 
@@ -23,7 +23,7 @@ def is_decoder(report: Report) -> bool:
 
 def text_lines(report: Report) -> list[str]:
     """What each runtime's greedy text came to: tokens that were judged, and near ties."""
-    lines = [f"text on {row.runtime}: {row.case}." for row in report.rows if row.output == KINDS[1]]
+    lines = [f"text on {row.runtime}: {row.case}." for row in report.rows if row.output == TEXT]
     return list(dict.fromkeys(lines))
 
 

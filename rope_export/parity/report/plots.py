@@ -208,6 +208,7 @@ def _style(name: str) -> Any:
     muted, line = COLOURS["muted"], COLOURS["line"]
     return {
         "svg.fonttype": "none",
+        "text.parse_math": False,  # names of runtimes and outputs are no formulas
         "svg.hashsalt": name,
         "text.color": COLOURS["ink"],
         "axes.labelcolor": muted,

@@ -35,6 +35,7 @@ class Report:
     spread: how errors lie over positions and in tensors, where that was asked for.
     growth: the errors beside those of an earlier run, where one was given.
     cells: of a sweep, whose rows are the worst and the failed ones of each cell.
+    artifact: what it is about, by name, where that is an artifact of ours.
     notes: warnings that are not about the artifact, such as evidence that could not be kept.
     """
 
@@ -54,6 +55,7 @@ class Report:
     spread: Spread | None = None
     growth: Growth | None = None
     cells: Cells | None = None
+    artifact: dict[str, str] | None = None
 
     @property
     def status(self) -> Literal["passed", "failed", "nothing compared"]:
@@ -84,6 +86,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         return {
             "status": self.status,
+            "artifact": self.artifact,
             "weights": self.weights,
             "reading": self.reading.to_json(),
             "rows": [row.to_json() for row in self.rows],

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
@@ -34,7 +33,7 @@ from rope_export.parity.locate.decoder import DecoderLocator
 from rope_export.parity.locate.outer import OuterLocator
 from rope_export.parity.report.result import Report
 from rope_export.parity.subject import Progress, Request, Streamed
-from rope_export.parity.subjects.opening import open_on
+from rope_export.parity.subjects.opening import open_on, origin_path
 from rope_export.reading.models import quiet
 from rope_export.reading.verdict import Reading
 from rope_export.sessions import Session
@@ -101,6 +100,11 @@ class DecoderSubject(Streamed):
             report.left_out.append(f"layers were not judged one by one: {cutter.missing}.")
         locator = self._locator(theirs, cutter) if cutter.missing is None else None
         outer = None if locator is None else OuterLocator(locator, last=facts.logits == "last")
+        threads = self.request.threads
+        runs = {name: x for name in sessions if (x := layer_runner(name, threads)) is not None}
+        whole = [name for name in sessions if name not in runs]
+        if whole and cutter.missing is None:
+            report.left_out.append(f"layers were not judged one by one on {', '.join(whole)}.")
         decoder = Decoder(
             interface=facts.interface,
             dtype=facts.dtype,
@@ -108,11 +112,7 @@ class DecoderSubject(Streamed):
             last=facts.logits == "last",
             sessions=sessions,
             cutter=cutter if cutter.missing is None else None,
-            layer_sessions={
-                name: run
-                for name in sessions
-                if (run := layer_runner(name, self.request.threads)) is not None
-            },
+            layer_sessions=runs,
             locate=None if locator is None else locator.look,
             locate_outer=None if outer is None else outer.look,
         )
@@ -190,18 +190,10 @@ class DecoderSubject(Streamed):
     @cached_property
     def _source(self) -> tuple[str, str | None] | None:
         """Where the source is and the adapter that was merged into it; none if one is gone."""
-        path, adapter = (self._where(name) for name in ("source", "adapter"))
+        path, adapter = (origin_path(x, self.request, self.artifact) for x in ("source", "adapter"))
         if path is None or ("adapter" in self.facts.source and adapter is None):
             return None
         return path, adapter
-
-    def _where(self, name: str) -> str | None:
-        """Where the source or its adapter is now, if it is still there."""
-        requested: str | None = getattr(self.request, name)
-        if requested is not None:
-            return requested
-        path = self.artifact.evidence.get(name)
-        return path if path is not None and Path(path).exists() else None
 
 
 def fits(opened: Folder) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ from rope_export.parity.subject import (
     Subject,
     Whereabouts,
 )
-from rope_export.parity.subjects.opening import open_on
+from rope_export.parity.subjects.opening import open_on, origin_path
 from rope_export.sessions import Session
 from rope_export.spec import AttentionSpec
 
@@ -76,7 +75,7 @@ class LayerSubject(Subject):
         return self.artifact.manifest.runtimes
 
     def report(self) -> Report:
-        path, adapter = (self._where(name) for name in ("source", "adapter"))
+        path, adapter = (origin_path(x, self.request, self.artifact) for x in ("source", "adapter"))
         return Report(
             weights=self.weights.verdict,
             rows=self.weights.rows,
@@ -149,14 +148,6 @@ class LayerSubject(Subject):
     def _reference(self, tensors: Mapping[str, torch.Tensor]) -> ReferenceLayer:
         weights = {name: to_numpy(tensor.double()) for name, tensor in tensors.items()}
         return ReferenceLayer(self.spec, weights, frequencies(self.spec))
-
-    def _where(self, name: str) -> str | None:
-        """Where the source or its adapter is now, if it is still there."""
-        requested: str | None = getattr(self.request, name)
-        if requested is not None:
-            return requested
-        path = self.artifact.evidence.get(name)
-        return path if path is not None and Path(path).exists() else None
 
 
 def _int8_blocks(manifest: ModelFacts) -> dict[str, int]:

@@ -11,7 +11,6 @@ from rope_export.arrays import to_torch
 from rope_export.checkpoints import open_model
 from rope_export.errors import RopeExportError
 from rope_export.interface import Interface, attention_interface
-from rope_export.parity.bounds import UNIT_ROUNDOFF
 from rope_export.parity.cases import Case, regular_cases
 from rope_export.parity.layer.limits import slot_limits_of
 from rope_export.parity.layer.properties import layer_properties
@@ -19,7 +18,7 @@ from rope_export.parity.layer.reading import ask_transformers
 from rope_export.parity.layer.visible import revealing_calls
 from rope_export.parity.layer.weights import Weights
 from rope_export.parity.onnx_file.deployed import deployed_layer
-from rope_export.parity.onnx_file.facts import FileFacts
+from rope_export.parity.onnx_file.facts import FileFacts, bounded_dtype
 from rope_export.parity.onnx_file.file import OnnxFile
 from rope_export.parity.onnx_file.layer_faults import layer_causes
 from rope_export.parity.onnx_file.layer_names import match_layer
@@ -50,8 +49,7 @@ class FileLayerSubject(LayerSubject):
         self.path = str(request.source or request.spec)
         spec = open_model(self.path, seed=request.seed).layer(index).spec
         self.matched = match_layer(file, spec, dict(request.maps))
-        dtype: Any = self.matched.inputs["hidden_states"].dtype
-        assert dtype in UNIT_ROUNDOFF
+        dtype: Any = bounded_dtype(file, self.matched.inputs["hidden_states"])
         source = open_model(
             self.path, dtype=dtype, seed=request.seed, adapter=request.adapter
         ).layer(index)

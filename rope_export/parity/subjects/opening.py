@@ -1,5 +1,7 @@
 """Which subject an opened folder is, and its sessions."""
 
+from pathlib import Path
+
 from rope_export.artifacts.folder import Folder
 from rope_export.discovery import modules_of
 from rope_export.errors import UnavailableError
@@ -17,6 +19,16 @@ def subject_of(opened: Folder | OnnxFile, request: Request) -> Subject | Streame
             subject: Subject | Streamed = module.make_subject(opened, request)
             return subject
     raise TypeError(f"{type(opened).__name__}: no file in parity/subjects judges it")
+
+
+def origin_path(name: str, request: Request, opened: Folder) -> str | None:
+    """Where the "source" of an artifact or its "adapter" is: as it was asked for, or where it was
+    when it was exported, if it is still there."""
+    requested: str | None = getattr(request, name)
+    if requested is not None:
+        return requested
+    path = opened.evidence.get(name)
+    return path if path is not None and Path(path).exists() else None
 
 
 def open_on(opened: Folder, runtime: str, threads: int | None = None) -> Session:

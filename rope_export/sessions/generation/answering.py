@@ -52,7 +52,7 @@ def answer_prompts(
     """
     if plan.lookup:
         check_lookup(session, plan.sampling)
-    capacity = session.capacity or plan.capacity
+    capacity = plan.capacity or session.capacity  # a stream refuses another than its only one
     check_prompts(session, prompts, capacity)
     if len(prompts) > 1 and not session.manifest.padding:
         return _one_by_one(session, prompts, ends, plan, receive)

@@ -22,13 +22,22 @@ LOGITS = 1 << 26
 def check_prompts(
     session: "Session", prompts: Sequence[Sequence[int]], capacity: int | None
 ) -> None:
-    """Raises: InputError for a prompt that is empty, or longer than the model's positions or the
-    cache."""
-    positions = session.manifest.positions
+    """Raises: InputError where there is none, for one that is empty, has a token that the decoder
+    does not know, or is longer than the model's positions or the cache."""
+    positions, vocabulary = session.manifest.positions, session.manifest.vocabulary
+    if vocabulary is None:
+        raise InputError("the artifact is that of an attention layer, which has no texts.")
+    if not len(prompts):
+        raise InputError("there is no prompt; give one at least.")
     for at, prompt in enumerate(prompts):
         name = "the prompt" if len(prompts) == 1 else f"prompt {at + 1}"
         if not len(prompt):
             raise InputError(f"{name} has no tokens; give one at least.")
+        unknown = [x for x in prompt if not (_is_whole(x) and 0 <= x < vocabulary)]
+        if unknown:
+            raise InputError(
+                f"{name} holds {unknown[0]}; the decoder knows the tokens 0 to {vocabulary - 1}."
+            )
         if positions is not None and len(prompt) >= positions:
             raise InputError(
                 f"{name} has {len(prompt)} tokens; the model has {positions} positions, and an "
@@ -39,6 +48,10 @@ def check_prompts(
                 f"{name} has {len(prompt)} tokens; the cache holds `capacity`={capacity}, and an "
                 f"answer needs a slot at least. Give more, or shorten the prompt."
             )
+
+
+def _is_whole(token: object) -> bool:
+    return isinstance(token, int | np.integer) and not isinstance(token, bool)
 
 
 def prefill(stream: "Stream", prompts: Sequence[Sequence[int]]) -> np.ndarray:

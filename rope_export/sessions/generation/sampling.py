@@ -68,8 +68,23 @@ class Chooser:
 
 
 def likeliest(logits: np.ndarray) -> list[int]:
-    """The most likely token of each row of (rows, vocabulary)."""
-    return [int(row.argmax()) for row in plain_floats(logits)]
+    """The most likely token of each row of (rows, vocabulary).
+
+    Raises: InputError for logits that hold a NaN.
+    """
+    rows = plain_floats(logits)
+    tokens = [int(row.argmax()) for row in rows]
+    for row, token in zip(rows, tokens, strict=True):
+        _check_number(row[token])  # a NaN is taken for the largest
+    return tokens
+
+
+def _check_number(largest: float) -> None:
+    if np.isnan(largest):
+        raise InputError(
+            "the logits hold a NaN: the decoder's numbers have left its dtype's range, or its "
+            "weights are damaged. Verify it, or export it in another dtype."
+        )
 
 
 def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> tuple[np.ndarray, np.ndarray]:
@@ -77,10 +92,14 @@ def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> tuple[np.nd
     likely each is beside the others.
 
     logits: (vocabulary). With a `top_p` of 1 all tokens, as they are numbered.
+    Raises: InputError for logits that hold a NaN.
     Source: Holtzman et al., arXiv:1904.09751, section 3.1.
     """
-    scaled = plain_floats(logits) / temperature
-    scaled -= scaled.max()
+    floats = plain_floats(logits)
+    _check_number(floats.max())
+    # As differences, of which the largest is 0 at any temperature.
+    with np.errstate(over="ignore"):
+        scaled = (floats - floats.max()) / max(temperature, float(np.finfo(np.float32).tiny))
     if top_p == 1:
         return np.arange(len(scaled)), np.exp(scaled.astype(np.float64))
     whole = float(np.exp(scaled).sum(dtype=np.float64))

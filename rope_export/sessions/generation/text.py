@@ -33,7 +33,16 @@ class Texts:
         self._folder = folder
 
     def prompt(self, text: str, *, chat: bool) -> list[int]:
-        """The tokens of a prompt; chat: as a user's message in the model's own chat template."""
+        """The tokens of a prompt; chat: as a user's message in the model's own chat template.
+
+        Raises: InputError for a text that holds what is no character, as of a command line that is
+            not UTF-8, or that the template refuses.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            shown = text.encode("utf-8", "backslashreplace").decode()
+            raise InputError(f"{shown[:80]}: is not UTF-8; give the prompt as text.") from error
         if chat:
             text = Chat(self._folder).render(text)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=not chat).ids
