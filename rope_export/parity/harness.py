@@ -21,7 +21,7 @@ from rope_export.parity.recording.pairs import check_options, compare_recordings
 from rope_export.parity.recording.recorder import Recorder, check_recording, recording
 from rope_export.parity.recording.replay import replayed
 from rope_export.parity.report.baseline import FACTOR, Baseline, check_factor
-from rope_export.parity.report.identity import identity
+from rope_export.parity.report.identity import identified
 from rope_export.parity.report.result import Report
 from rope_export.parity.report.spread import Spread
 from rope_export.parity.rows import Row
@@ -156,7 +156,7 @@ def _identified(folder: Folder, request: Request) -> dict[str, str]:
             f"`adapter`={request.adapter}: none was merged into {paths.shown(folder.path)}. Leave "
             f"it out, or export with it."
         )
-    return identity(folder)
+    return identified(folder)
 
 
 def _opened(artifact: str | Path | Folder) -> Folder | OnnxFile:

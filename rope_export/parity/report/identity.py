@@ -5,7 +5,7 @@ import hashlib
 from rope_export.artifacts.folder import Folder
 
 
-def identity(folder: Folder) -> dict[str, str]:
+def identified(folder: Folder) -> dict[str, str]:
     """Facts of an artifact by name: those that its errors depend on, and that stay when it is
     exported again with other packages."""
     facts, quantization = folder.manifest, folder.manifest.quantization
