@@ -28,6 +28,7 @@ class FakeManifest:
     first_position: int | None = None
     positions: int | None = None
     vocabulary: int | None = None
+    padding: bool = True
 
 
 class FakeRunner(Runner):
