@@ -31,6 +31,7 @@ TIMES = 3
 PACKAGES = ("torch", "transformers", "onnxruntime", "numpy")
 
 IMPORTS = "importing torch, onnxruntime and the package"
+THEIRS = "importing transformers and its code of the model"
 READING = "the second reading, by transformers"
 VISIBLE = "visibility: looking for calls that show each feature"
 REST = "everything else"
@@ -103,7 +104,15 @@ class Stopwatch:
         self._since = now
 
 
-def counted(artifact: Path) -> dict[str, float]:
+def import_theirs(source: Path) -> None:
+    """What the second reading imports, if the source is a checkpoint's folder."""
+    from rope_export.reading.models import configured, model_class
+
+    if source.is_dir():
+        model_class(configured(source))
+
+
+def counted(artifact: Path, source: Path) -> dict[str, float]:
     """CPU seconds of each phase of `verify` in this process, which has imported nothing yet."""
     watch = Stopwatch()
     with watch.phase(IMPORTS):
@@ -111,6 +120,8 @@ def counted(artifact: Path) -> dict[str, float]:
 
         for name, place in PHASES.items():
             watch.watch(name, place)
+    with watch.phase(THEIRS):
+        import_theirs(source)
     with open(os.devnull, "w") as nowhere:
         kept, sys.stdout = sys.stdout, nowhere
         try:
@@ -122,24 +133,25 @@ def counted(artifact: Path) -> dict[str, float]:
     return watch.finish()
 
 
-def plain(artifact: Path) -> int:
-    """`verify` without the second reading and without looking for calls that show a feature."""
+def plain(artifact: Path, source: Path) -> int:
+    """`verify` without the second reading, but for what it imports, and without looking for calls
+    that show a feature."""
     from rope_export.cli import run
     from rope_export.parity.subject import Revealing
     from rope_export.parity.subjects import layer
     from rope_export.reading.verdict import Reading
 
+    import_theirs(source)
     layer.ask_transformers = lambda *_, **__: Reading(status="unproven")
     layer.revealing_calls = lambda *_, **__: Revealing()
     return run(["verify", str(artifact)])
 
 
-def spent(*arguments: str) -> Spent:
+def spent(source: Path, *arguments: str) -> Spent:
     """One run of this module in a process of its own."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
-    command = [sys.executable, "-m", "scripts.benchmarks.verifying", *arguments]
-    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(_own(source, *arguments), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     clock = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return Spent(
@@ -148,8 +160,13 @@ def spent(*arguments: str) -> Spent:
     )
 
 
-def phases(artifact: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "scripts.benchmarks.verifying", "--count", str(artifact)]
+def _own(source: Path, *arguments: str) -> list[str]:
+    own = [sys.executable, "-m", "scripts.benchmarks.verifying", "--source", str(source)]
+    return [*own, *arguments]
+
+
+def phases(artifact: Path, source: Path) -> dict[str, float]:
+    command = _own(source, "--count", str(artifact))
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -171,7 +188,7 @@ def page(whole: list[Spent], less: list[Spent], by_phase: dict[str, float]) -> I
         [
             ("as it is", f"{best.clock:.1f}", f"{best.cpu:.1f}"),
             (
-                "without the second reading and visibility",
+                "without the second reading and visibility, transformers imported all the same",
                 f"{before.clock:.1f}",
                 f"{before.cpu:.1f}",
             ),
@@ -196,10 +213,10 @@ def main() -> int:
         parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.count:
-        print(json.dumps(counted(options.count)))
+        print(json.dumps(counted(options.count, options.source)))
         return 0
     if options.plain:
-        return plain(options.plain)
+        return plain(options.plain, options.source)
     if options.verify:
         from rope_export.cli import run
 
@@ -210,9 +227,11 @@ def main() -> int:
         export += ["--out", artifact, "--no-verify"]
         subprocess.run(export, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         runs = [
-            (spent("--verify", artifact), spent("--plain", artifact)) for _ in range(options.times)
+            tuple(spent(options.source, name, artifact) for name in ("--verify", "--plain"))
+            for _ in range(options.times)
         ]
-        lines = page([x for x, _ in runs], [x for _, x in runs], phases(Path(artifact)))
+        counts = phases(Path(artifact), options.source)
+        lines = page([x for x, _ in runs], [x for _, x in runs], counts)
         text = "\n".join(lines) + "\n"
     print(text, end="")
     if options.write:

@@ -104,8 +104,15 @@ class ReferenceLayer:
         )
 
     def cache(self, hidden: np.ndarray, position_ids: np.ndarray | None) -> dict[str, Float64]:
-        """What the layer caches of these tokens, by name."""
-        return self._new(hidden.astype(np.float64), position_ids).cache
+        """What the layer caches of these tokens, by name; their queries are not computed."""
+        x = hidden.astype(np.float64)
+        if self.spec.latent is not None:
+            return self._new(x, position_ids).cache
+        k, v = (self._before(name, self.project(name, x)) for name in "kv")
+        key = self.rotate(k, *self._cos_sin(x, position_ids))
+        if self.spec.norm_after_rope:
+            key = self._after("k", key)
+        return {"key": key, "value": v}
 
     def _new(self, x: Float64, position_ids: np.ndarray | None) -> New:
         if self.spec.latent is not None:
