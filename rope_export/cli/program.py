@@ -12,7 +12,18 @@ from typing import Annotated
 
 import typer
 
-from rope_export.cli import bench, build, doctor, export, generate, inspect, output, sweep, verify
+from rope_export.cli import (
+    bench,
+    build,
+    doctor,
+    export,
+    fuzz,
+    generate,
+    inspect,
+    output,
+    sweep,
+    verify,
+)
 from rope_export.cli.flags import flags_of, spelled
 from rope_export.errors import RopeExportError
 from rope_export.version import VERSION
@@ -56,6 +67,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "build": build.build_plan,
     "bench": bench.bench_artifacts,
     "generate": generate.generate_text,
+    "fuzz": fuzz.fuzz_lowerings,
     "doctor": doctor.show_machine,
 }
 """What each command calls, in the order of the help."""

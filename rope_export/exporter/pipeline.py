@@ -1,6 +1,6 @@
 """The pipeline from a source to an artifact, read in order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -8,6 +8,7 @@ from typing import Literal
 from rope_export.errors import extra
 
 with extra("export", "exporting"):
+    import onnx_ir as ir
     from torch import Tensor
 
     from rope_export.attention.layer import RotaryAttention
@@ -17,13 +18,13 @@ with extra("export", "exporting"):
 from rope_export.arrays import to_torch
 from rope_export.artifacts.artifact import Artifact, save
 from rope_export.artifacts.contents import MODEL
-from rope_export.artifacts.manifest import Manifest
+from rope_export.artifacts.manifest import Manifest, Weight
 from rope_export.artifacts.saving import check_target
 from rope_export.checkpoints import Layer, open_model
 from rope_export.checkpoints.stored import store
 from rope_export.exporter.weight_facts import facts_of_weights
 from rope_export.interface import attention_interface
-from rope_export.lowerings import lowered, lowering_for, opset_of
+from rope_export.lowerings import Lowering, lowered, lowering_for, opset_of
 from rope_export.quantization import Bits, Packed, Quantization, quantization_of, unpack
 from rope_export.spec import AttentionSpec, DType
 from rope_export.version import VERSION
@@ -81,42 +82,76 @@ def export(
     quantization = quantization_of(weights, block_size, accuracy_level)
     chosen = lowering_for(lowering, spec, cache, quantization)
     chosen_opset = opset_of(chosen, cache, opset, NEWEST_OPSET)
-    interface = attention_interface(spec, cache=cache, padding=padding)
     tensors = source_layer.weights()
     packed = {} if quantization is None else _quantized(source_layer, tensors, quantization)
-    manifest = Manifest(
-        spec=spec.to_json(),
-        lowering=chosen.name,
+    manifest = manifest_of(
+        source_layer,
+        chosen,
         opset=chosen_opset,
         cache=cache,
         padding=padding,
-        interface=interface,
-        source=source_layer.facts,
         weights=facts_of_weights(source_layer, tensors, packed, quantization),
-        versions={"rope_export": VERSION}
-        | {name: version(name) for name in ("torch", "onnx", "onnxscript")},
-        runtimes=chosen.runtimes,
-        needs=dict(chosen.needs),
         quantization=quantization,
-        stale_slots=chosen.stale_slots if cache == "fixed" else "any",
-        first_position=spec.first_position,
     )
+    interface = manifest.interface
     progress("tracing and translating")
     attention = RotaryAttention.from_weights(spec, tensors)
     module = lowered(attention, chosen, cache, packed, quantization)
     del tensors, attention, packed
     model = translate(module, interface, chosen_opset)
+    origin = {"source": source_layer.path}
+    if source_layer.adapter is not None:
+        origin["adapter"] = source_layer.adapter
+    return save_layer(model, manifest, out, origin, progress)
+
+
+def manifest_of(
+    layer: Layer,
+    lowering: Lowering,
+    *,
+    opset: int,
+    cache: Cache,
+    padding: bool,
+    weights: dict[str, Weight],
+    quantization: Quantization | None = None,
+) -> Manifest:
+    """What is true of the artifact of one layer. weights: facts of each as it is deployed."""
+    spec = layer.spec
+    return Manifest(
+        spec=spec.to_json(),
+        lowering=lowering.name,
+        opset=opset,
+        cache=cache,
+        padding=padding,
+        interface=attention_interface(spec, cache=cache, padding=padding),
+        source=layer.facts,
+        weights=weights,
+        versions={"rope_export": VERSION}
+        | {name: version(name) for name in ("torch", "onnx", "onnxscript")},
+        runtimes=lowering.runtimes,
+        needs=dict(lowering.needs),
+        quantization=quantization,
+        stale_slots=lowering.stale_slots if cache == "fixed" else "any",
+        first_position=spec.first_position,
+    )
+
+
+def save_layer(
+    model: ir.Model,
+    manifest: Manifest,
+    out: Path,
+    origin: Mapping[str, str],
+    progress: Progress = lambda step: None,
+) -> Artifact:
+    """Writes a translated layer as an artifact, checked by onnx. origin: where its source is."""
     describe(model, manifest)
 
     def write(folder: Path) -> None:
         progress("writing")
         write_model(model, folder)
         progress("checking the file")
-        check_model(folder / MODEL, interface)
+        check_model(folder / MODEL, manifest.interface)
 
-    origin = {"source": source_layer.path}
-    if source_layer.adapter is not None:
-        origin["adapter"] = source_layer.adapter
     return save(out, manifest, write, origin)
 
 

@@ -21,8 +21,19 @@ UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 ACCUMULATOR = UNIT_ROUNDOFF["float32"]
 
-UNDERFLOW = {"float32": 0.0, "float16": 2.0**-25, "bfloat16": 0.0}
-"""Absolute error of storing a softmax weight, which may be as small as float16's subnormals."""
+SMALLEST = 2.0**-126
+"""The smallest normal number of float32 and bfloat16. What is smaller may be taken for zero:
+processors can be told to, and instructions for products of bfloat16 always do."""
+
+UNDERFLOW = {
+    "float32": math.sqrt(6) * SMALLEST,
+    "float16": math.sqrt(2) * 2.0**-25,
+    "bfloat16": math.sqrt(6) * SMALLEST,
+}
+"""Absolute error of storing a number below the normal ones: half a step of float16's subnormal
+ones; of the others the number itself. `floors` takes the root mean square of an error for what
+stands here over sqrt(6), which is right for roundings of numbers of any mantissa: one that is even
+over a step of fixed size is larger by sqrt(2), the number itself by sqrt(6)."""
 
 ODDS = 1e-9
 """Probability that rounding alone takes a sound eager output beyond its ceiling."""

@@ -98,6 +98,11 @@ class AttentionSpec:
                 f"rotary_dim={self.rope.rotary_dim}, head_dim={rotary_width}: a head cannot "
                 f"rotate more features than it has."
             )
+        if self.position_scale is not None and self.rope is not None and self.rope.axes > 1:
+            raise SpecError(
+                f"position_scale with positions of {self.rope.axes} axes: queries grow with one "
+                f"number, so the rotation must have one axis."
+            )
         if self.latent is None:
             return
         if self.head_dim != self.latent.nope_dim + self.latent.rope_dim:

@@ -15,7 +15,7 @@ PACKAGE = Path(rope_export.__file__).parent
 PYPROJECT = PACKAGE.parent / "pyproject.toml"
 
 TORCH = {"attention", "rope", "lowerings", "checkpoints", "exporter", "reading", "decoder"}
-TORCH |= {"parity", "bench"}
+TORCH |= {"parity", "bench", "fuzz"}
 
 
 READ_ONNX = {"engines/forms.py", "onnx_graph.py"}

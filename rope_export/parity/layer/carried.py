@@ -5,9 +5,12 @@ All errors are (u ||a||)^2, as in `deviations`.
 
 import numpy as np
 
-from rope_export.parity.bounds import ACCUMULATOR
+from rope_export.parity.bounds import ACCUMULATOR, SMALLEST, UNDERFLOW
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.spec import NormSpec
+
+LOST = UNDERFLOW["float32"] ** 2
+"""A product or a partial sum in float32 that vanishes."""
 
 INT8 = 127
 """Largest number that an activation is rounded to, where a kernel multiplies in int8."""
@@ -28,7 +31,22 @@ def projection(
         own += error
     if name in layer.int8_blocks:
         own += _rounded_to_int8(x, layer.int8_blocks[name])
-    return own @ layer.weights[f"{name}_proj.weight"].T ** 2 + 2 * (u * y) ** 2
+    squares = layer.weights[f"{name}_proj.weight"].T ** 2
+    carried = (own + vanishing(x**2)) @ squares
+    if np.min(squares, initial=1.0) < SMALLEST**2:
+        carried += x**2 @ vanishing(squares)
+    return carried + x.shape[-1] * LOST + 2 * stored(y, u, layer.spec.dtype)
+
+
+def stored(y: np.ndarray, u: float, dtype: str) -> np.ndarray:
+    """One rounding of y to the dtype, which ends in subnormal numbers."""
+    result: np.ndarray = (u * y) ** 2 + UNDERFLOW[dtype] ** 2
+    return result
+
+
+def vanishing(squares: np.ndarray) -> np.ndarray:
+    """Operands, squared, that an operation may take for zero, as errors."""
+    return np.where(squares < SMALLEST**2, 6 * squares, 0.0)
 
 
 def _rounded_to_int8(x: np.ndarray, block: int) -> np.ndarray:
@@ -49,10 +67,12 @@ def summed(squares: np.ndarray, terms: int) -> np.ndarray:
     return ACCUMULATOR**2 * terms * squares
 
 
-def factored(factor: np.ndarray, y: np.ndarray, error: np.ndarray, u: float) -> np.ndarray:
+def factored(
+    factor: np.ndarray, y: np.ndarray, error: np.ndarray, u: float, dtype: str
+) -> np.ndarray:
     """y = factor * x in float32, cast last; a factor of 1 is no rounding."""
-    rounded = np.where(factor == 1, 0.0, u**2 + 4 * ACCUMULATOR**2)
-    return error * factor**2 + rounded * y**2
+    rounded = stored(y, u, dtype) + 4 * (ACCUMULATOR * y) ** 2 + factor**2 * LOST
+    return error * factor**2 + np.where(factor == 1, 0.0, rounded)
 
 
 def normed(
@@ -65,9 +85,10 @@ def normed(
     if norm.kind == "layer":
         x = x - x.mean(axis=-1, keepdims=True)
         error = error + error.mean(axis=-1, keepdims=True) / n
+    error = error + vanishing(x**2)
     inverse = 1 / (np.mean(x**2, axis=-1, keepdims=True) + norm.eps)
     weights = norm.offset + layer.weights[f"{name}.weight"] if norm.weight else 1.0
     together = np.sum(x**2 * error, axis=-1, keepdims=True) / n**2
     carried = weights**2 * (inverse * error + x**2 * inverse**3 * together)
     wide = (n + 8) * (weights**2 * x**2 * inverse + y**2)
-    return carried + ACCUMULATOR**2 * wide + (u * y) ** 2
+    return carried + ACCUMULATOR**2 * wide + stored(y, u, layer.spec.dtype)

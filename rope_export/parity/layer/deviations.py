@@ -15,7 +15,15 @@ import numpy as np
 
 from rope_export.parity.bounds import ACCUMULATOR, TIMES, UNDERFLOW, UNIT_ROUNDOFF
 from rope_export.parity.layer.attending import averaged, scored
-from rope_export.parity.layer.carried import factored, normed, projection, summed
+from rope_export.parity.layer.carried import (
+    LOST,
+    factored,
+    normed,
+    projection,
+    stored,
+    summed,
+    vanishing,
+)
 from rope_export.parity.layer.moved import moved_by
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.layer.rotation import pairs, places
@@ -87,7 +95,7 @@ def _plain(
     if spec.norm_after_rope:
         q = _by_head(layer, "q", trace.rotated_q, q, u)
         k = _by_head(layer, "k", trace.rotated_k, k, u)
-    q = factored(trace.q_factor, trace.ready_q, q, u)
+    q = factored(trace.q_factor, trace.ready_q, q, u, spec.dtype)
     note("q_ready", q)
     note("k_ready", k)
     return q, {"key": k, "value": v}
@@ -110,7 +118,7 @@ def _before(
     norm: NormSpec | None = getattr(spec, f"{name}_norm")
     x, width = trace.projected[name], spec.value_head_dim if name == "v" else spec.head_dim
     if name == "v":
-        error = factored(np.array(spec.value_scale), x * spec.value_scale, error, u)
+        error = factored(np.array(spec.value_scale), x * spec.value_scale, error, u, spec.dtype)
     if norm is not None and norm.over == "all":
         return layer.split(normed(layer, f"{name}_norm", norm, x, error, u), width)
     error = layer.split(error, width)
@@ -147,7 +155,7 @@ def _latent(
         error = projection(layer, "q_a", trace.x, None, first, u)
         note("q_a_proj", error)
         error = normed(layer, "q_a_norm", norm, first, error, u)
-        error = factored(np.array(latent.q_factor), narrow, error, u)
+        error = factored(np.array(latent.q_factor), narrow, error, u, spec.dtype)
         note("q_latent", error)
         q = projection(layer, "q_b", narrow, error, projected["q"], u)
         note("q_b_proj", q)
@@ -157,14 +165,14 @@ def _latent(
     first = projected["kv_a"][..., : latent.kv_rank]
     narrow = normed(layer, "kv_a_norm", norm, first, kv[..., : latent.kv_rank], u)
     new = trace.new(trace.cache["latent"])
-    narrow = factored(np.array(latent.kv_factor), new, narrow, u)
+    narrow = factored(np.array(latent.kv_factor), new, narrow, u, spec.dtype)
     note("latent", narrow)
     key = _rotated(spec, trace, trace.k, kv[:, None, :, latent.kv_rank :], u)
     rotated = _rotated(spec, trace, trace.q, q[..., latent.nope_dim :], u)
     note("q_rotated", rotated)
     note("k_rotated", key)
     q = np.concatenate((q[..., : latent.nope_dim], rotated), axis=-1)
-    q = factored(trace.q_factor, trace.ready_q, q, u)
+    q = factored(trace.q_factor, trace.ready_q, q, u, spec.dtype)
     note("q_ready", q)
     return q, {"latent": narrow, "key_rope": key[:, 0]}
 
@@ -199,7 +207,7 @@ def _rotated(
         carried = error[..., own] * cos2 + error[..., other] * sin2
         tables = table * (x[..., own] ** 2 + x[..., other] ** 2)
         rounded = 2 * u**2 * (x[..., own] ** 2 * cos2 + x[..., other] ** 2 * sin2)
-        result[..., to] = carried + tables + rounded
+        result[..., to] = carried + tables + rounded + 3 * UNDERFLOW[spec.dtype] ** 2
     return result
 
 
@@ -237,8 +245,9 @@ def _attended(
     rounded = u**2 + 8 * ACCUMULATOR**2 + partial
     underflow = UNDERFLOW[spec.dtype] ** 2 * np.sum(values2, axis=2, keepdims=True)
     underflow = np.repeat(underflow, spec.heads // underflow.shape[1], axis=1)
-    heads = conspiring + averaged(squares, v + rounded * values2) + underflow
-    heads += (u**2 + partial) * mean**2
+    heads = conspiring + averaged(squares, v + rounded * values2 + vanishing(values2))
+    heads += underflow + total * LOST
+    heads += stored(mean, u, spec.dtype) + partial * mean**2
     return heads.swapaxes(1, 2)
 
 
@@ -252,15 +261,18 @@ def _scores(
 ) -> np.ndarray:
     """What goes into the softmax, (B, H, S, T): products of q and k, scaled, capped and shifted."""
     spec, ready2 = layer.spec, trace.ready_q**2
-    scores = scored(q + summed(ready2, spec.head_dim), trace.keys**2)
-    scores += scored(ready2, k)
+    keys2, below = trace.keys**2, UNDERFLOW[spec.dtype] ** 2
+    own = q + summed(ready2, spec.head_dim) + vanishing(ready2)
+    scores = scored(own, keys2)
+    scores += scored(ready2, k + vanishing(keys2))
     scores *= spec.softmax_scale**2
     rounded = np.square(trace.raw_scores)
     rounded *= 2 * u**2
+    rounded += spec.softmax_scale**2 * (spec.head_dim * LOST + below) + 2 * below
     scores += rounded
     note("products", scores)
     if spec.softcap is not None:
-        scores = _capped(trace, spec.softcap, scores, u)
+        scores = _capped(trace, spec.softcap, scores, u, spec.dtype)
     note("scores", scores)
     top = np.max(np.where(trace.weights > 0, trace.scores, -np.inf), axis=-1, keepdims=True)
     shift = np.subtract(trace.scores, np.where(np.isfinite(top), top, 0.0), out=rounded)
@@ -290,12 +302,12 @@ def steady(layer: ReferenceLayer, trace: Trace) -> bool:
     return bool(np.sqrt(np.max(scores, where=trace.weights > ACCUMULATOR, initial=0.0)) <= STEADY)
 
 
-def _capped(trace: Trace, softcap: float, error: np.ndarray, u: float) -> np.ndarray:
+def _capped(trace: Trace, softcap: float, error: np.ndarray, u: float, dtype: str) -> np.ndarray:
     """c tanh(s / c): what comes before it is carried by its slope, 1 - tanh(s / c)^2, as is the
     quotient's rounding; those of tanh and of the product are of the capped score."""
     slope = 1 - (trace.scores / softcap) ** 2
-    before = error + (u * trace.raw_scores) ** 2
-    return slope**2 * before + 2 * (u * trace.scores) ** 2
+    before = error + (u * trace.raw_scores) ** 2 + (softcap * UNDERFLOW[dtype]) ** 2
+    return slope**2 * before + 2 * stored(trace.scores, u, dtype)
 
 
 def _finished(
@@ -303,7 +315,7 @@ def _finished(
 ) -> np.ndarray:
     """The heads' norm and gate, (B, S, H * V)."""
     norm, batch, sequence = layer.spec.o_norm, *trace.mixed.shape[:2]
-    heads = trace.mixed
+    heads, dtype = trace.mixed, layer.spec.dtype
     if norm is not None:
         shape = (batch, sequence, -1) if norm.over == "all" else heads.shape
         flat = (trace.mixed.reshape(shape), error.reshape(shape))
@@ -316,7 +328,8 @@ def _finished(
         gate2 = trace.gate**2
         # The derivative of either gate is at most 1; of a sigmoid it is gate (1 - gate).
         steep = 1.0 if layer.spec.gate_kind == "softplus" else gate2 * (1 - trace.gate) ** 2
-        gates = steep * logits + (u**2 + 4 * ACCUMULATOR**2) * gate2
+        gates = steep * logits + stored(trace.gate, u, dtype) + 4 * ACCUMULATOR**2 * gate2
         note("gate", gates)
-        error = error * gate2 + heads**2 * gates + (u * heads) ** 2 * gate2
+        product = stored(heads * trace.gate, u, dtype)
+        error = (error + vanishing(heads**2)) * gate2 + heads**2 * gates + product
     return error.reshape(batch, sequence, -1)
