@@ -53,6 +53,15 @@ class ModelFolder(Folder[M]):
             return self.held
         return contents.model_files(self.path, folder.hashes(self.facts))
 
+    def read_model(self) -> bytes:
+        """The bytes of the model alone, without those of weights in a file of their own.
+
+        Raises: ArtifactError if the folder holds another one by now.
+        """
+        if self.held is not None:
+            return self.held.model
+        return contents.read_verified(self.path / MODEL, self.facts.files[MODEL].sha256)
+
     def hold(self) -> Self:
         return replace(self, held=self.read())
 

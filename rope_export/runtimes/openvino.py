@@ -11,6 +11,7 @@ import numpy as np
 
 from rope_export.arrays import check_on_cpu, is_torch, numpy_dtype, to_numpy, to_torch
 from rope_export.artifacts.contents import MODEL
+from rope_export.artifacts.operators import operators_of
 from rope_export.errors import ArtifactError, RopeExportError, UnavailableError
 from rope_export.runtimes.base import Compute, NeedsPackages, Runner, written
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 HINTS = {"INFERENCE_PRECISION_HINT": "f32"}
 """Without this one OpenVINO computes in bfloat16 or float16 where the processor has them."""
+
+ABSENT = {"TensorScatter"}
+"""Operators of ONNX that our files have and OpenVINO does not."""
 
 UNKNOWN = re.compile(r"No conversion rule found for operations: (\S.*)")
 
@@ -33,16 +37,17 @@ class OpenvinoRuntime(NeedsPackages):
         reason = self.missing()
         if reason or artifact is None:
             return reason
-        manifest = artifact.manifest
-        if "onnxruntime" in manifest.needs or manifest.quantization is not None:
+        operators = operators_of(artifact.artifact.read_model())
+        for name in sorted(operators.names):
+            if name in ABSENT or name.startswith("com.microsoft."):
+                return (
+                    f"OpenVINO {version('openvino')} has no {name} as the file uses it; export "
+                    f"with cache 'growing' or 'none', and lowering 'portable' or 'standard'"
+                )
+        if operators.float64:
             return (
-                "the file has operators of onnxruntime's own domain com.microsoft, which OpenVINO "
-                "does not read as they are; export with lowering 'portable' or 'standard'"
-            )
-        if manifest.cache == "fixed":
-            return (
-                f"OpenVINO {version('openvino')} has no TensorScatter, the operator of a fixed "
-                f"cache; export with cache 'growing'"
+                "the model computes frequencies in float64, as those that follow a call's length, "
+                "and OpenVINO computes float64 in float32; use runtime 'onnxruntime'"
             )
         return None
 

@@ -93,3 +93,26 @@ def test_smollm2_says_what_transformers_says(smollm2, tmp_path_factory, capsys, 
     (answer,) = json.loads(capsys.readouterr().out)["answers"]
     assert answer["prompt_ids"] == chat["input_ids"]
     assert answer["ids"] == greedy(model, [chat["input_ids"]], 8)[0]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("lowering", ["portable", "standard"])
+def test_smollm2_writes_the_same_text_in_a_browser_and_in_openvino(
+    smollm2, tmp_path_factory, capsys, lowering
+):
+    """540 MB of weights, and a cache that stays where the model runs."""
+    out = tmp_path_factory.getbasetemp() / f"smollm2-{lowering}"
+    export_decoder(smollm2, out=out, lowering=lowering, cache="growing")
+    prompts = ("The capital of France is", "def fibonacci(n):", "1, 2, 3,")
+    arguments = [word for prompt in prompts for word in ("--prompt", prompt)]
+    texts = {}
+    for runtime in ("onnxruntime", "openvino", "web"):
+        options = ["--max-tokens", "24", "--threads", "1", "--json", "--runtime", runtime]
+        status = run(["generate", str(out), *arguments, *options])
+        if status == 3:
+            pytest.skip(capsys.readouterr().err)
+        assert status == 0
+        answers = json.loads(capsys.readouterr().out)["answers"]
+        texts[runtime] = [answer["ids"] for answer in answers]
+        assert all(len(ids) == 24 for ids in texts[runtime])
+    assert texts["openvino"] == texts["web"] == texts["onnxruntime"]

@@ -164,6 +164,23 @@ def test_a_planted_fault_is_found_and_its_layer_named(llama, tmp_path, name):
 
 
 @pytest.mark.usefixtures("briefly")
+@pytest.mark.parametrize("runtime", ["openvino", pytest.param("web", marks=pytest.mark.long)])
+def test_other_runtimes_are_judged_layer_by_layer_too(llama, tmp_path, runtime):
+    """The layers that are cut out run where the whole does, and so does the search for a fault."""
+    report = verify(llama, runtimes=[runtime])
+    if report.skipped:
+        pytest.skip(report.skipped[0]["reason"])
+    assert report.status == "passed"
+    assert not report.left_out
+    outputs = {row.output for row in report.rows if row.runtime == runtime}
+    assert outputs >= {"logits", "text", "present.2.value", "layers.3/hidden_states"}
+    change, layer, _ = FAULTS["cache misplaced"]
+    report = verify(planted(llama, tmp_path / "out", change), runtimes=[runtime])
+    assert min(failed_layers(report)) == layer
+    assert {(x.runtime, x.tensor) for x in report.located} == {(runtime, "present.1.key")}
+
+
+@pytest.mark.usefixtures("briefly")
 def test_a_weight_that_no_text_reads_is_found(llama, tmp_path):
     """The embedding of a token that is never drawn."""
     change = scaled("model.embed_tokens.weight", 1.5, (1,))

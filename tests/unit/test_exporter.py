@@ -10,6 +10,7 @@ import pytest
 
 from rope_export import Artifact, RopeExportError, export, open_session
 from rope_export.artifacts import external_data
+from rope_export.artifacts.operators import Operators, operators_of
 from rope_export.exporter import onnx_file
 
 KINDS = [
@@ -143,3 +144,34 @@ def test_an_export_replaces_an_artifact_but_nothing_else(tiny, tiny_config, tmp_
     with pytest.raises(RopeExportError, match=r"notes\.txt"):
         export(tiny_config, out=out, lowering="portable")
     assert json.loads((out / "manifest.json").read_text())["lowering"] == "standard"
+
+
+@pytest.mark.parametrize("lowering", ["portable", "standard", "ort", "tensorrt"])
+def test_operators_are_those_that_onnx_reads(tiny, lowering) -> None:
+    """Of subgraphs too, and with their domains."""
+    model = tiny(lowering, "float32", "growing").model
+
+    def nodes(graph):
+        for node in graph.node:
+            yield node
+            for attribute in node.attribute:
+                yield from nodes(attribute.g) if attribute.HasField("g") else ()
+
+    expected = {
+        f"{x.domain}.{x.op_type}" if x.domain else x.op_type for x in nodes(onnx.load(model).graph)
+    }
+    assert operators_of(model.read_bytes()) == Operators(frozenset(expected), float64=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "y = Cast <to = 11> (x)",
+        "y = Constant <value = double[1] {1.0}> ()",
+        "y = If (x) <then_branch = a () => (z) { z = Cast <to = 11> (x) }, "
+        "else_branch = b () => (z) { z = Cast <to = 11> (x) }>",
+    ],
+)
+def test_float64_is_seen(text) -> None:
+    head = '<ir_version: 10, opset_import: ["" : 23]> g (bool[1] x) => (double[1] y)'
+    assert operators_of(onnx.parser.parse_model(f"{head} {{ {text} }}").SerializeToString()).float64

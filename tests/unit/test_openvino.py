@@ -9,6 +9,8 @@ from rope_export import RopeExportError, open_session, verify
 from rope_export.errors import UnavailableError
 from rope_export.runtimes import find_runtime
 from rope_export.runtimes import openvino as runtime_file
+from rope_export.runtimes.openvino import OpenvinoRuntime
+from tests.conftest import TINY
 from tests.unit.test_exporter import call
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
@@ -52,8 +54,8 @@ def test_without_its_hint_it_would_not_be(tiny, short_prompts, monkeypatch) -> N
 REFUSED = {
     ("standard", "fixed", "float32"): "TensorScatter",
     ("tensorrt", "fixed", "float32"): "TensorScatter",
-    ("ort", "growing", "float32"): r"com\.microsoft",
-    ("ort", "fixed", "float32"): r"com\.microsoft",
+    ("ort", "growing", "float32"): r"com\.microsoft\.Group",
+    ("ort", "fixed", "float32"): r"com\.microsoft\.Group",
 }
 
 
@@ -62,12 +64,32 @@ def test_what_it_does_not_have_is_refused_by_name(tiny, kind) -> None:
     lowering, cache, dtype = kind
     artifact, runtime = tiny(lowering, dtype, cache), find_runtime("openvino")
     assert runtime.unavailable() is None
-    with pytest.raises(UnavailableError, match=rf"runtime 'openvino': .*{REFUSED[kind]}.*export"):
+    refusal = rf"runtime 'openvino': OpenVINO 2.* has no {REFUSED[kind]}.* export"
+    with pytest.raises(UnavailableError, match=refusal):
         open_session(artifact, "openvino")
     # OpenVINO itself says the same, so that the refusal goes when it has the operator.
     with pytest.raises(RopeExportError, match=r"TensorScatter-24|GroupQueryAttention") as error:
         runtime.open(artifact)
     assert "\n" not in str(error.value)
+
+
+DYNAMIC = TINY | {
+    "max_position_embeddings": 64,
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0},
+}
+
+
+@pytest.mark.usefixtures("short_prompts")
+def test_float64_is_refused_since_it_becomes_float32(exported, monkeypatch) -> None:
+    """The frequencies of long calls are off by more than a tolerance, which is found."""
+    artifact, runtime = exported(DYNAMIC, lowering="portable", cache="none"), OpenvinoRuntime
+    with pytest.raises(UnavailableError, match=r"in float64.*use runtime 'onnxruntime'"):
+        open_session(artifact, "openvino")
+    monkeypatch.setattr(runtime, "unavailable", lambda self, artifact=None: None)
+    report = verify(artifact, runtimes=["openvino"])
+    failed = [row for row in report.rows if row.status == "failed"]
+    assert failed
+    assert {row.runtime for row in failed} == {"openvino"}
 
 
 def test_threads_have_requests_of_their_own(tiny) -> None:
