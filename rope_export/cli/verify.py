@@ -91,8 +91,8 @@ def verify_artifact(
         str | None,
         typer.Option(
             metavar="OTHER",
-            help="Compare with this as well: a runtime, an artifact, an engine, or recorded "
-            "outputs (.npz, Polygraphy's .json).",
+            help="Compare with this as well: a runtime, an artifact, an engine, an .onnx file, or "
+            "recorded outputs (.npz, Polygraphy's .json).",
         ),
     ] = None,
     record: Annotated[

@@ -15,7 +15,7 @@ from rope_export.errors import InputError, UnavailableError
 from rope_export.parity.cases import check_chosen, chosen
 from rope_export.parity.judge import Judge
 from rope_export.parity.onnx_file.file import OnnxFile
-from rope_export.parity.recording.against import Other, Side
+from rope_export.parity.recording.against import Other
 from rope_export.parity.recording.files import is_recording
 from rope_export.parity.recording.pairs import check_options, compare_recordings
 from rope_export.parity.recording.recorder import Recorder, check_recording, recording
@@ -25,7 +25,7 @@ from rope_export.parity.report.identity import identified
 from rope_export.parity.report.result import Report
 from rope_export.parity.report.spread import Spread
 from rope_export.parity.rows import Row
-from rope_export.parity.subject import Request, Revealing, Streamed, Subject
+from rope_export.parity.subject import Request, Revealing, Side, Streamed, Subject
 from rope_export.parity.subjects.opening import subject_of
 from rope_export.runtimes import find_runtime
 from rope_export.sessions import Session
@@ -72,12 +72,13 @@ def verify(
     all. spread: whether the report is to keep where errors lie, for its plots. baseline: the JSON
     of an earlier report of this artifact; the verdict is "failed" where an error is more than
     `factor` times what it was, 2 unless given. against: what is compared as well, and with every
-    runtime: another runtime, artifact or engine, or recorded outputs. record: the .npz file that
-    gets inputs and outputs of every call. replay: the file whose inputs are the calls; Polygraphy's
-    JSON too. spec, layer, maps: of a file that others made, its config where the source is not
-    there; the layer of the source that it holds, if it is no whole decoder; names of its tensors by
-    ours, where they are not matched by themselves. threads: that a call on a runtime may use; all
-    cores unless given. progress: called with the name of each case and the share that is done.
+    runtime: another runtime, artifact, engine or .onnx file, or recorded outputs. record: the .npz
+    file that gets inputs and outputs of every call. replay: the file whose inputs are the calls;
+    Polygraphy's JSON too. spec, layer, maps: of a file that others made, its config where the
+    source is not there; the layer of the source that it holds, if it is no whole decoder; names of
+    its tensors by ours, where they are not matched by themselves. threads: that a call on a runtime
+    may use; all cores unless given. progress: called with the name of each case and the share that
+    is done.
     Raises: ArtifactError and CheckpointError for what cannot be read; UnavailableError if a runtime
         that was asked for does not exist; InputError for a case that does not, a baseline of
         something else, or an argument that says nothing here.
@@ -91,6 +92,8 @@ def verify(
         check_options(artifact, options | {"spec": spec, "layer": layer, "maps": maps or None})
         report = compare_recordings(artifact, against, runtimes=runtimes, cases=cases)
     else:
+        other = None if against is None else Other(against, OnnxFile.read)
+        calls = other.path if replay is None and other is not None and other.recorded else replay
         request = Request(
             source=None if source is None else str(source),
             adapter=None if adapter is None else str(adapter),
@@ -101,15 +104,14 @@ def verify(
             layer=layer,
             maps=tuple((maps or {}).items()),
             threads=threads,
+            replay=None if calls is None else str(calls),
         )
         # Its files are in memory from here on: the verdict is about them, whatever replaces them.
-        opened, other = _opened(artifact), None if against is None else Other(against)
+        opened = _opened(artifact)
         own = None if isinstance(opened, OnnxFile) else _identified(opened, request)
         if earlier is not None:
             earlier.check(own)
-        subject = replayed(subject_of(opened, request), replay, other)
-        if place is not None and isinstance(subject, Streamed):
-            raise InputError("`record`: a decoder's calls are not recorded; take a layer.")
+        subject = replayed(subject_of(opened, request), request.replay)
         with ExitStack() as stack:
             report = compare(
                 subject,
@@ -195,17 +197,24 @@ def compare(
         if other is not None:
             if other.runtime is not None and other.runtime not in ("eager", *sessions):
                 sessions |= _open(subject, (other.runtime,), report, stack)
-            sides = other.opened(subject.interface, sessions, report, stack)
+            sides = other.opened(subject, sessions, report, stack)
+        against = tuple(sides) or _named(other, sessions)
         if isinstance(subject, Streamed):
-            both = {k: v for k, v in sides.items() if isinstance(v, Session)}
-            subject.prove({**sessions, **both}, report, seed, progress)
+            subject.prove(
+                {**sessions, **sides},
+                report,
+                seed,
+                progress,
+                against=against,
+                record=None if recorder is None else recorder.add,
+            )
         else:
             judge = Judge(
                 subject=subject,
                 sessions={**sessions, **sides},
                 report=report,
                 seed=seed,
-                against=tuple(sides) or _named(other, sessions),
+                against=against,
                 recorder=recorder,
             )
             _judge_all(judge, subject, cases, progress)

@@ -10,15 +10,14 @@ from rope_export.arrays import to_numpy
 from rope_export.errors import ProfileError, RopeExportError
 from rope_export.parity.cases import Case
 from rope_export.parity.comparison import Arrays
-from rope_export.parity.metrics import errors
+from rope_export.parity.metrics import METRICS, errors
 from rope_export.parity.overflow import Overflows
 from rope_export.parity.problems import Problems
-from rope_export.parity.recording.against import RecordedOutputs, Side
 from rope_export.parity.recording.recorder import Recorder
 from rope_export.parity.report.result import Report
 from rope_export.parity.report.spread import Deviating
 from rope_export.parity.rows import CALLS_FAILED, Row, counted, judged
-from rope_export.parity.subject import Call, Property, Run, Subject
+from rope_export.parity.subject import Call, Property, Run, Side, Subject
 from rope_export.runtimes import all_runtimes
 from rope_export.sessions import Session
 
@@ -87,7 +86,12 @@ class Judge:
         for runtime, other in product(others, [x for x in self.against if x in answers]):
             self._apart(call, answers, runtime, other)
         if self.recorder is not None:
-            self.recorder.add(call, {x: answers[x] for x in answers if _own(x)})
+            self.recorder.add(
+                case,
+                call.inputs,
+                {x: answers[x] for x in answers if _own(x)},
+                {x: {m: call.tolerance(x, m) for m in METRICS} for x in call.bounds},
+            )
 
     def _apart(self, call: Call, answers: Mapping[str, Arrays], runtime: str, other: str) -> None:
         """The rows of how far two runtimes are from each other: by what each may be from the
@@ -158,7 +162,7 @@ class Judge:
         left, right = equality.sides(self.subject.eager)
         eager_errors, bounds = errors(left - right, right), equality.bounds(right)
         for runtime, session in {"eager": None, **self.sessions}.items():
-            if isinstance(session, RecordedOutputs):
+            if session is not None and not isinstance(session, Session):
                 continue
             try:
                 sides = (left, right) if session is None else equality.sides(_run_of(session))
@@ -189,7 +193,7 @@ class Judge:
             self.report.left_out.append(f"{count} cases lie outside of the profiles of {runtime}.")
 
     def _run(self, session: Side, call: Call, runtime: str) -> Arrays | None:
-        if isinstance(session, RecordedOutputs):
+        if not isinstance(session, Session):
             return session.of(call.case.name)
         try:
             return _run_of(session)(call.inputs)

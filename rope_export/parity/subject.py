@@ -8,10 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from rope_export.errors import InputError
 from rope_export.interface import Interface
 from rope_export.parity.bounds import Bounds, tolerance
 from rope_export.parity.cases import Case
@@ -19,6 +20,9 @@ from rope_export.parity.comparison import Arrays, Expected
 from rope_export.parity.report.located import Located
 from rope_export.parity.report.result import Report
 from rope_export.sessions import Session
+
+if TYPE_CHECKING:
+    from rope_export.parity.onnx_file.file import OnnxFile
 
 Run = Callable[[Arrays], Arrays]
 Progress = Callable[[str, float], None]
@@ -30,8 +34,8 @@ class Request:
 
     cases: names of those that are compared, if not all. spec: the config of a file that others
     made, where its source is not there. layer: of such a file, which one it holds, if it is no
-    whole decoder. maps: names of its tensors, (ours, theirs).
-    threads: that a call on a runtime may use.
+    whole decoder. maps: names of its tensors, (ours, theirs). threads: that a call on a runtime may
+    use. replay: the file whose calls are compared in place of the subject's own.
     """
 
     source: str | None = None
@@ -43,6 +47,7 @@ class Request:
     layer: int | None = None
     maps: tuple[tuple[str, str], ...] = ()
     threads: int | None = None
+    replay: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,6 +108,21 @@ class Whereabouts:
     notes: tuple[str, ...] = ()
 
 
+class Outputs(Protocol):
+    """What a runtime made of calls, as a file has it."""
+
+    def of(self, case: str) -> Arrays | None:
+        """The outputs of one call by name, or nothing where the file has none."""
+
+
+Side = Session | Outputs
+"""What gives outputs: by running calls, or from a file."""
+
+Record = Callable[[str, Arrays, Mapping[str, Arrays], Mapping[str, Mapping[str, float]]], None]
+"""Keeps one call: the case, its inputs, the outputs by runtime, the tolerances by output and
+metric."""
+
+
 class Streamed(ABC):
     """Something that is judged in its own order, so that it need not be in memory as a whole."""
 
@@ -129,9 +149,27 @@ class Streamed(ABC):
 
     @abstractmethod
     def prove(
-        self, sessions: Mapping[str, Session], report: Report, seed: int, progress: Progress
+        self,
+        sessions: Mapping[str, Side],
+        report: Report,
+        seed: int,
+        progress: Progress,
+        *,
+        against: Sequence[str] = (),
+        record: Record | None = None,
     ) -> None:
-        """Write every row of the sessions, by runtime, into the report."""
+        """Write every row of the sessions, by runtime, into the report.
+
+        against: names among these, with which every other one is compared too. record: is given
+        every call of the whole model.
+        """
+
+    @abstractmethod
+    def beside(self, file: "OnnxFile", runtime: str) -> Session:
+        """A session on a file that somebody else made of the same.
+
+        Raises: UnavailableError if its tensors cannot be matched, or it cannot run here.
+        """
 
     @abstractmethod
     def record(self, evidence: Mapping[str, Any]) -> str | None:
@@ -174,6 +212,13 @@ class Subject(Protocol):
 
         Raises: UnavailableError with the reason if it cannot run here.
         """
+
+    def beside(self, file: "OnnxFile", runtime: str) -> Session:
+        """A session on a file that somebody else made of the same, which takes the same calls.
+
+        Raises: InputError and UnavailableError for a file that does not, or cannot run here.
+        """
+        raise InputError(f"`against`={file.path}: no file of others is compared with this.")
 
     def record(self, evidence: Mapping[str, Any]) -> str | None:
         """Keep what was found beside the subject.

@@ -1,6 +1,6 @@
 """An artifact's calls on a text: of the whole model, and of a part that was cut out of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from rope_export.interface import Interface
 from rope_export.parity.decoder.blocks import Block
 from rope_export.parity.decoder.cut import ENTERING, ZEROS, Cut
 from rope_export.parity.decoder.passage import Passage
+from rope_export.parity.subject import Outputs, Side
 from rope_export.sessions import Session
 
 Arrays = dict[str, np.ndarray]
@@ -107,6 +108,48 @@ def cut_inputs(
             tensor = interface.input(pair.input)
             given[pair.input] = np.zeros(tensor.sized(sizes), numpy_dtype(tensor.dtype))
     return {name: given[name] for name in cut.inputs}
+
+
+class RecordedCalls:
+    """The outputs of one recorded call, in place of a session's. interface: of what the file has of
+    them, which may be the logits alone."""
+
+    def __init__(self, recorded: Outputs, passage: Passage, interface: Interface) -> None:
+        case = passage.case(0)
+        self.outputs, self.inputs = recorded.of(case) or {}, passage.text.cached(interface, 0)
+        names = self.outputs.keys()
+        self.interface = replace(
+            interface,
+            outputs=tuple(x for x in interface.outputs if x.name in (*names, "logits")),
+            caches=tuple(x for x in interface.caches if x.output in names),
+        )
+
+    def run(self, call: int) -> tuple[Arrays, Arrays]:
+        """What the caches were before the call, and its outputs; none where the file has none."""
+        return self.inputs, self.outputs
+
+
+class Kept:
+    """One call for a recording: the inputs that the first session had, and what each session makes
+    of these."""
+
+    def __init__(self) -> None:
+        self.inputs: Arrays = {}
+        self.answers: dict[str, Arrays] = {}
+
+    def add(self, runtime: str, session: Side, inputs: Arrays, outputs: Arrays) -> None:
+        """inputs, outputs: of the session's own calls, each upon what it has cached itself."""
+        if self.answers and isinstance(session, Session):
+            outputs = {name: to_numpy(x) for name, x in session.run(self.inputs).items()}
+        self.inputs = self.inputs or inputs
+        self.answers[runtime] = outputs
+
+
+def calls_of(side: Side, passage: Passage, interface: Interface) -> Calls | RecordedCalls:
+    """The calls of one text. interface: of the artifact that is judged."""
+    if isinstance(side, Session):
+        return Calls(side, passage)
+    return RecordedCalls(side, passage, interface)
 
 
 def layer_inputs(

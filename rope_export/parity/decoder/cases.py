@@ -7,9 +7,11 @@ from zlib import crc32
 
 import numpy as np
 
+from rope_export.arrays import numpy_dtype
 from rope_export.artifacts.decoder import DecoderManifest
 from rope_export.interface import Interface
 from rope_export.parity.cases import SPARE, check_chosen
+from rope_export.parity.comparison import Arrays
 from rope_export.spec import AttentionSpec
 
 GREEDY = "greedy"
@@ -80,6 +82,17 @@ class Text:
         """Drawn tokens, (rows, total)."""
         stream = np.random.Generator(np.random.PCG64([seed, crc32(self.name.encode())]))
         return stream.integers(min(3, vocabulary - 1), vocabulary, (self.rows, self.total))
+
+    def cached(self, interface: Interface, seed: int) -> Arrays:
+        """Normal numbers for every slot of the past, by the caches; nothing without a past."""
+        drawn: Arrays = {}
+        for pair in interface.caches if self.past else ():
+            tensor, slots = interface.input(pair.input), max(self.past)
+            shape = tensor.sized({"batch": self.rows, "past": slots, "capacity": slots})
+            stream = np.random.Generator(np.random.PCG64([seed, crc32(pair.input.encode())]))
+            values = stream.standard_normal(shape, np.float32)
+            drawn[pair.input] = values.astype(numpy_dtype(tensor.dtype))
+        return drawn
 
 
 LARGEST_PAST = 1 << 29

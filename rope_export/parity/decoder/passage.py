@@ -5,13 +5,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rope_export.arrays import numpy_dtype, to_torch
+from rope_export.arrays import to_torch
 from rope_export.interface import Interface
 from rope_export.parity.decoder.cases import Text
 from rope_export.parity.decoder.exact import Float64
@@ -44,7 +43,7 @@ class Passage:
         interface: Interface | None = None,
     ) -> None:
         self.text, self.theirs = text, theirs
-        self.drawn = {} if interface is None else _drawn(text, interface, seed)
+        self.drawn = {} if interface is None else text.cached(interface, seed)
         self.ids = text.ids(vocabulary, seed)
         self.mask, self.positions = text.mask(), text.positions()
         self.groups = [
@@ -138,18 +137,6 @@ class Passage:
             past = to_torch(np.ascontiguousarray(values[list(rows), :, :start]))
             layers.setdefault(int(name.split(".")[1]), []).append(past)
         return layers
-
-
-def _drawn(text: Text, interface: Interface, seed: int) -> dict[str, np.ndarray]:
-    """Normal numbers for every slot of a text's past, by the caches."""
-    drawn: dict[str, np.ndarray] = {}
-    for pair in interface.caches if text.past else ():
-        tensor, slots = interface.input(pair.input), max(text.past)
-        shape = tensor.sized({"batch": text.rows, "past": slots, "capacity": slots})
-        stream = np.random.Generator(np.random.PCG64([seed, crc32(pair.input.encode())]))
-        values = stream.standard_normal(shape, np.float32)
-        drawn[pair.input] = values.astype(numpy_dtype(tensor.dtype))
-    return drawn
 
 
 def called(

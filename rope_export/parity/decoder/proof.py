@@ -23,7 +23,7 @@ from rope_export.parity.decoder.whole import Whole
 from rope_export.parity.report.located import Located
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import TEXT
-from rope_export.parity.subject import Progress
+from rope_export.parity.subject import Progress, Record, Side
 from rope_export.sessions import Session
 
 Locate = Callable[[str, Passage, int, int, np.ndarray], None]
@@ -43,18 +43,21 @@ class Decoder:
     last: whether its logits are those of the last new token alone. cutter: of its layers, if they
     can be cut out. layer_sessions: opens a cut layer, by the runtime. locate: looks for the first
     wrong tensor of a layer that is outside of its tolerance; locate_outer: before the first layer
-    and, unless a layer is wrong, after the last.
+    and, unless a layer is wrong, after the last. against,
+    record: as for `Whole`.
     """
 
     interface: Interface
     dtype: str
     layers: int
     last: bool
-    sessions: Mapping[str, Session]
+    sessions: Mapping[str, Side]
     cutter: Cutter | None
     layer_sessions: Mapping[str, Callable[[bytes], RunLayer]]
     locate: Locate | None = None
     locate_outer: LocateOuter | None = None
+    against: Sequence[str] = ()
+    record: Record | None = None
 
     def present(self, layer: int) -> list[str]:
         """The outputs that are the cache of one layer."""
@@ -87,10 +90,13 @@ class Proof:
         self.decoder, self.theirs, self.passages = decoder, theirs, passages
         self.greedy, self.verdicts = greedy, verdicts
         self.whole = Whole(
+            decoder.interface,
             decoder.sessions,
             verdicts,
             last=decoder.last,
             judged=not theirs.int8_blocks,
+            against=decoder.against,
+            record=decoder.record,
         )
         self.unknown: set[str] = set()
         self._kept: dict[int, Layer | None] = {}
@@ -127,6 +133,8 @@ class Proof:
             return None
         progress("greedy text", 0.0)
         for name, session in self.decoder.sessions.items():
+            if not isinstance(session, Session):
+                continue
             try:
                 self.greedy.generate(session)
             except ProfileError:

@@ -2,8 +2,9 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from rope_export.parity.metrics import METRICS, RELATIVE, SCALED_MAX, errors
 from rope_export.parity.report.located import Located
 from rope_export.parity.report.result import Report
 from rope_export.parity.report.spread import deviating
-from rope_export.parity.rows import counted, judged
+from rope_export.parity.rows import Row, counted, judged
 
 UNBOUNDED = dict.fromkeys(METRICS, math.inf)
 
@@ -36,12 +37,13 @@ class LogitTolerance:
 class Verdicts:
     """Writes rows into a report. first: for each runtime the first layer that is outside of its
     tolerance, with the row that shows it. outer: what is wrong before the first layer or after the
-    last."""
+    last. tolerances: of the outputs of whole calls, by the case, the output and the metric."""
 
     def __init__(self, report: Report, dtype: str, seed: int) -> None:
         self.report, self.dtype, self.seed = report, dtype, seed
         self.first: dict[str, tuple[int, str]] = {}
         self.outer: dict[str, Located] = {}
+        self.tolerances: dict[str, dict[str, dict[str, float]]] = {}
         self.eager_errors: dict[tuple[str, str], Mapping[str, float]] = {}
 
     def layer(
@@ -104,9 +106,11 @@ class Verdicts:
         judged_tokens: np.ndarray,
         positions: np.ndarray,
         runtimes: Mapping[str, np.ndarray],
+        against: Sequence[str] = (),
     ) -> LogitTolerance:
         """The logits in the end, (rows, tokens, vocabulary): within twice the larger of eager's
-        error and the floor, without a ceiling. judged_tokens, positions: as for `layer`.
+        error and the floor, without a ceiling. judged_tokens, positions: as for `layer`. against:
+        which of the runtimes, or "eager", every other one is compared with too.
 
         Returns: what this allows of one logit.
         """
@@ -116,8 +120,12 @@ class Verdicts:
         unit = np.linalg.norm(exact, axis=-1, keepdims=True)
         eager_errors = errors((eager - exact) / unit, exact / unit)
         bounds = Bounds(ceilings=UNBOUNDED, floors=floor)
-        for runtime, value in runtimes.items():
-            difference = (value[judged_tokens] - exact) / unit
+        allowed = {name: tolerance(eager_errors[name], floor[name]) for name in METRICS}
+        self.tolerances[case] = {"logits": allowed}
+        values = {name: value[judged_tokens] for name, value in runtimes.items()}
+        self._apart(case, {**values, "eager": eager}, exact, eager_errors, against)
+        for runtime, value in values.items():
+            difference = (value - exact) / unit
             rows = judged(
                 case=case,
                 seed=self.seed,
@@ -134,6 +142,37 @@ class Verdicts:
         share = float(np.max(np.abs(exact / unit)))
         largest, mean = (tolerance(eager_errors[x], floor[x]) for x in (SCALED_MAX, RELATIVE))
         return LogitTolerance(largest=share * largest, mean=mean / math.sqrt(exact.shape[-1]))
+
+    def _apart(
+        self,
+        case: str,
+        values: Mapping[str, np.ndarray],
+        exact: np.ndarray,
+        eager_errors: Mapping[str, float],
+        against: Sequence[str],
+    ) -> None:
+        """The rows of how far the logits of two runtimes are from each other: each may be off by
+        its own tolerance, eager by its error."""
+        unit, allowed = np.linalg.norm(exact, axis=-1, keepdims=True), self.tolerances[case]
+        others = [name for name in against if name in values]
+        for one, other in product([x for x in values if x not in ("eager", *against)], others):
+            apart = errors((values[one] - values[other]) / unit, exact / unit)
+            for metric, error in apart.items():
+                own = allowed["logits"][metric]
+                most = own + (eager_errors[metric] if other == "eager" else own)
+                self.report.rows.append(
+                    Row(
+                        case=case,
+                        seed=self.seed,
+                        runtime=f"{one} against {other}",
+                        output="logits",
+                        metric=metric,
+                        error=error,
+                        eager_error=eager_errors[metric],
+                        tolerance=most,
+                        status="passed" if error <= most else "failed",
+                    )
+                )
 
     def count(self, *, case: str, runtime: str, output: str, metric: str, error: float) -> bool:
         """A row whose error must be 0. Returns: whether it is."""
@@ -162,7 +201,8 @@ class Verdicts:
                 f"layers.{layer} is the first outside of its tolerance on {runtime}: {what}."
             )
         failed = {row.runtime for row in self.report.rows if row.status == "failed"}
-        for runtime in sorted(failed - {"file", *self.first, *self.outer}):
+        alone = {name for name in failed if " " not in name}  # not another side, or two
+        for runtime in sorted(alone - {"file", *self.first, *self.outer}):
             self.report.problems.append(
                 f"no layer alone is outside of its tolerance on {runtime}: look before the first, "
                 f"after the last, and at what one layer hands to the next."

@@ -1,39 +1,45 @@
 """The whole model: from the first token to the last logit, with caches of the artifact's own."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from rope_export.errors import ProfileError, RopeExportError
-from rope_export.interface import TensorType
+from rope_export.interface import Interface, TensorType
 from rope_export.parity.bounds import TIMES
-from rope_export.parity.decoder.calls import Arrays, Calls, changed_bits
+from rope_export.parity.decoder.calls import Arrays, Kept, calls_of, changed_bits
 from rope_export.parity.decoder.passage import Passage, last_new
 from rope_export.parity.decoder.verdicts import Floors, LogitTolerance, Verdicts
 from rope_export.parity.rows import CALLS_FAILED
-from rope_export.sessions import Session
+from rope_export.parity.subject import Record, Side
+from rope_export.runtimes import all_runtimes
 
 
 class Whole:
     """The rows of the logits, and of what a call may not change.
 
     last: whether the logits are those of the last new token alone. judged: whether logits are
-    judged; without, only what a call may not change. tolerance: the largest of one
+    judged; without, only what a call may not change. against: names among the sessions, with which
+    every other one is compared too. record: is given every call. tolerance: the largest of one
     logit so far. doubtful: tokens that are not judged.
     outside: texts that have a call outside of the profiles of an engine, by the runtime.
     """
 
     def __init__(
         self,
-        sessions: Mapping[str, Session],
+        interface: Interface,
+        sessions: Mapping[str, Side],
         verdicts: Verdicts,
         *,
         last: bool,
         judged: bool,
+        against: Sequence[str] = (),
+        record: Record | None = None,
     ) -> None:
-        self.sessions, self.verdicts = sessions, verdicts
-        self.last, self.judged = last, judged
+        self.interface, self.sessions, self.verdicts = interface, sessions, verdicts
+        self.last, self.judged, self.against = last, judged, against
+        self.record = record
         self.tolerance, self.doubtful = LogitTolerance(), 0
         self.outside: Counter[str] = Counter()
         self.floors = Floors(verdicts.dtype)
@@ -49,12 +55,17 @@ class Whole:
         """Run a text on every session, and judge its logits."""
         exact, eager = (passage.logits(x, self.last) for x in ("exact", "eager"))
         results: list[Arrays] = [{} for _ in exact]
+        kept = [Kept() for _ in exact]
         for runtime, session in self.sessions.items():
             try:
-                calls = Calls(session, passage)
+                calls = calls_of(session, passage, self.interface)
                 for call, logits in enumerate(exact):
                     inputs, outputs = calls.run(call)
-                    if self._well_formed(passage, call, runtime, inputs, outputs, logits.shape):
+                    if self.record is not None and runtime in all_runtimes():
+                        kept[call].add(runtime, session, inputs, outputs)
+                    outputs = self._as_ours(outputs, calls.interface, passage.new(call))
+                    form = calls.interface, inputs, outputs, logits.shape
+                    if outputs and self._well_formed(passage, call, runtime, *form):
                         results[call][runtime] = outputs["logits"].astype(np.float64)
             except ProfileError:
                 self.outside[runtime] += 1
@@ -73,8 +84,22 @@ class Whole:
                 judged_tokens=tokens,
                 positions=last_new(positions, passage.new(call)) if self.last else positions,
                 runtimes=results[call],
+                against=self.against,
             )
             self.tolerance = self.tolerance.or_more(tolerance)
+        for call, one in enumerate(kept if self.record is not None else ()):
+            if self.record is not None and one.answers:
+                case = passage.case(call)
+                allowed = self.verdicts.tolerances.get(case, {})
+                self.record(case, one.inputs, one.answers, allowed)
+
+    def _as_ours(self, outputs: Arrays, interface: Interface, new: np.ndarray) -> Arrays:
+        """The outputs with the logits of the last new tokens alone, where ours are those, and the
+        other side's are of all."""
+        every = interface.output("logits").shape[1] != 1
+        if not (outputs and self.last and every):
+            return outputs
+        return {**outputs, "logits": last_new(outputs["logits"], new)}
 
     def failed(self, case: str, runtime: str, output: str, error: RopeExportError) -> None:
         """A runtime did not do what it was asked for."""
@@ -101,19 +126,19 @@ class Whole:
         passage: Passage,
         call: int,
         runtime: str,
+        interface: Interface,
         inputs: Arrays,
         outputs: Arrays,
         logits: tuple[int, ...],
     ) -> bool:
         """Whether every output has its name, dtype and shape, and the past its bits."""
-        case, interface = passage.case(call), self.sessions[runtime].interface
+        case = passage.case(call)
         starts, _ = passage.bounds(call)
         before = {x.output: inputs[x.input] for x in interface.caches}
-        new = passage.new(call).shape[1] if interface.cache == "growing" else 0
         sound = True
         for tensor in interface.outputs:
             past = before.get(tensor.name)
-            shape = logits if past is None else _grown(past, new)
+            shape = logits if past is None else _grown(past, passage.new(call), interface.cache)
             wrong = _another_form(tensor, shape, outputs.get(tensor.name))
             if wrong is not None:
                 self.verdicts.count(
@@ -148,9 +173,10 @@ class Whole:
             self.verdicts.outside(runtime, int(output.split(".")[1]), what)
 
 
-def _grown(past: np.ndarray, new: int) -> tuple[int, ...]:
-    """The shape of a cache with so many slots more."""
-    return (*past.shape[:2], past.shape[2] + new, *past.shape[3:])
+def _grown(past: np.ndarray, new: np.ndarray, cache: str) -> tuple[int, ...]:
+    """The shape of a cache after a call. new: its tokens."""
+    more = new.shape[1] if cache == "growing" else 0
+    return (*past.shape[:2], past.shape[2] + more, *past.shape[3:])
 
 
 def _another_form(

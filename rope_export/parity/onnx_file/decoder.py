@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rope_export.errors import RopeExportError
+from rope_export.interface import Interface
 from rope_export.parity.decoder.calls import Calls
 from rope_export.parity.decoder.greedy import Greedy, NoText
 from rope_export.parity.decoder.passage import Passage
@@ -12,6 +13,7 @@ from rope_export.parity.decoder.proof import Decoder, Proof
 from rope_export.parity.decoder.theirs import Theirs
 from rope_export.parity.decoder.verdicts import Verdicts
 from rope_export.parity.metrics import errors
+from rope_export.parity.subject import Record, Side
 from rope_export.sessions import Session
 
 
@@ -38,17 +40,26 @@ class FileProof(Proof):
 
 
 def file_decoder(
-    sessions: Mapping[str, Session], dtype: str, layers: int, *, last: bool
+    interface: Interface,
+    sessions: Mapping[str, Side],
+    dtype: str,
+    layers: int,
+    *,
+    last: bool,
+    against: Sequence[str] = (),
+    record: Record | None = None,
 ) -> Decoder:
     """The file as `Proof` takes it."""
     return Decoder(
-        interface=next(iter(sessions.values())).interface,
+        interface=interface,
         dtype=dtype,
         layers=layers,
         last=last,
         sessions=sessions,
         cutter=None,
         layer_sessions={},
+        against=against,
+        record=record,
     )
 
 

@@ -72,6 +72,9 @@ class LayerRunner(Runner):
         if name == "hidden_states":
             return values[name].astype(dtype)
         matched = self._matched
+        if name == "attention_mask" and name not in values:
+            slots = axes["capacity"] if matched.fixed else axes["past"] + axes["sequence"]
+            values = {**values, name: np.ones((axes["batch"], slots), np.int64)}
         if name == "attention_mask" and matched.fixed and not matched.whole_mask:
             covered = int(values[LENGTHS].max()) + axes["sequence"]
             values = {**values, name: values[name][:, :covered]}

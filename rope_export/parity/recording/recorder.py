@@ -16,7 +16,6 @@ from rope_export import paths
 from rope_export.artifacts import swap
 from rope_export.errors import InputError
 from rope_export.parity.metrics import METRICS
-from rope_export.parity.subject import Call
 from rope_export.version import VERSION
 
 MARK = "rope_export.npy"
@@ -33,17 +32,23 @@ class Recorder:
         self._archive = archive
         self._add(MARK, np.array(VERSION))
 
-    def add(self, call: Call, answers: Mapping[str, Arrays]) -> None:
-        """One call. answers: the outputs by name, by the runtime."""
-        case = call.case.name
-        for name, value in call.inputs.items():
+    def add(
+        self,
+        case: str,
+        inputs: Arrays,
+        answers: Mapping[str, Arrays],
+        tolerances: Mapping[str, Mapping[str, float]],
+    ) -> None:
+        """One call. answers: the outputs by name, by the runtime. tolerances: what the errors of a
+        runtime may be, by output and metric."""
+        for name, value in inputs.items():
             self._add(f"{case}/inputs/{name}.npy", value)
         for runtime, outputs in answers.items():
             for name, value in outputs.items():
                 self._add(f"{case}/outputs/{runtime}/{name}.npy", value)
-        for name in call.bounds:
-            allowed = np.array([call.tolerance(name, metric) for metric in METRICS])
-            self._add(f"{case}/tolerances/{name}.npy", allowed)
+        for name, allowed in tolerances.items():
+            values = np.array([allowed[metric] for metric in METRICS])
+            self._add(f"{case}/tolerances/{name}.npy", values)
 
     def _add(self, name: str, value: np.ndarray) -> None:
         with self._archive.open(name, "w", force_zip64=True) as file:

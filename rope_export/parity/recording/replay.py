@@ -2,17 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rope_export import paths
 from rope_export.errors import InputError
 from rope_export.interface import Interface
 from rope_export.parity.cases import Case
 from rope_export.parity.comparison import Arrays, Expected
-from rope_export.parity.recording.against import Other
 from rope_export.parity.recording.files import Recording, checked_inputs
 from rope_export.parity.report.result import Report
 from rope_export.parity.subject import (
@@ -25,6 +22,9 @@ from rope_export.parity.subject import (
     Whereabouts,
 )
 from rope_export.sessions import Session
+
+if TYPE_CHECKING:
+    from rope_export.parity.onnx_file.file import OnnxFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,9 @@ class Replayed(Subject):
     def open(self, runtime: str) -> Session:
         return self.subject.open(runtime)
 
+    def beside(self, file: "OnnxFile", runtime: str) -> Session:
+        return self.subject.beside(file, runtime)
+
     def record(self, evidence: Mapping[str, Any]) -> None:
         """Evidence is about whole runs."""
 
@@ -102,30 +105,20 @@ class Replayed(Subject):
         return Revealing()
 
 
-def replayed(
-    subject: Subject | Streamed, replay: str | Path | None, other: Other | None
-) -> Subject | Streamed:
-    """The subject on the calls of a recording, where there is one: that which is to be replayed, or
-    whose outputs are the other side.
+def replayed(subject: Subject | Streamed, path: str | None) -> Subject | Streamed:
+    """The subject on the calls of a recording, where there is one. What is streamed reads them
+    itself (`Request.replay`).
 
-    Raises: InputError for a subject that is not judged call by call, or a recording without inputs.
+    Raises: InputError for a recording without inputs.
     """
-    path = replay
-    if path is None and other is not None and other.recorded:
-        path = other.path
     if path is None:
         return subject
-    if isinstance(subject, Streamed):
-        raise InputError(
-            f"{paths.shown(path)}: a decoder is judged on texts of its own, not on recorded calls. "
-            f"Replay those of a layer."
-        )
     recording = Recording(path, subject.interface)
     if not any(map(recording.inputs, recording.cases)):
         raise InputError(
             f"{recording.shown}: holds outputs without their inputs; give those with `replay`."
         )
-    return Replayed(subject, recording)
+    return subject if isinstance(subject, Streamed) else Replayed(subject, recording)
 
 
 def recorded_case(name: str, inputs: Arrays, interface: Interface) -> RecordedCase:

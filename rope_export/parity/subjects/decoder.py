@@ -26,14 +26,18 @@ from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.prompts import drawn_prompts, generated, text_prompts
 from rope_export.parity.decoder.proof import Decoder, Proof
 from rope_export.parity.decoder.read_back import weight_rows
+from rope_export.parity.decoder.recorded import RecordedText, replayed_texts
 from rope_export.parity.decoder.running import layer_runner
 from rope_export.parity.decoder.theirs import Theirs, their_model, their_model_of_file
 from rope_export.parity.decoder.verdicts import Verdicts
 from rope_export.parity.locate.decoder import DecoderLocator
 from rope_export.parity.locate.outer import OuterLocator
+from rope_export.parity.onnx_file.file import OnnxFile
+from rope_export.parity.onnx_file.opened import decoder_beside
 from rope_export.parity.report.result import Report
-from rope_export.parity.subject import Progress, Request, Streamed
-from rope_export.parity.subjects.opening import open_on, origin_path
+from rope_export.parity.sessions import open_on
+from rope_export.parity.subject import Progress, Record, Request, Side, Streamed
+from rope_export.parity.subjects.opening import origin_path
 from rope_export.reading.models import quiet
 from rope_export.reading.verdict import Reading
 from rope_export.sessions import Session
@@ -89,7 +93,14 @@ class DecoderSubject(Streamed):
         return open_on(self.opened, runtime, self.request.threads)
 
     def prove(
-        self, sessions: Mapping[str, Session], report: Report, seed: int, progress: Progress
+        self,
+        sessions: Mapping[str, Side],
+        report: Report,
+        seed: int,
+        progress: Progress,
+        *,
+        against: Sequence[str] = (),
+        record: Record | None = None,
     ) -> None:
         if not sessions:
             return
@@ -115,13 +126,16 @@ class DecoderSubject(Streamed):
             layer_sessions=runs,
             locate=None if locator is None else locator.look,
             locate_outer=None if outer is None else outer.look,
+            against=against,
+            record=record,
         )
+        recorded = self._recorded(report)
         passages = [
             Passage(text, theirs, facts.vocabulary, seed, facts.interface)
-            for text in chosen_texts(self.texts(), self.request.cases)
+            for text in chosen_texts(recorded or self.texts(), self.request.cases)
         ]
         greedy: Greedy = NoText()
-        if generates(self.request.cases):
+        if recorded is None and generates(self.request.cases):
             prompts = self._prompts(report, seed)
             greedy = Greedy(theirs, prompts, generated(self.specs, facts.positions, prompts))
         verdicts = Verdicts(report, facts.dtype, seed)
@@ -129,6 +143,10 @@ class DecoderSubject(Streamed):
         if locator is not None:
             report.located += tuple(found for _, found in locator.located.values())
             report.left_out += locator.notes
+
+    def _recorded(self, report: Report) -> list[RecordedText] | None:
+        """The texts of the calls that are replayed, if some are."""
+        return replayed_texts(self.request, self.interface, self.facts.vocabulary, report)
 
     def _locator(self, theirs: Theirs, cutter: Cutter) -> DecoderLocator:
         """What looks for the first wrong tensor."""
@@ -176,7 +194,25 @@ class DecoderSubject(Streamed):
         """The texts that it is judged on."""
         return regular_texts(self.specs, self.facts)
 
+    def beside(self, file: OnnxFile, runtime: str) -> Session:
+        layers = [self.specs[at] for at in self.facts.layers if at is not None]
+        if len(layers) < len(self.facts.layers):
+            raise InputError(
+                f"`against`={file.path}: the artifact has layers that do not attend, of which "
+                f"files of others are not judged."
+            )
+        return decoder_beside(
+            file,
+            layers,
+            self.facts.vocabulary,
+            dict(self.request.maps),
+            runtime,
+            last=self.facts.logits == "last",
+        )
+
     def record(self, evidence: Mapping[str, Any]) -> str | None:
+        if self.request.replay is not None:
+            return None  # evidence is about whole runs
         return self.artifact.record(parity={**evidence, "files": model_hashes(self.artifact)})
 
     @cached_property

@@ -11,9 +11,8 @@ from rope_export.parity.decoder.cases import Text
 from rope_export.parity.engine.corners import corner_texts
 from rope_export.parity.engine.numbers import compared_numbers, structure_rows
 from rope_export.parity.report.result import Report
-from rope_export.parity.subject import Progress, Request
+from rope_export.parity.subject import Progress, Record, Request, Side
 from rope_export.parity.subjects.decoder import DecoderSubject
-from rope_export.sessions import Session
 
 AFFORDABLE = 2**23
 """Numbers of one call that are compared unless asked for more: of its logits, or of the scores of
@@ -52,13 +51,22 @@ class DecoderEngineSubject(DecoderSubject):
         return [*super().texts(), *self.corners]
 
     def prove(
-        self, sessions: Mapping[str, Session], report: Report, seed: int, progress: Progress
+        self,
+        sessions: Mapping[str, Side],
+        report: Report,
+        seed: int,
+        progress: Progress,
+        *,
+        against: Sequence[str] = (),
+        record: Record | None = None,
     ) -> None:
-        super().prove(sessions, report, seed, progress)
-        if not self.request.cases:
+        super().prove(sessions, report, seed, progress, against=against, record=record)
+        if not self.request.cases and self.request.replay is None:
             report.numbers = compared_numbers(self.engine, report)
 
     def record(self, evidence: Mapping[str, Any]) -> str | None:
+        if self.request.replay is not None:
+            return None
         return self.engine.record(parity={**evidence, "files": model_hashes(self.engine)})
 
     def _numbers(self, text: Text) -> int:

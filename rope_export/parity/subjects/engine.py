@@ -11,7 +11,9 @@ from rope_export.parity.cases import Case
 from rope_export.parity.comparison import Arrays, Expected
 from rope_export.parity.engine.corners import corner_cases
 from rope_export.parity.engine.numbers import compared_numbers, structure_rows
+from rope_export.parity.onnx_file.file import OnnxFile
 from rope_export.parity.report.result import Report
+from rope_export.parity.sessions import open_on
 from rope_export.parity.subject import (
     Call,
     Failures,
@@ -23,7 +25,7 @@ from rope_export.parity.subject import (
     Whereabouts,
 )
 from rope_export.parity.subjects.decoder_engine import DecoderEngineSubject
-from rope_export.parity.subjects.opening import open_on, subject_of
+from rope_export.parity.subjects.opening import subject_of
 from rope_export.sessions import Session
 
 AFFORDABLE = 2**26
@@ -77,6 +79,9 @@ class EngineSubject(Subject):
 
     def open(self, runtime: str) -> Session:
         return open_on(self.engine, runtime, self.request.threads)
+
+    def beside(self, file: OnnxFile, runtime: str) -> Session:
+        return self.model.beside(file, runtime)
 
     def record(self, evidence: Mapping[str, Any]) -> str | None:
         return self.engine.record(parity={**evidence, "files": model_hashes(self.engine)})

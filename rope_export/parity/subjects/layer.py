@@ -26,7 +26,10 @@ from rope_export.parity.layer.visible import revealing_calls
 from rope_export.parity.layer.weights import Weights, true_weights
 from rope_export.parity.locate.layer import LayerLocator
 from rope_export.parity.metrics import errors
+from rope_export.parity.onnx_file.file import OnnxFile
+from rope_export.parity.onnx_file.opened import layer_beside
 from rope_export.parity.report.result import Report
+from rope_export.parity.sessions import open_on
 from rope_export.parity.subject import (
     Call,
     Failures,
@@ -36,7 +39,7 @@ from rope_export.parity.subject import (
     Subject,
     Whereabouts,
 )
-from rope_export.parity.subjects.opening import open_on, origin_path
+from rope_export.parity.subjects.opening import origin_path
 from rope_export.sessions import Session
 from rope_export.spec import AttentionSpec
 
@@ -110,6 +113,9 @@ class LayerSubject(Subject):
 
     def open(self, runtime: str) -> Session:
         return open_on(self.artifact, runtime, self.request.threads)
+
+    def beside(self, file: OnnxFile, runtime: str) -> Session:
+        return layer_beside(file, self.spec, self.interface, dict(self.request.maps), runtime)
 
     def record(self, evidence: Mapping[str, Any]) -> str | None:
         return self.artifact.record(parity={**evidence, "files": model_hashes(self.artifact)})

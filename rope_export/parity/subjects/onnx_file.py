@@ -5,17 +5,15 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
-
-from rope_export.arrays import numpy_dtype
 from rope_export.checkpoints import Model, open_model
 from rope_export.decoder.source import config_of
-from rope_export.errors import InputError, RopeExportError
-from rope_export.interface import LENGTHS, Interface
+from rope_export.errors import InputError
+from rope_export.interface import Interface
 from rope_export.parity.decoder.cases import chosen_texts, generates
 from rope_export.parity.decoder.exact import Widened
 from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.decoder.prompts import drawn_prompts, generated
+from rope_export.parity.decoder.recorded import replayed_texts
 from rope_export.parity.decoder.theirs import Theirs, their_model
 from rope_export.parity.onnx_file.causes import Causes
 from rope_export.parity.onnx_file.decoder import (
@@ -35,21 +33,19 @@ from rope_export.parity.onnx_file.file import OnnxFile
 from rope_export.parity.onnx_file.greedy import RowGreedy
 from rope_export.parity.onnx_file.int8 import rounds_to_int8, without_rounding
 from rope_export.parity.onnx_file.names import Matched, match_decoder
+from rope_export.parity.onnx_file.opened import decoder_beside, probed
 from rope_export.parity.onnx_file.runner import FileRunner, start
 from rope_export.parity.onnx_file.shared import SHARED, with_shared_buffers
 from rope_export.parity.onnx_file.texts import Judged, file_texts, lines
 from rope_export.parity.onnx_file.weights import fill
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import Row
-from rope_export.parity.subject import Progress, Request, Streamed
+from rope_export.parity.subject import Progress, Record, Request, Side, Streamed
 from rope_export.parity.subjects.onnx_file_layer import FileLayerSubject
 from rope_export.reading.models import quiet
 from rope_export.sessions import Session
 
 READ_BACK = "of the config; its weights are read from the file"
-
-PROBED = 3
-"""Tokens of the call that tells whether the file gives the logits of all of them."""
 
 
 class FileSubject(Streamed):
@@ -70,6 +66,7 @@ class FileSubject(Streamed):
         self.source = dict(source.layers[0].facts)
         self._rows: list[Row] = []
         self._quantization_error: dict[str, float] | None = None
+        self._last = False  # told by the first session
 
     @property
     def interface(self) -> Interface:
@@ -98,18 +95,16 @@ class FileSubject(Streamed):
 
     def open(self, runtime: str) -> Session:
         inner = start(without_rounding(self.file), runtime)
-        return self._session(FileRunner(inner, self.matched, self._heads), self.matched)
+        session = self._session(FileRunner(inner, self.matched, self._heads), self.matched)
+        self._last = session.interface.output("logits").shape[1] == 1
+        return session
+
+    def beside(self, file: OnnxFile, runtime: str) -> Session:
+        return decoder_beside(file, self.specs, self.vocabulary, {}, runtime, last=self._last)
 
     def _session(self, runner: FileRunner, matched: Matched) -> Session:
         """Of a runner, after a call that tells whether it gives all logits or the last ones."""
-        session = Session(self._facts(matched, "all"), runner)
-        try:
-            result = session.run(_probe(session.interface))
-            if result["logits"].shape[1] == 1:
-                session = Session(self._facts(matched, "last"), runner)
-        except RopeExportError:  # told by the rows of every call
-            pass
-        return session
+        return probed(runner, lambda logits: self._facts(matched, logits))
 
     def _with_shared_buffers(self, sessions: Mapping[str, Session]) -> dict[str, Session]:
         """Beside each session one of the same file whose caches are buffers that are written in
@@ -117,7 +112,7 @@ class FileSubject(Streamed):
         shared = with_shared_buffers(self.file, self.matched)
         if shared is None:
             return dict(sessions)
-        every = {}
+        every: dict[str, Session] = {}
         for name, session in sessions.items():
             every[name] = session
             if isinstance(session.runner, FileRunner):
@@ -130,33 +125,54 @@ class FileSubject(Streamed):
         return {name: shape[1] for name, shape in self.shapes.items()}
 
     def prove(
-        self, sessions: Mapping[str, Session], report: Report, seed: int, progress: Progress
+        self,
+        sessions: Mapping[str, Side],
+        report: Report,
+        seed: int,
+        progress: Progress,
+        *,
+        against: Sequence[str] = (),
+        record: Record | None = None,
     ) -> None:
         if not sessions:
             return
-        sessions = self._with_shared_buffers(sessions)
-        theirs, first = self._theirs, next(iter(sessions.values()))
-        last = first.interface.output("logits").shape[1] == 1
-        decoder = file_decoder(sessions, self.dtype, len(self.specs), last=last)
+        ours = {
+            name: session
+            for name, session in sessions.items()
+            if name not in against and isinstance(session, Session)
+        }
+        own = self._with_shared_buffers(ours)
+        sessions = {**own, **sessions}
+        theirs, last = self._theirs, self._last
+        decoder = file_decoder(
+            self._facts(self.matched, "last" if last else "all").interface,
+            sessions,
+            self.dtype,
+            len(self.specs),
+            last=last,
+            against=against,
+            record=record,
+        )
+        recorded = replayed_texts(self.request, self.interface, self.vocabulary, report)
         passages = [
             Passage(text, theirs, self.vocabulary, seed, decoder.interface)
-            for text in chosen_texts(self.judged.texts, self.request.cases)
+            for text in chosen_texts(recorded or self.judged.texts, self.request.cases)
         ]
         prompts = drawn_prompts(self.vocabulary, seed)
         bounds = [x for x in (self.positions, self.matched.capacity) if x is not None]
         tokens = generated(self.specs, min(bounds, default=None), prompts)
-        generating = self.matched.caches and generates(self.request.cases)
+        generating = self.matched.caches and recorded is None and generates(self.request.cases)
         greedy = RowGreedy(theirs, prompts, tokens) if generating else None
         verdicts = FileVerdicts(report, self.dtype, seed)
         FileProof(decoder, theirs, passages, greedy, verdicts).run(progress)
         report.problems = list(_together(report.problems))
         failed: set[str] = set()
-        for runtime, session in sessions.items():
+        for runtime, session in own.items() if recorded is None else ():
             progress(f"causes on {runtime}", 1.0)
             causes = Causes(theirs, session, last=last, vocabulary=self.vocabulary, seed=seed)
             causes.add(report, passages, runtime, known=failed)
             failed |= causes.failed
-        for runtime in sessions if rounds_to_int8(self.file) else ():
+        for runtime in own if rounds_to_int8(self.file) else ():
             if SHARED not in runtime:
                 report.left_out.append(self._as_it_is(runtime, passages, last=last))
 
@@ -234,23 +250,6 @@ def _unjudged(matched: Matched) -> Iterator[str]:
         yield f"outputs that were not looked at: {', '.join(matched.others)}."
     if not matched.caches:
         yield "the file takes no cache: every text is read in one call, and none is generated."
-
-
-def _probe(interface: Interface) -> dict[str, Any]:
-    """The inputs of a first call."""
-    ids = np.ones((1, PROBED), np.int64)
-    sizes = {"batch": 1, "past": 0, "capacity": PROBED}
-    inputs: dict[str, Any] = {
-        "input_ids": ids,
-        "attention_mask": np.ones_like(ids),
-        "position_ids": np.arange(ids.shape[1])[None],
-        LENGTHS: np.zeros(1, np.int64),
-    }
-    inputs = {name: x for name, x in inputs.items() if name in {y.name for y in interface.inputs}}
-    for pair in interface.caches:
-        tensor = interface.input(pair.input)
-        inputs[pair.input] = np.zeros(tensor.sized(sizes), numpy_dtype(tensor.dtype))
-    return inputs
 
 
 def fits(opened: object) -> bool:

@@ -18,11 +18,12 @@ from rope_export.parity.layer.reading import ask_transformers
 from rope_export.parity.layer.visible import revealing_calls
 from rope_export.parity.layer.weights import Weights
 from rope_export.parity.onnx_file.deployed import deployed_layer
-from rope_export.parity.onnx_file.facts import FileFacts, bounded_dtype
+from rope_export.parity.onnx_file.facts import bounded_dtype
 from rope_export.parity.onnx_file.file import OnnxFile
 from rope_export.parity.onnx_file.layer_faults import layer_causes
 from rope_export.parity.onnx_file.layer_names import match_layer
 from rope_export.parity.onnx_file.layer_runner import LayerRunner
+from rope_export.parity.onnx_file.opened import by_position, layer_beside, layer_facts, sizes_of
 from rope_export.parity.onnx_file.runner import start
 from rope_export.parity.onnx_file.weights import file_weights
 from rope_export.parity.report.result import Report
@@ -76,7 +77,7 @@ class FileLayerSubject(LayerSubject):
     @property
     def by_position(self) -> bool:
         """Whether the file takes positions, or the angles that are made of them."""
-        return bool({"position_ids", "cos"} & self.matched.inputs.keys())
+        return by_position(self.matched)
 
     def report(self) -> Report:
         report = Report(
@@ -100,23 +101,18 @@ class FileLayerSubject(LayerSubject):
         return [case for case in every if self._takes(case)]
 
     def open(self, runtime: str) -> Session:
-        facts = FileFacts(
-            interface=self.interface,
-            dtype=self.dtype,
-            source=self.facts,
-            layers=(0,),
-            vocabulary=None,
-            logits="all",
-            first_position=self.spec.first_position,
-        )
+        facts = layer_facts(self.spec, self.interface, self.facts)
         return Session(facts, LayerRunner(start(self.file, runtime), self.matched, self.spec))
+
+    def beside(self, file: OnnxFile, runtime: str) -> Session:
+        return layer_beside(file, self.spec, self.interface, {}, runtime)
 
     def record(self, evidence: Mapping[str, Any]) -> str | None:
         """Nothing is kept beside a file that is not ours."""
         return None
 
     def properties(self, seed: int) -> Iterable[Property]:
-        if not self.by_position or self._sizes() != (None, None):
+        if not self.by_position or sizes_of(self.matched) != (None, None):
             return ()
         return layer_properties(self.layer, self.rough, self.interface, seed)
 
@@ -159,18 +155,9 @@ class FileLayerSubject(LayerSubject):
         )
         return weights, blocks
 
-    def _sizes(self) -> tuple[int | None, int | None]:
-        """Batch and sequence, where the file fixes them."""
-        shape = self.matched.inputs["hidden_states"].shape
-        batch, sequence = shape[:2] if shape is not None else (None, None)
-        return (
-            batch if isinstance(batch, int) else None,
-            sequence if isinstance(sequence, int) else None,
-        )
-
     def _takes(self, case: Case) -> bool:
         """Whether the file's inputs can take a case; if not, why is noted."""
-        batch, sequence = self._sizes()
+        batch, sequence = sizes_of(self.matched)
         capacity, reason = self.matched.capacity, None
         if batch is not None and case.batch != batch:
             reason = f"the batch is always {batch}"

@@ -1,14 +1,11 @@
-"""Which subject an opened folder is, and its sessions."""
+"""Which subject an opened folder or file is."""
 
 from pathlib import Path
 
 from rope_export.artifacts.folder import Folder
 from rope_export.discovery import modules_of
-from rope_export.errors import UnavailableError
 from rope_export.parity.onnx_file.file import OnnxFile
 from rope_export.parity.subject import Request, Streamed, Subject
-from rope_export.runtimes import find_runtime
-from rope_export.sessions import Session, open_session
 
 
 def subject_of(opened: Folder | OnnxFile, request: Request) -> Subject | Streamed:
@@ -29,14 +26,3 @@ def origin_path(name: str, request: Request, opened: Folder) -> str | None:
         return requested
     path = opened.evidence.get(name)
     return path if path is not None and Path(path).exists() else None
-
-
-def open_on(opened: Folder, runtime: str, threads: int | None = None) -> Session:
-    """A session on one runtime. threads: that a call may use; all cores unless given.
-
-    Raises: UnavailableError with the reason if it cannot run here.
-    """
-    reason = find_runtime(runtime).unavailable(opened)
-    if reason is not None:
-        raise UnavailableError(reason)
-    return open_session(opened, runtime, threads=threads)
