@@ -16,7 +16,7 @@ NEW = 33
 PAUSE_SECONDS = 0.1
 """Between blocks, in which the threads of the last one fall asleep."""
 WARM = 2
-"""Tokens of a block before it that is not counted."""
+"""Tokens of each process's first block, after the longest prompt, which is not counted."""
 TEXTS = 32
 """Tokens of an answer that is compared."""
 
@@ -60,16 +60,17 @@ def measured(
     bandwidths: list[float] = []
     for number in range(rounds):
         with open_ways() as workers:
+            for worker in workers.values():
+                _block(worker, text[: max(pasts)], WARM, Rates())
             for past in pasts:
                 progress(f"round {number + 1} of {rounds}, past {past}")
-                for new in (WARM, NEW):
-                    for at in order.permutation(len(workers)):
-                        name = list(workers)[at]
-                        found = rates.setdefault(name, {past: Rates() for past in pasts})[past]
-                        answer = _block(workers[name], text[:past], new, found)
-                        if answer is not None and new == NEW:
-                            found.decode.append(answer.rate)
-                            found.first.append(answer.seconds[0])
+                for at in order.permutation(len(workers)):
+                    name = list(workers)[at]
+                    found = rates.setdefault(name, {past: Rates() for past in pasts})[past]
+                    answer = _block(workers[name], text[:past], NEW, found)
+                    if answer is not None:
+                        found.decode.append(answer.rate)
+                        found.first.append(answer.seconds[0])
             bandwidths.append(measured_bandwidth(threads))
     return rates, bandwidths
 

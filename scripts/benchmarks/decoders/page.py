@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rope_export.bench.markdown import table_lines
-from scripts.benchmarks.decoders.exporting import Exported
+from scripts.benchmarks.decoders.exporting import UNPADDED, Exported
 from scripts.benchmarks.decoders.lookup import LONGEST, Pair
 from scripts.benchmarks.decoders.measure import NEW, TEXTS, Rates
 
 EXPORT = (
     "Whole processes, imports included, that alternate: median of {rounds} calls, smallest and "
-    "largest (one call of optimum-onnx and of --logits all); the largest resident memory, which "
-    "counts mapped pages of the files that are read and written. Without verifying."
+    "largest (one call of optimum-onnx, --logits all and --no-padding); the largest resident "
+    "memory, which counts mapped pages of the files that are read and written. Without verifying."
 )
 GENERATE = (
     "Tokens a second, greedy, batch 1, {threads} threads: {steps} tokens after a prompt of so "
@@ -161,9 +161,10 @@ def _spread(values: Sequence[float], problem: str | None, digits: int = 1) -> st
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"  # noqa: RUF001
 
 
-PAIRS = (
-    ("rope_export, ours", "onnxruntime-genai, genai"),
-    ("rope_export, plain loop", "onnxruntime-genai, plain loop"),
+PAIRS = tuple(
+    (f"{own}, {form}", f"onnxruntime-genai, {other}")
+    for form, other in (("ours", "genai"), ("plain loop", "plain loop"))
+    for own in ("rope_export", UNPADDED)
 )
 """Whose tokens a second are divided by whose."""
 
