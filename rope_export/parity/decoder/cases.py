@@ -29,7 +29,8 @@ class Text:
     first token, a part of its first call. past (rows): slots that are filled before the first call,
     with drawn numbers. spare: slots of a fixed cache that are free after the last. first: position
     of the first token. massive: whether the first token of each row is far larger than the others
-    when it enters a layer; then each layer alone is judged.
+    when it enters a layer. alone: whether each layer is judged and not the whole model, since what
+    enters is no text's, and roundoff may grow in it as in no text.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Text:
     spare: int = SPARE
     first: int = 0
     massive: bool = False
+    alone: bool = False
 
     @property
     def rows(self) -> int:
@@ -116,7 +118,7 @@ def _unpadded(text: Text, interface: Interface) -> Text | None:
     if text.first:
         if not _can_be_drawn(text, interface):
             return None
-        return replace(text, first=0, past=(text.first,) * text.rows)
+        return replace(text, first=0, past=(text.first,) * text.rows, alone=True)
     if any(max(counts) > 1 for counts in text.counts[1:]):
         return replace(text, counts=tuple(counts[:1] for counts in text.counts))
     return text
@@ -136,7 +138,7 @@ def _padded_texts(specs: list[AttentionSpec], cache: str, positions: int | None)
     yield Text(name="decode", counts=((12,), (1,), (1,), (1,)))
     yield Text(name="chunk", counts=((9, 9), (6, 6)))
     yield Text(name="left padding", counts=((10,) * 3, (1,) * 3), left=(0, 3, 7))
-    yield Text(name="large hidden states", counts=((9,),), massive=True)
+    yield Text(name="large hidden states", counts=((9,),), massive=True, alone=True)
     if cache == "fixed":
         yield Text(name="unequal rows", counts=((8, 3, 5), (1, 1, 1), (2, 2, 2)))
     for window in sorted({x.window for x in specs if x.window is not None}):

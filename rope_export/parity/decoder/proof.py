@@ -119,7 +119,7 @@ class Proof:
                 walk.stop()
         progress("logits", 1.0)
         for passage in self.passages:
-            if not passage.text.massive:
+            if not passage.text.alone:
                 self.whole.judge(passage)
         if generator is not None:
             verdicts, tolerance = self.verdicts, self.whole.tolerance
@@ -234,7 +234,7 @@ class Proof:
             positions=passage.taken(passage.positions, call),
             runtimes={name: x[layer.cut.outputs[0]] for name, x in values.items() if layer},
         )
-        if index == self.decoder.layers - 1 and not passage.text.massive:
+        if index == self.decoder.layers - 1 and not passage.text.alone:
             left = Left(passage=passage, call=call, hidden_states=block.output.exact)
             self._left.append(left)
         for runtime, first in self.verdicts.first.items():
