@@ -26,12 +26,13 @@ class Printer:
         self._grown: list[list[str]] = [[] for _ in prompts]
         self._ended = [False] * len(prompts)
         self._quiet = quiet
-        self._current, self._printed = -1, 0
-        self._next()
+        self._current, self._printed = -1, 0  # nothing is printed before there is an answer
 
     def receive(self, row: int, token: int | None) -> bool:
         """A row's next token, or nothing once it has ended. Returns: whether a stop text has ended
         the row."""
+        if self._current < 0:
+            self._next()
         growing = None if self._growing is None else self._growing[row]
         if token is None:
             self._add(row, "" if growing is None else growing.end())

@@ -10,7 +10,7 @@ from rope_export.artifacts.decoder import DecoderArtifact
 from rope_export.artifacts.folder import peek
 from rope_export.cli import output
 from rope_export.cli.reports import ReportFiles, commands, facts
-from rope_export.errors import InputError, UnavailableError
+from rope_export.errors import InputError, RopeExportError, UnavailableError
 
 
 def verify_artifact(
@@ -148,7 +148,11 @@ def verify_artifact(
             progress=step,
         )
         step("writing reports", None)
-        files.write(found, str(path), context, commands(context), lambda: facts(context))
+        unwritten = None
+        try:
+            files.write(found, str(path), context, commands(context), lambda: facts(context))
+        except OSError as error:  # which costs a file, not the verdict
+            unwritten = f"a report was not written: {error.strerror or error}."
     output.warn(found.notes)
     if as_json:
         output.print_json(output.report_json(found, context))
@@ -158,6 +162,9 @@ def verify_artifact(
         title = f"{path} against {' and '.join(others)}"
         output.print_report(found, title, context, every_row=all_rows)
     status = output.PASSED[found.status]
+    if unwritten is not None:
+        output.error(unwritten)
+        return RopeExportError.status
     if require and status == 0 and found.reading.status != "proven":
         reason = output.speller(context)(str(found.reading.reason))
         output.error(f"--require reading: it is unproven ({reason}).")

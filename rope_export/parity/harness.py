@@ -89,7 +89,8 @@ def verify(
     runtimes, cases = None if runtimes is None else _several(runtimes), _several(cases)
     if not isinstance(artifact, Folder) and is_recording(artifact):
         options = {"source": source, "adapter": adapter, "record": record, "replay": replay}
-        check_options(artifact, options | {"spec": spec, "layer": layer, "maps": maps or None})
+        options |= {"spec": spec, "layer": layer, "maps": maps or None, "threads": threads}
+        check_options(artifact, options | {"seed": seed or None, "large": large or None})
         report = compare_recordings(artifact, against, runtimes=runtimes, cases=cases)
     else:
         other = None if against is None else Other(against, OnnxFile.read)

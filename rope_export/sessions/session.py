@@ -142,5 +142,5 @@ def _session(artifact: Folder, runtime: Runtime, threads: int | None) -> Session
     if reason:
         raise UnavailableError(f"runtime {runtime.name!r}: {reason}")
     if threads is not None and threads < 1:
-        raise InputError(f"threads={threads}: a call uses at least one.")
+        raise InputError(f"`threads`={threads}: a call uses at least one.")
     return Session(artifact.manifest, runtime.open(artifact, threads))

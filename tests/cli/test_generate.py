@@ -157,7 +157,8 @@ REFUSED = {
     "top-p": (["--ids", "1", "--temperature", "1", "--top-p", "0"], "--top-p 0.0"),
     "max-tokens": (["--ids", "1", "--max-tokens", "0"], "--max-tokens 0"),
     "capacity": (["--ids", "1", "--capacity", "1"], "--capacity 1"),
-    "threads": (["--ids", "1", "--threads", "0"], "threads"),
+    "threads": (["--ids", "1", "--threads", "0"], "--threads 0: a call uses"),
+    "prompts": (["--ids", "1", "--ids", "1 " * 64], "prompt 2 has 64 tokens"),
 }
 
 

@@ -1,5 +1,6 @@
 """The files that `verify` writes and reads: reports, a baseline, and recordings."""
 
+import errno
 import json
 import re
 import shlex
@@ -169,3 +170,18 @@ def test_a_baseline_of_another_dtype_is_refused(files, tiny, capsys) -> None:
     words = ["verify", str(other.path), "--baseline", str(files / "baseline.json")]
     assert run(words) == 2
     assert "another artifact, with dtype float32, not float16" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_costs_no_verdict(
+    artifact, tmp_path, capsys, monkeypatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("rope_export.artifacts.swap.write", full)
+    words = ["verify", str(artifact.path), "--case", CASES[0], "--json"]
+    assert run([*words, "--markdown", str(tmp_path / "x.md")]) == 4
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["status"] == "passed"
+    assert printed.err == "rope-export: a report was not written: No space left on device.\n"
+    assert not list(tmp_path.iterdir())

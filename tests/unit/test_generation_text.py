@@ -179,8 +179,9 @@ def test_what_a_generation_config_asks_for_beyond_that_is_named(tmp_path):
     path = tmp_path / "generation_config.json"
     facts = {"eos_token_id": 1, "pad_token_id": 0, "_from_model_config": True, "top_k": 50}
     facts |= {"bos_token_id": 2, "repetition_penalty": 1.1, "transformers_version": "5", "x": None}
+    facts |= {"output_attentions": False, "do_sample": False, "min_length": 0, "top_p": 0.9}
     path.write_text(json.dumps(facts))
-    assert settings_of(tmp_path).ignored == ("top_k", "repetition_penalty")
+    assert settings_of(tmp_path).ignored == ("top_k", "repetition_penalty", "top_p")
     path.write_text('{"eos_token_id": "</s>"}')
     with pytest.raises(InputError, match="eos_token_id='</s>'; it must be a token's number"):
         settings_of(tmp_path)

@@ -144,6 +144,10 @@ def test_a_plain_file_is_one_call(artifact, file, tmp_path) -> None:
         verify(artifact, against=outputs)
     with pytest.raises(InputError, match="'another' is no tensor"):
         verify(artifact, replay=plain(tmp_path / "x.npz", another=np.zeros(1)))
+    endless = inputs["hidden_states"].copy()
+    endless[0, -1, 3] = np.inf
+    with pytest.raises(InputError, match="'hidden_states' holds numbers that are not finite"):
+        verify(artifact, replay=plain(tmp_path / "inf.npz", **inputs | {"hidden_states": endless}))
     del inputs["past_key"]
     less = plain(tmp_path / "less.npz", **inputs)
     with pytest.raises(InputError, match="'past_key' is missing"):
@@ -183,6 +187,10 @@ def test_two_recordings_are_compared_without_a_reference(file, tmp_path) -> None
         verify(other, against=file)
     with pytest.raises(InputError, match="give the artifact first"):
         verify(file)
+    for option in ({"layer": 0}, {"seed": 3}, {"large": True}, {"maps": {"x": "y"}}):
+        (name,) = option
+        with pytest.raises(InputError, match=f"`{name}`=.* is a recording"):
+            verify(file, against=file, **option)
 
 
 def test_files_without_tolerances_have_that_of_their_longest_axis(tmp_path) -> None:

@@ -135,6 +135,11 @@ def checked_inputs(recording: Recording, case: str, interface: Interface) -> Arr
         if interface.lengths is not None and interface.lengths in inputs:
             lengths = [int(x) for x in inputs[interface.lengths]]
             interface.check_lengths(lengths, axes["sequence"], axes["capacity"])
+        if not np.isfinite(inputs[interface.main_input].astype(np.float64)).all():
+            raise InputError(
+                f"input {interface.main_input!r} holds numbers that are not finite, of which "
+                f"nothing can be told."
+            )
     except InputError as error:
         raise InputError(f"{recording.shown}, {case}: {error}") from error
     return inputs

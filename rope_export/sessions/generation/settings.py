@@ -14,8 +14,15 @@ GENERATION, CONFIG = "generation_config.json", "config.json"
 
 END, PAD = "eos_token_id", "pad_token_id"
 
-NO_CHOICE = {"bos_token_id", "decoder_start_token_id", "transformers_version", "use_cache"}
+NO_CHOICE = {
+    *("bos_token_id", "decoder_start_token_id", "transformers_version", "use_cache"),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
+    "return_dict_in_generate",
+}
 """Keys of a generation config that change no choice of a token here."""
+
+OFF = (None, [], False)
+"""Values that ask for nothing; False stands for 0 too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +62,7 @@ def settings_of(folder: Path) -> Settings:
     ignored = tuple(
         key
         for key, value in generation.items()
-        if key not in {END, PAD, *NO_CHOICE} and not key.startswith("_") and value not in (None, [])
+        if key not in {END, PAD, *NO_CHOICE} and not key.startswith("_") and value not in OFF
     )
     return Settings(ends=ends, ignored=ignored)
 
