@@ -17,10 +17,15 @@ COLLECT_AFTER = 100_000
 through them every few hundred takes a tenth of an export."""
 
 
+ENVIRONMENT = 4
+"""The status of what the machine, or this program, fails at."""
+
+
 def main() -> NoReturn:
     """Run the command line of this process and exit with its status."""
     gc.set_threshold(COLLECT_AFTER)
     interrupts: list[int] = []
+    status = 0
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         interrupts.append(number)
@@ -36,7 +41,8 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         status = _line("interrupted", 130)
     except OSError as error:  # stdout is a full disk
-        status = _line(f"stdout: {error.strerror or error}", 4)
+        if status != ENVIRONMENT:  # which has been told
+            status = _line(f"stdout: {error.strerror or error}", ENVIRONMENT)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the outcome stands; only the exit is left
     _flush_quietly()
     if interrupts:

@@ -76,6 +76,6 @@ class Printer:
         self._write("".join(pieces))
 
     def _write(self, text: str) -> None:
-        if text and not self._quiet:
+        if text and not self._quiet and sys.stdout is not None:
             sys.stdout.write(text)
             sys.stdout.flush()

@@ -3,7 +3,9 @@
 import io
 import json
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -89,6 +91,19 @@ def test_a_prompt_that_is_no_text_is_refused(decoder, capsys, monkeypatch):
         assert run(["generate", decoder, "--prompt", argument]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "is not UTF-8" in line
+
+
+def test_a_closed_stdout_is_no_error(decoder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run(["generate", decoder, "--prompt", PROMPT, "--max-tokens", "3"]) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line(bare):
+    command = [sys.executable, "-m", "rope_export", "generate", bare, "--ids", "3"]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (ended.returncode, ended.stderr.count(b"\n")) == (4, 1)
 
 
 def test_tokens_in_tokens_out(bare, capsys):
