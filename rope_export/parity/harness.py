@@ -88,7 +88,8 @@ def verify(
     earlier = None if baseline is None else Baseline(baseline, seed)
     runtimes, cases = None if runtimes is None else _several(runtimes), _several(cases)
     if not isinstance(artifact, Folder) and is_recording(artifact):
-        options = {"source": source, "adapter": adapter, "record": record, "replay": replay}
+        options: dict[str, object] = {"source": source, "adapter": adapter}
+        options |= {"record": record, "replay": replay}
         options |= {"spec": spec, "layer": layer, "maps": maps or None, "threads": threads}
         check_options(artifact, options | {"seed": seed or None, "large": large or None})
         report = compare_recordings(artifact, against, runtimes=runtimes, cases=cases)

@@ -21,7 +21,7 @@ NO_CHOICE = {
 }
 """Keys of a generation config that change no choice of a token here."""
 
-OFF = (None, [], False)
+OFF: tuple[object, ...] = (None, [], False)
 """Values that ask for nothing; False stands for 0 too."""
 
 
