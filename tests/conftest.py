@@ -127,6 +127,16 @@ def known_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rope_export.bench.harness.cores", lambda: 1)
 
 
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of three machines with a processor each; the test is skipped without Ray."""
+    pytest.importorskip("ray", reason="the package 'ray' is not installed")
+    from tests.support.machines import machines
+
+    with machines() as started:
+        yield started
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M's real weights, fetched into the ignored folder `checkpoints/` if not there."""

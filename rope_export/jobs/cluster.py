@@ -3,6 +3,7 @@ machine loses when it goes is made again on another."""
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from rope_export.jobs.store import Store
 
 RETRIES = 3
 """How often a call is made again that was lost with its process or its machine."""
+
+CONNECT = 10.0
+"""Seconds in which a cluster answers."""
 
 AHEAD = 2
 """Calls that are handed to the cluster for each of its processors, so that none waits."""
@@ -35,8 +39,9 @@ class Cluster:
             import ray
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
+            self._reach()
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             line = " ".join(str(error).split())
             raise UnavailableError(
                 f"`ray`={self.address}: no Ray cluster answers there ({line}). Start one with "
@@ -46,6 +51,12 @@ class Cluster:
             yield from _streamed(ray, calls, store)
         finally:
             ray.shutdown()
+
+    def _reach(self) -> None:
+        """Raises: OSError where nothing answers at a host and port, for which Ray waits minutes."""
+        host, colon, port = self.address.rpartition(":")
+        if colon and port.isdigit() and "://" not in self.address:
+            socket.create_connection((host, int(port)), timeout=CONNECT).close()
 
 
 def _streamed(ray: Any, calls: Sequence[Call], store: Store) -> Iterator[Answer]:

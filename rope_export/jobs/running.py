@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +14,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from rope_export.jobs.call import Answer, Call
 from rope_export.jobs.store import Store, finished
@@ -77,9 +78,15 @@ def _shown(
 ) -> Iterator[Answer]:
     """Passes answers on and shows them: a bar in a terminal, a line each elsewhere."""
     console = Console(stderr=True)
-    columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    columns += (TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    what = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
+    columns = (
+        what,
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, expand=True) as progress:
         task = progress.add_task("", total=sum(map(len, items.values())))
         for answer in arriving:
             text = line(answer) if answer.error is None else f"{answer.name}: {answer.error}"

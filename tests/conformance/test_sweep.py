@@ -15,6 +15,7 @@ import pytest
 from rope_export.cli import run
 from rope_export.errors import RopeExportError
 from rope_export.jobs import Store, code_digest
+from rope_export.jobs.cluster import Cluster
 from rope_export.jobs.local import Processes
 from rope_export.parity import Report, Row
 from rope_export.parity.report.junit import as_junit
@@ -23,6 +24,7 @@ from rope_export.sweep import Plan, planned, read_matrix, sweep, sweeping
 from rope_export.sweep.cell import Cell, Export
 from rope_export.sweep.judging import Result, judged, result_of
 from rope_export.sweep.merging import merged
+from tests.support.machines import Machines
 
 ROOT = Path(__file__).parents[2]
 
@@ -242,38 +244,24 @@ def finished(out: Path) -> dict[str, int]:
 
 @pytest.mark.long
 def test_a_cluster_that_loses_a_machine_gives_the_report_of_a_local_run(
-    matrix: Path, monkeypatch: pytest.MonkeyPatch
+    matrix: Path, cluster: Machines
 ) -> None:
     """A Ray cluster of three workers, one of which is killed while it computes."""
-    pytest.importorskip("ray", reason="the package 'ray' is not installed")
-    from ray.cluster_utils import Cluster as Machines
-
-    from rope_export.jobs.cluster import Cluster
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     matrix.write_text(LARGER)
     plan = plan_of(matrix)
     local = sweep(plan, out=matrix.parent / "local", pool=Processes(2)).report
     assert local.passed
-    machines = Machines(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-    )
-    workers = [machines.add_node(num_cpus=1) for _ in range(3)]
-    killed = []
+    killed: list[str] = []
 
     class Watched(Cluster):
         def answers(self, calls, store):
             for answer in super().answers(calls, store):
                 if not killed:
-                    killed.append(workers[0])
-                    machines.remove_node(workers[0], allow_graceful=False)
+                    killed.append(answer.name)
+                    cluster.kill_one()
                 yield answer
 
-    try:
-        found = sweep(plan, out=matrix.parent / "ray", pool=Watched(machines.address)).report
-    finally:
-        machines.shutdown()
+    found = sweep(plan, out=matrix.parent / "ray", pool=Watched(cluster.address)).report
     assert killed
     assert statuses(found) == statuses(local)
     assert found.rows == local.rows

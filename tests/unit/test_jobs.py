@@ -2,14 +2,18 @@
 
 import os
 import signal
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from rope_export.errors import UnavailableError
 from rope_export.jobs import Answer, Call, Store, run
 from rope_export.jobs.call import Needs
-from rope_export.jobs.cluster import _options
+from rope_export.jobs.cluster import Cluster, _options
 from rope_export.jobs.local import DIED, Processes
+from tests.support.machines import Machines
 
 
 def squares(numbers: list[int]) -> dict[str, float]:
@@ -50,6 +54,59 @@ def test_a_process_that_dies_costs_its_own_call_alone(tmp_path: Path) -> None:
     found = run(calls(*groups), float, pool=Processes(2), store=Store(tmp_path), line=line)
     assert found.results == {"1": 1.0, "4": 16.0, "5": 25.0}
     assert found.errors == {"2": DIED, "3": DIED}
+
+
+def slow(number: int, folder: str) -> dict[str, float]:
+    """The number, after a while; notes on which machine of a cluster it was begun."""
+    import ray
+
+    with (Path(folder) / "begun").open("a") as file:
+        file.write(f"{number} {ray.get_runtime_context().get_node_id()}\n")
+    time.sleep(4)
+    return {str(number): float(number)}
+
+
+@pytest.mark.long
+def test_what_a_machine_of_a_cluster_loses_is_made_again(tmp_path: Path, cluster: Machines) -> None:
+    """A machine of three is killed while it computes."""
+    asked = [
+        Call(
+            name=str(number),
+            function=slow,
+            options={"number": number, "folder": str(tmp_path)},
+            keys={str(number): f"key {number}"},
+        )
+        for number in range(9)
+    ]
+    lost: list[str] = []
+
+    def begun() -> list[list[str]]:
+        return [x.split() for x in (tmp_path / "begun").read_text().splitlines()]
+
+    class Watched(Cluster):
+        def answers(self, calls: Sequence[Call], store: Store) -> Iterator[Answer]:
+            for answer in super().answers(calls, store):
+                before = len(begun())
+                while not lost:
+                    if len(begun()) > before:  # one that has just begun
+                        number, node = begun()[-1]
+                        lost.append(number)
+                        cluster.kill(node)
+                yield answer
+
+    store = Store(tmp_path / "store")
+    found = run(asked, float, pool=Watched(cluster.address), store=store, line=line)
+    assert found.results == {str(number): float(number) for number in range(9)}
+    assert not found.errors
+    assert [number for number, _ in begun()].count(lost[0]) == 2
+    assert store.get("key 8", float) == 8.0
+
+
+def test_an_address_without_a_cluster_is_told_in_a_line(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the package 'ray' is not installed")
+    pool = Cluster("127.0.0.1:1")
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1: no Ray cluster answers there"):
+        run(calls([1]), float, pool=pool, store=Store(tmp_path), line=line)
 
 
 GIGABYTE = 1 << 30
