@@ -12,8 +12,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from rope_export import export, export_decoder, verify
+from rope_export.errors import UnavailableError
 from rope_export.parity import Report
 from tests.conformance.exporters import samples
+from tests.conformance.exporters.checkpoints import save
 
 CONFIG = samples.config("default")
 CAPACITY = 200
@@ -53,6 +55,7 @@ def ran(report: Report, runtime: str = "onnxruntime") -> set[str]:
     return {row.case.partition(",")[0] for row in report.rows if row.runtime == runtime}
 
 
+@pytest.mark.long
 def test_fixed_caches_by_their_mask(wide: Path, tmp_path: Path) -> None:
     """Without lengths every row has as many slots as the mask covers before the call."""
     artifact = export_decoder(wide, out=tmp_path / "out", lowering="ort", cache="fixed")
@@ -134,6 +137,31 @@ def test_int4_weights_of_another_exporter(tmp_path: Path) -> None:
     assert any("rounds activations to int8" in line for line in report.left_out)
 
 
+@pytest.mark.parametrize("form", [pytest.param("QOperator", marks=pytest.mark.long), "QDQ"])
+def test_a_file_that_onnxruntime_has_quantized(tmp_path: Path, form: str) -> None:
+    """A decoder by torch's exporter, its products with constants quantized afterwards: their names
+    tell nothing, and only the source's values which weight is which."""
+    from onnxruntime.quantization import QuantFormat
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    path = samples.unpack("default", tmp_path)
+    quantizer = MatMulNBitsQuantizer(
+        onnx.load(str(path)), block_size=16, is_symmetric=False, quant_format=QuantFormat[form]
+    )
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(path))
+    operators = {node.op_type for node in onnx.load(str(path)).graph.node}
+    assert operators & {"MatMulNBits", "DequantizeLinear"}
+    with pytest.raises(UnavailableError, match="8 weights are not found by name and shape"):
+        verify(path, spec=CONFIG)
+    source = save("default", tmp_path / "source", **samples.SIZES)
+    report = verify(path, source=source)
+    assert report.passed, report.problems
+    assert sum(row.case == "weights in the file" for row in report.rows) == 8
+    int8 = [line for line in report.left_out if "rounds activations to int8" in line]
+    assert len(int8) == (form == "QDQ")
+
+
 @pytest.fixture(scope="module")
 def int4(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder with quantized weights, whose kernels round activations to int8."""
@@ -185,7 +213,7 @@ def test_quantized_weights_of_another_module_are_not_the_sources(
     assert any("that are not the source's: 3" in line for line in report.problems)
 
 
-@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("quantized", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_layer(tmp_path: Path, wide: Path, quantized: bool) -> None:
     """A fixed cache and int4 weights; kernels that round to int8 have bounds of their own."""
     options: dict[str, Any] = {"weights": "int4", "block_size": 16} if quantized else {}

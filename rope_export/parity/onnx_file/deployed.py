@@ -1,7 +1,8 @@
 """Weights of transformers' model as a file deploys them, where it has quantized them, and how far
 they are from the source's."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ STEPS = "steps from the source, root mean square"
 APART = 1.0
 """What that may be. A number that lies between two levels is less than one step from either, so a
 weight that is further off on the average is not the source's, whichever way it was quantized."""
+
+SAMPLE = 4096
+"""Numbers of a weight by which it is recognised."""
 
 ROWS, TOKENS = 2, 32
 """Of the text whose logits tell what quantization does."""
@@ -51,7 +55,8 @@ def deploy(
     before = _logits(model, ids) if from_source else None
     rows: list[Row] = []
     distances: list[float] = []
-    for path, module, found in list(_quantized(model, tensors, file)):
+    places = list(_quantized(model, tensors, file, from_source=from_source))
+    for path, module, found in places:
         value = to_torch(found.values()).to(module.weight.dtype)
         if from_source:
             name = f"{path}.weight"
@@ -74,8 +79,7 @@ def distance_row(
     """
     exact = to_numpy(source.detach().double())
     difference = to_numpy(value.double()) - exact
-    apart = difference[steps > 0] / steps[steps > 0]
-    error = float(np.sqrt(np.mean(apart**2))) if apart.size else 0.0
+    error = steps_apart(difference, steps)
     row = Row(
         case="weights in the file",
         seed=seed,
@@ -92,24 +96,52 @@ def distance_row(
 
 
 def _quantized(
-    model: Any, tensors: Sequence[Tensor], file: OnnxFile
+    model: Any, tensors: Sequence[Tensor], file: OnnxFile, *, from_source: bool
 ) -> Iterator[tuple[str, Any, Found]]:
     """Every module whose weight the file has quantized, with its path; those that share a weight
-    in the model need not in the file."""
+    in the model need not in the file. Where no name tells, the source's values do."""
     left = {x.name: x for x in tensors}
+    others: dict[str, Any] = {}
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding):
             continue
         found = find(f"{path}.weight", tuple(module.weight.shape), tensors)
-        if found is not None:
-            for tensor, _ in found.parts:
-                left.pop(tensor.name, None)
-            yield path, module, found
+        if found is None:
+            others[path] = module
+            continue
+        for tensor, _ in found.parts:
+            left.pop(tensor.name, None)
+        yield path, module, found
     for tensor in left.values():
-        raise UnavailableError(
-            f"{file.path}: {tensor.name} {tensor.shape} is quantized, and it is not known which "
-            f"weight of the model it is."
-        )
+        place = _nearest(tensor, others) if from_source else None
+        if place is None:
+            raise UnavailableError(
+                f"{file.path}: {tensor.name} {tensor.shape} is quantized, and it is not known "
+                f"which weight of the model it is."
+            )
+        found = Found(shape=tensor.shape, parts=((tensor, slice(None)),))
+        yield place, others.pop(place), found
+
+
+def _nearest(tensor: Tensor, modules: Mapping[str, Any]) -> str | None:
+    """The path of the module whose weight, in a sample of its numbers, is nearest to a quantized
+    one; none if all are further off than quantization takes them."""
+    every = slice(None, None, max(1, math.prod(tensor.shape) // SAMPLE))
+    value, steps = (x.ravel()[every] for x in (tensor.laid(), tensor.steps()))
+    best, smallest = None, APART
+    for path, module in modules.items():
+        if tuple(module.weight.shape) == tensor.shape:
+            source = to_numpy(module.weight.detach().ravel()[every].double())
+            apart = steps_apart(value - source, steps)
+            if apart <= smallest:
+                best, smallest = path, apart
+    return best
+
+
+def steps_apart(difference: np.ndarray, steps: np.ndarray) -> float:
+    """A difference in steps, in the root mean square; blocks of zeros have none."""
+    apart = difference[steps > 0] / steps[steps > 0]
+    return float(np.sqrt(np.mean(apart**2))) if apart.size else 0.0
 
 
 def _logits(model: Any, ids: TorchTensor) -> np.ndarray:

@@ -19,6 +19,11 @@ def rounds_to_int8(file: OnnxFile) -> bool:
     return any(_rounds(node) for node in file.graph.node)
 
 
+def rounds_after_dequantizing(file: OnnxFile) -> bool:
+    """Whether onnxruntime, left to itself, does so where weights are DequantizeLinear's."""
+    return any(node.op_type == "DequantizeLinear" and _rounds(node) for node in file.graph.node)
+
+
 def without_rounding(file: OnnxFile) -> OnnxFile:
     """The file with the accuracy level of each of its products at float32; its weights, and all
     else, are what they were."""

@@ -21,14 +21,18 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 
+FATAL = 4
+"""onnxruntime's log severity."""
+
 STALE = 100.0
 """What lies in slots of a fixed cache that a call has none of, as in those that are not valid."""
 
 
-def start(file: OnnxFile, runtime: str, *, exact: bool = True) -> Any:
+def start(file: OnnxFile, runtime: str, threads: int | None = None, *, exact: bool = True) -> Any:
     """onnxruntime's session of the file, on one of its providers.
 
-    exact: whether weights of DequantizeLinear are multiplied with what is not rounded.
+    threads: that a call may use; all cores unless given. exact: whether weights of DequantizeLinear
+    are multiplied with what is not rounded.
     Raises: UnavailableError for another runtime, or one that is not here; ArtifactError if
         onnxruntime refuses the file.
     """
@@ -39,6 +43,9 @@ def start(file: OnnxFile, runtime: str, *, exact: bool = True) -> Any:
     if reason is not None:
         raise UnavailableError(reason)
     options = chosen.options()
+    options.log_severity_level = FATAL  # calls that fail are told by their rows
+    if threads is not None:
+        options.intra_op_num_threads = threads
     if exact:
         options.add_session_config_entry(*EXACT)
     if file.data:

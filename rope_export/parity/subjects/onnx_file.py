@@ -94,7 +94,7 @@ class FileSubject(Streamed):
         )
 
     def open(self, runtime: str) -> Session:
-        inner = start(without_rounding(self.file), runtime)
+        inner = start(without_rounding(self.file), runtime, self.request.threads)
         session = self._session(FileRunner(inner, self.matched, self._heads), self.matched)
         self._last = session.interface.output("logits").shape[1] == 1
         return session
@@ -182,7 +182,7 @@ class FileSubject(Streamed):
 
     def _as_it_is(self, runtime: str, passages: Sequence[Passage], *, last: bool) -> str:
         """What rounding activations to int8 does to the logits, in a sentence."""
-        inner = start(self.file, runtime, exact=False)
+        inner = start(self.file, runtime, self.request.threads, exact=False)
         with self._session(FileRunner(inner, self.matched, self._heads), self.matched) as session:
             off = logits_error(session, passages, last=last)
         figures = ", ".join(f"{name} {x:.1e}" for name, x in off.items())

@@ -20,6 +20,7 @@ from rope_export.parity.layer.weights import Weights
 from rope_export.parity.onnx_file.deployed import deployed_layer
 from rope_export.parity.onnx_file.facts import bounded_dtype
 from rope_export.parity.onnx_file.file import OnnxFile
+from rope_export.parity.onnx_file.int8 import rounds_after_dequantizing
 from rope_export.parity.onnx_file.layer_faults import layer_causes
 from rope_export.parity.onnx_file.layer_names import match_layer
 from rope_export.parity.onnx_file.layer_runner import LayerRunner
@@ -88,6 +89,12 @@ class FileLayerSubject(LayerSubject):
         if self.matched.others:
             names = ", ".join(self.matched.others)
             report.left_out.append(f"outputs that were not looked at: {names}.")
+        if rounds_after_dequantizing(self.file):
+            report.left_out.append(
+                "where the file runs as it is, onnxruntime rounds what is multiplied with weights "
+                "of DequantizeLinear to int8; it was judged with "
+                "session.qdq_matmulnbits_accuracy_level=1, which does not."
+            )
         if "cos" in self.matched.inputs:
             report.left_out.append(
                 "cos and sin are inputs of the file: they were fed as the source's rotation has "
@@ -102,7 +109,8 @@ class FileLayerSubject(LayerSubject):
 
     def open(self, runtime: str) -> Session:
         facts = layer_facts(self.spec, self.interface, self.facts)
-        return Session(facts, LayerRunner(start(self.file, runtime), self.matched, self.spec))
+        inner = start(self.file, runtime, self.request.threads)
+        return Session(facts, LayerRunner(inner, self.matched, self.spec))
 
     def beside(self, file: OnnxFile, runtime: str) -> Session:
         return layer_beside(file, self.spec, self.interface, {}, runtime)
