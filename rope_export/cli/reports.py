@@ -126,12 +126,14 @@ def commands(context: typer.Context) -> Callable[[Any], str]:
 
     def command(row: Any) -> str:
         own = list(words)
-        runtime = None if row is None else row.runtime.partition(" ")[0]  # of another, or against
+        # What follows the name tells of another one, or of buffers.
+        runtime = None if row is None else row.runtime.partition(" ")[0].rstrip(",")
         if runtime in all_runtimes() and runtime != "eager":
             own += ["--runtime", str(runtime)]
         if row is None:
-            for name in context.params["runtime"] or ():
-                own += ["--runtime", name]
+            for option in ("runtime", "case"):
+                for name in context.params[option] or ():
+                    own += [f"--{option}", name]
         elif row.runtime != "file":
             own += ["--case", row.case]
         return shlex.join(own)

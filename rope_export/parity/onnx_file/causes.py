@@ -164,6 +164,7 @@ class Causes:
                 with torch.no_grad(), walk.mode():
                     output = theirs.layers[call.layer](*call.args, **call.kwargs)
                 walk.go_on(output)
+                theirs.widened.forget()  # or every altered model keeps its weights in float64
         return other.logits("exact", self.last)
 
     def _near(self, failure: Failure, values: Answers, others: Answers) -> bool:

@@ -33,6 +33,14 @@ GREY = (
     "acceptance rule."
 )
 
+SHARE = "As a share of the reference's largest number. "
+
+UNITS = (
+    "Errors and the reference in units of what rounding may do to each number, as a share of the "
+    "reference's largest. "
+)
+"""Of every layer of a decoder, whose few massive numbers would hide the errors of all others."""
+
 Spell = Callable[[str], str]
 Command = Callable[[Row | None], str]
 
@@ -132,7 +140,7 @@ def _plots(report: Report) -> Iterator[Plot]:
         yield Plot(
             title=f"Error over position: {KINDS.get(output, output)}",
             svg=plots.positions_plot(output, own),
-            reading="As a share of the reference's largest number. " + (GREY if bounded else ""),
+            reading=(UNITS if output in KINDS else SHARE) + (GREY if bounded else ""),
         )
 
 
