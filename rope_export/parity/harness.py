@@ -84,6 +84,8 @@ def verify(
         something else, or an argument that says nothing here.
     """
     check_factor(factor, baseline)
+    if seed < 0:
+        raise InputError(f"`seed`={seed}: it must be 0 or more.")
     place = None if record is None else check_recording(record)
     earlier = None if baseline is None else Baseline(baseline, seed)
     runtimes, cases = None if runtimes is None else _several(runtimes), _several(cases)

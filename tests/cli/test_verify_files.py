@@ -128,6 +128,7 @@ def test_a_missing_package_is_a_line_that_names_the_extra(
         (["--junit", "{tmp}/x.html"], "its name ends in .xml"),
         (["--markdown", "{tmp}/x.txt"], "its name ends in .md"),
         (["--factor", "0.5"], "--factor 0.5: is a number from 1 up"),
+        (["--seed", "-1"], "--seed -1: it must be 0 or more"),
         (["--factor", "3"], "--factor 3: is how much errors may grow; give a --baseline"),
         (["--map", "x=a", "--map", "x=b"], "--map x=b: x is a already"),
         (["--record", "{tmp}/x.json"], "--record {tmp}/x.json: its name ends in .npz"),

@@ -121,6 +121,12 @@ def test_a_capacity_that_a_runtime_does_not_have_is_refused(decoders, monkeypatc
         answers(session, [[3, 15]], capacity=8)
 
 
+@pytest.mark.parametrize("of", [np.array, torch.tensor])
+def test_prompts_may_be_arrays(decoders, of):
+    (found,) = answers(decoders("growing"), of([[3, 15, 7]]), max_tokens=4)
+    assert found.ids == greedy([3, 15, 7], 4)
+
+
 def test_lookup_needs_a_fixed_cache(decoders):
     with pytest.raises(InputError, match="cache 'fixed' and logits 'all'"):
         answers(decoders("growing"), [[1]], lookup=True)

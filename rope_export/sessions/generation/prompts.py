@@ -1,7 +1,8 @@
 """The pass over the prompts."""
 
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def check_prompts(
         name = "the prompt" if len(prompts) == 1 else f"prompt {at + 1}"
         if not len(prompt):
             raise InputError(f"{name} has no tokens; give one at least.")
-        unknown = [x for x in prompt if not (_is_whole(x) and 0 <= x < vocabulary)]
+        unknown = [x for x in prompt if not _is_token(x, vocabulary)]
         if unknown:
             raise InputError(
                 f"{name} holds {unknown[0]}; the decoder knows the tokens 0 to {vocabulary - 1}."
@@ -50,8 +51,11 @@ def check_prompts(
             )
 
 
-def _is_whole(token: object) -> bool:
-    return isinstance(token, int | np.integer) and not isinstance(token, bool)
+def _is_token(token: Any, vocabulary: int) -> bool:
+    try:
+        return not isinstance(token, bool) and 0 <= operator.index(token) < vocabulary
+    except TypeError:  # of what is no whole number
+        return False
 
 
 def prefill(stream: "Stream", prompts: Sequence[Sequence[int]]) -> np.ndarray:
