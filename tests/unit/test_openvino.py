@@ -15,20 +15,14 @@ from tests.unit.test_exporter import call
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
-USUAL = {
-    ("portable", "none", False, "float32"),
-    ("portable", "growing", True, "float32"),
-    ("standard", "growing", False, "bfloat16"),
-}
-"""What an ordinary run looks at; `standard` in float32 too, in tests/unit/test_web.py."""
-
+USUAL = ("portable", "growing", True, "float32")
 KINDS = [
     pytest.param(lowering, cache, padding, dtype, marks=marks)
     for lowering in ("portable", "standard")
     for cache in ("none", "growing")
     for padding in (False, True)
     for dtype in ("float32", "float16", "bfloat16")
-    for marks in [() if (lowering, cache, padding, dtype) in USUAL else pytest.mark.long]
+    for marks in [() if (lowering, cache, padding, dtype) == USUAL else pytest.mark.long]
 ]
 
 
