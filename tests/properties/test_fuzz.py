@@ -17,6 +17,7 @@ from hypothesis import given, settings
 
 import rope_export.lowerings
 from rope_export import AttentionSpec
+from rope_export.cli import run
 from rope_export.errors import InputError
 from rope_export.fuzz import Counterexample, Example, Numbers, check, examples, fuzz
 from rope_export.lowerings import lowerings
@@ -162,3 +163,18 @@ def test_calls_beyond_the_range_of_a_dtype_are_not_judged() -> None:
     half = dataclasses.replace(PLAIN, dtype="float16")
     assert check(Example(spec=PLAIN, weights=huge, **facts))
     assert not check(Example(spec=half, weights=huge, **facts))
+
+
+def test_the_command_line_says_what_was_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["fuzz", "portable", "--cache", "none", "--count", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"status": "passed", "compared": 1}
+    for arguments, message in (
+        (["fuzz", "fast"], "lowering 'fast' does not exist"),
+        (["fuzz", "portable", "--cache", "fixed"], "--cache fixed: lowering 'portable' has"),
+        (["fuzz", "--runtime", "abacus"], "abacus"),
+        (["fuzz", "--out", "x"], "give --example too"),
+        (["fuzz", "ort", "--example", "{}"], "an example names its lowering"),
+        (["fuzz", "--example", "{}"], "'spec' is missing"),
+    ):
+        assert run(arguments) in (2, 3)
+        assert message in capsys.readouterr().err

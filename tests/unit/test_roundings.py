@@ -31,6 +31,9 @@ FAMILIES = {
     "qwen3": transformers.Qwen3Config(**SMALL),
     "mixtral": transformers.MixtralConfig(**SMALL, num_local_experts=4),
     "gpt_oss": transformers.GptOssConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2),
+    "llama4": transformers.Llama4TextConfig(
+        **SMALL, intermediate_size_mlp=96, num_local_experts=2, rope_parameters=None
+    ),
     "gpt_neox": transformers.GPTNeoXConfig(
         hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         vocab_size=64,
@@ -174,3 +177,20 @@ def test_a_kernel_that_rounds_to_int8_has_wider_bounds():
             squares.append(roundings.squares(torch.nn.functional.linear(x, weight)))
     most = np.array([4.0, 4.0, 0.5, 0.5]) / 127 / 2
     np.testing.assert_allclose((squares[1] - squares[0])[0], 2 * most**2, rtol=1e-6)
+
+
+def test_a_complex_rotation_has_the_bounds_of_its_cosines_and_sines() -> None:
+    """Llama 4 and DeepSeek rotate by complex numbers: each part is a sum of two products."""
+    stream = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 8, 2, generator=stream, dtype=torch.float64)
+    angles = torch.randn(5, 8, generator=stream, dtype=torch.float64)
+    with Roundings(Widened([]), "float32") as mode:
+        scaled = x * 1.5  # from here on it has an error
+        cos, sin = angles.cos(), angles.sin()
+        first, second = scaled.unbind(-1)
+        plain = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1)
+        turned = torch.view_as_complex(scaled) * torch.polar(torch.ones_like(angles), angles)
+        rotated = torch.view_as_real(turned)
+        torch.testing.assert_close(rotated, plain)
+        torch.testing.assert_close(mode.squares(rotated), mode.squares(plain))
+        assert not mode.unknown

@@ -48,11 +48,10 @@ class Roundings(Float64):
         return None if entry is None else entry[1]
 
     def squares(self, tensor: Tensor) -> Tensor:
-        """(u ||a||)^2, of the shape of the tensor."""
+        """(u ||a||)^2, of the shape of the tensor; of a complex one as complex numbers, of which
+        each part has its own."""
         deviation = self.of(tensor)
-        if deviation is None:
-            return torch.zeros(tensor.shape, dtype=torch.float64)
-        return deviation.squares
+        return _zeros(tensor) if deviation is None else deviation.squares
 
     def note(self, tensor: Tensor, deviation: Deviation) -> None:
         self._deviations[id(tensor)] = tensor, deviation
@@ -64,14 +63,13 @@ class Roundings(Float64):
             self._deviations[id(before[0])] = before[0], self._deviation(args[0])
         result = func(*args, **kwargs)
         outputs = tensors_in([result])
-        if name in EXACT or not any(map(_is_real, outputs)):
+        if name in EXACT or not any(map(_has_numbers, outputs)):
             return result
         operands = tensors_in((*args, *kwargs.values()))
         inexact = [x for x in map(self.of, operands) if x is not None]
         depth = max((x.depth for x in inexact), default=0)
         if name in MAKING:
-            squares = torch.zeros(result.shape, dtype=torch.float64)
-            self.note(result, Deviation(squares=squares, depth=0))
+            self.note(result, Deviation(squares=_zeros(result), depth=0))
         elif name in MOVING or name in PLACING:
             if inexact:
                 self._move(func, args, kwargs, outputs, depth)
@@ -108,7 +106,7 @@ class Roundings(Float64):
             def swapped(x: Any) -> Any:
                 if isinstance(x, float):
                     return 0.0  # a number that is placed is exact
-                return self._part(x, part) if _is_real(x) else x
+                return self._part(x, part) if _has_numbers(x) else x
 
             rest = {key: replaced(x, swapped) for key, x in kwargs.items()}
             return tensors_in([func(*(replaced(x, swapped) for x in args), **rest)])
@@ -117,18 +115,24 @@ class Roundings(Float64):
         squares = moved("squares")
         scores = moved("scores") if scored else [None] * len(outputs)
         for output, square, score in zip(outputs, squares, scores, strict=True):
-            if _is_real(output):
+            if _has_numbers(output):
                 self.note(output, Deviation(squares=square, depth=depth, scores=score))
 
     def _part(self, tensor: Tensor, part: str) -> Tensor:
         deviation = self.of(tensor)
         value = None if deviation is None else getattr(deviation, part)
-        return torch.zeros(tensor.shape, dtype=torch.float64) if value is None else value
+        return _zeros(tensor) if value is None else value
 
     def _has_scores(self, value: Any) -> bool:
         deviation = self.of(value) if isinstance(value, Tensor) else None
         return deviation is not None and deviation.scores is not None
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+def _has_numbers(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _zeros(tensor: Tensor) -> Tensor:
+    """The squares of a tensor that is exact."""
+    dtype = torch.complex128 if tensor.is_complex() else torch.float64
+    return torch.zeros(tensor.shape, dtype=dtype)

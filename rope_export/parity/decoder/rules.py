@@ -136,7 +136,55 @@ def _added(op: Operation) -> None:
 @rule("mul", "mul_")
 def _multiplied(op: Operation) -> None:
     a, b = op.args[:2]
-    _note(op, op.squares(a) * b**2 + op.squares(b) * a**2)
+    if op.values.is_complex():
+        _multiplied_complex(op, a, b)
+    else:
+        _note(op, op.squares(a) * b**2 + op.squares(b) * a**2)
+
+
+def _multiplied_complex(op: Operation, a: Any, b: Any) -> None:
+    """Each part is a sum of two products, as of a rotation by cosine and sine."""
+    (ar, ai), (br, bi) = _parts(a), _parts(b)
+    (sar, sai), (sbr, sbi) = _parts(op.squares(a)), _parts(op.squares(b))
+    u2 = op.to.u**2
+    real = sar * br**2 + sai * bi**2 + sbr * ar**2 + sbi * ai**2
+    real = real + u2 * (ar**2 * br**2 + ai**2 * bi**2 + op.values.real**2)
+    imaginary = sar * bi**2 + sai * br**2 + sbi * ar**2 + sbr * ai**2
+    imaginary = imaginary + u2 * (ar**2 * bi**2 + ai**2 * br**2 + op.values.imag**2)
+    op.note(torch.complex(real, imaginary))
+
+
+def _parts(x: Any) -> tuple[Any, Any]:
+    """The real and the imaginary part of a tensor or a number."""
+    if isinstance(x, Tensor):
+        return (x.real, x.imag) if x.is_complex() else (x, 0.0)
+    return complex(x).real, complex(x).imag
+
+
+@rule("view_as_complex")
+def _as_complex(op: Operation) -> None:
+    op.note(torch.view_as_complex(op.squares(op.args[0]).contiguous()))
+
+
+@rule("view_as_real")
+def _as_real(op: Operation) -> None:
+    op.note(torch.view_as_real(op.squares(op.args[0])))
+
+
+@rule("polar")
+def _polar(op: Operation) -> None:
+    """r (cos x + i sin x): errors of r and x, and of both functions."""
+    size, angle = op.args[:2]
+    real, imaginary = op.values.real, op.values.imag
+    carried, off = op.squares(size), op.squares(angle)
+    unit = torch.polar(torch.ones_like(angle), angle)
+    own = 2 * op.to.u**2
+    op.note(
+        torch.complex(
+            carried * unit.real**2 + off * imaginary**2 + own * real**2,
+            carried * unit.imag**2 + off * real**2 + own * imaginary**2,
+        )
+    )
 
 
 @rule("div", "div_")
