@@ -8,6 +8,7 @@ for the value, which optimizations hand on, and in the model's metadata what it 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 
 import onnx_ir as ir
 
@@ -30,11 +31,13 @@ class TapFacts:
 
 
 def named(model: ir.Model, prefix: str) -> None:
-    """Takes the nodes of taps out of a traced model, and names their values `prefix`/tensor.
+    """Takes the nodes of taps out of a traced model, and names their values `prefix`/tensor, with a
+    number where a tensor is shown in several places; what is kept is the last of them.
 
     What they are is kept in the model's `meta`, and written by `describe_taps`.
     """
     taps: dict[str, TapFacts] = {}
+    taken: set[str] = set()
     domain, _, operator = TAP.partition("::")
     for node in [x for x in model.graph if (x.domain, x.op_type) == (domain, operator)]:
         source, output = node.inputs[0], node.outputs[0]
@@ -44,16 +47,17 @@ def named(model: ir.Model, prefix: str) -> None:
         ir.convenience.replace_all_uses_with(output, source, replace_graph_outputs=True)
         tensor, axes = (node.attributes[x].as_string() for x in ("name", "axes"))
         model.graph.remove(node, safe=True)
-        value = _named(source, tensor, prefix, {x.value for x in taps.values()})
+        value = _named(source, f"{prefix}/{tensor}", taken)
         if value is not None:
+            taken.add(value)
             taps[tensor] = TapFacts(value=value, axes=axes)
     model.opset_imports.pop(domain, None)
     model.meta[KEY] = taps
 
 
-def _named(value: ir.Value, tensor: str, prefix: str, taken: set[str]) -> str | None:
-    """The name of the value that has the numbers of `value`, which it is given unless it has one
-    that must stay; none where it is an input or a weight."""
+def _named(value: ir.Value, name: str, taken: set[str]) -> str | None:
+    """The name of the value that has the numbers of `value`: `name`, unless it has one that must
+    stay; none where it is an input or a weight. taken: names that others have."""
     while not value.is_graph_output():
         node = value.producer()
         if node is None or node.op_type not in PLAIN or node.inputs[0] is None:
@@ -62,7 +66,8 @@ def _named(value: ir.Value, tensor: str, prefix: str, taken: set[str]) -> str | 
     if value.producer() is None:
         return None
     if not value.is_graph_output() and value.name not in taken:
-        value.name = f"{prefix}/{tensor}"
+        numbered = chain((name,), (f"{name}_{n}" for n in count(2)))
+        value.name = next(x for x in numbered if x not in taken)
     return value.name
 
 

@@ -25,7 +25,9 @@ def looked_at(layer: str, fault: str | None, lowering: str, tmp_path, dtype: str
     """The report on a few cases of one artifact."""
     spec = spec_of(layer, dtype)
     _, cache, padding = kind(layer, spec)
-    planted = next((x for name, x in FAULTS if (name, x.name) == (layer, fault)), None)
+    planted = None
+    if fault is not None:
+        planted = next(x for name, x in FAULTS if (name, x.name) == (layer, fault))
     made = artifact(
         spec, tmp_path / "x", lowering=lowering, cache=cache, padding=padding, fault=planted
     )
@@ -53,7 +55,12 @@ NAMED = [
     ("plain", "key heads in turn, not in groups", "ort", "q_proj", "head permutation"),
     ("plain, padding", "mask inverted", "tensorrt", "mask", "mask of the other sign"),
     ("plain, fixed", "lengths ignored", "ort", "key_cache_out", "cache misplacement"),
-    ("sinks, window 8", "window one slot more", "portable", "mask", "a window of one slot more"),
+    ("plain", "past keys negated", "ort", "present_key", "past_key is negated"),
+    ("plain", "past of another row", "tensorrt", "present_value", "rows of past_value are in"),
+    ("plain", "new tokens before the past", "portable", "present_key", "come before the past"),
+    ("plain", "keys and values exchanged", "standard", "present_key", "caches are exchanged"),
+    ("plain, fixed", "cached values negated", "ort", "value_cache_out", "value_cache is negated"),
+    ("window 8", "window one slot more", "portable", "mask", "a window of one slot more"),
 ]
 
 

@@ -41,6 +41,7 @@ def _inputs(suspect: Suspect) -> Iterator[Alternative]:
             "entries are written one slot before": np.maximum(used - 1, 0),
             "every row is taken to be as long as the longest": 0 * used + used.max(initial=0),
             "every row is taken to be as long as the first": 0 * used + used[0],
+            "lengths of the rows are in the reverse order": used[::-1],
         }.items():
             others[f"cache misplacement: {text}"] = LENGTHS, value
     for text, (name, value) in others.items():
