@@ -18,6 +18,7 @@ from rope_export.parity.cases import Case
 from rope_export.parity.comparison import Arrays, Expected
 from rope_export.parity.metrics import METRICS
 from rope_export.parity.subject import Property, Subject
+from rope_export.sessions import Session
 
 LAYERS, HEADS, WIDTH, VOCABULARY = 2, 2, 4, 8
 ROUNDINGS = 200
@@ -36,13 +37,13 @@ class ToyExpected(Expected):
         return dict.fromkeys(self.outputs, Bounds(ceilings=ceilings, floors=floor))
 
 
-class ToySession:
+class ToySession(Session):
     """Computes like eager, then changes outputs by `fault`."""
 
     def __init__(self, subject: "ToySubject") -> None:
         self.subject, self.closed = subject, False
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, *, check_values: bool = True) -> Arrays:  # type: ignore[override]
         outputs = self.subject.stack(inputs, np.float32, backwards=True)
         return self.subject.fault(outputs)
 

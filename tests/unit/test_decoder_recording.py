@@ -152,9 +152,10 @@ def test_a_layer_of_others_is_another_side(tiny, tmp_path) -> None:
 
 
 def test_what_the_model_does_not_take_is_refused(growing, file, tmp_path) -> None:
-    beyond = changed(file, tmp_path / "beyond.npz", "short/inputs/input_ids", 1_000)
-    with pytest.raises(InputError, match="the model knows tokens from 0 to 63"):
-        verify(growing, **RUN, replay=beyond)
+    for by, held in ((1_000, r"1\d+"), (-1_000, r"-9\d+")):
+        beyond = changed(file, tmp_path / "beyond.npz", "short/inputs/input_ids", by)
+        with pytest.raises(InputError, match=f"holds {held}; the model knows tokens from 0 to 63"):
+            verify(growing, **RUN, replay=beyond)
     np.savez(tmp_path / "part.npz", input_ids=np.ones((1, 3), np.int64))
     with pytest.raises(InputError, match="is missing"):
         verify(growing, **RUN, replay=tmp_path / "part.npz")

@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from rope_export import Artifact, verify
-from rope_export.errors import InputError
+from rope_export.errors import InputError, UnavailableError
 from rope_export.parity import Report
 from rope_export.parity.metrics import METRICS
 
@@ -99,6 +101,13 @@ def test_another_artifact_is_judged_and_compared(artifact, tiny, tmp_path) -> No
     assert len(apart) == 6
     with pytest.raises(InputError, match="has other tensors"):
         verify(artifact, against=tiny(cache="fixed").path)
+    values = [helper.make_tensor_value_info(x, onnx.TensorProto.FLOAT, [1]) for x in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", values[:1], values[1:])
+    path = tmp_path / "other.onnx"
+    onnx.save(helper.make_model(graph), path)
+    with pytest.raises(UnavailableError, match="is matched to hidden_states") as refused:
+        verify(artifact, runtimes=["onnxruntime"], against=path)
+    assert str(refused.value).count(str(path)) == 1
 
 
 @pytest.mark.parametrize("runtime", ["eager", "reference"])

@@ -72,10 +72,11 @@ def recorded_texts(
     for case in recording.cases:
         inputs = checked_inputs(recording, case, interface)
         tokens = inputs[interface.main_input]
-        if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
+        unknown = tokens[(tokens < 0) | (tokens >= vocabulary)]
+        if unknown.size:
             raise InputError(
-                f"{recording.shown}, {case}: {interface.main_input} holds {int(tokens.max())}; the "
-                f"model knows tokens from 0 to {vocabulary - 1}."
+                f"{recording.shown}, {case}: {interface.main_input} holds {unknown[0]}; the model "
+                f"knows tokens from 0 to {vocabulary - 1}."
             )
         texts.append(_text(case, inputs, interface))
     return texts

@@ -97,7 +97,8 @@ class Other:
             except UnavailableError as error:
                 report.skipped.append({"runtime": name, "reason": str(error)})
         if sessions and not sides:
-            raise UnavailableError(f"{self.shown}: {report.skipped[-1]['reason']}")
+            reason = report.skipped[-1]["reason"].removeprefix(f"{self.shown}: ")
+            raise UnavailableError(f"{self.shown}: {reason}")
         return sides
 
     def _open(self, subject: Subject | Streamed, runtime: str) -> Session:
