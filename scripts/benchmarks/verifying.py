@@ -171,7 +171,10 @@ def phases(artifact: Path, source: Path) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def page(whole: list[Spent], less: list[Spent], by_phase: dict[str, float]) -> Iterator[str]:
+def page(
+    whole: list[Spent], less: list[Spent], by_phase: dict[str, float], load: float
+) -> Iterator[str]:
+    """load: processes that wanted to run when the record was begun."""
     best, before = (min(x, key=lambda y: y.clock) for x in (whole, less))
     installed = ", ".join(f"{name} {text}" for name, text in versions(PACKAGES).items())
     yield "# What takes the time of verifying a layer"
@@ -182,6 +185,12 @@ def page(whole: list[Spent], less: list[Spent], by_phase: dict[str, float]) -> I
         f"as `export` chooses them, in a process of its own, imports included; the fastest of "
         f"{len(whole)} runs."
     )
+    if load > cores():
+        yield ""
+        yield (
+            f"{load:.0f} other processes wanted to run at the same time, so the seconds tell "
+            f"nothing, and CPU seconds are more than on a quiet machine."
+        )
     yield ""
     yield from table_lines(
         ("`rope-export verify`", "seconds", "CPU seconds"),
@@ -221,6 +230,7 @@ def main() -> int:
         from rope_export.cli import run
 
         return run(["verify", str(options.verify)])
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         artifact = str(Path(folder) / "layer")
         export = [sys.executable, "-m", "rope_export", "export", str(options.source)]
@@ -231,7 +241,7 @@ def main() -> int:
             for _ in range(options.times)
         ]
         counts = phases(Path(artifact), options.source)
-        lines = page([x for x, _ in runs], [x for _, x in runs], counts)
+        lines = page([x for x, _ in runs], [x for _, x in runs], counts, load)
         text = "\n".join(lines) + "\n"
     print(text, end="")
     if options.write:

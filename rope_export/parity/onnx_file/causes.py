@@ -21,6 +21,10 @@ from rope_export.parity.report.result import Report
 from rope_export.parity.rows import CALLS_FAILED, Row
 from rope_export.sessions import Session
 
+BOTH = 2.0
+"""Tolerances that a row alone may be off by: it is another call than the text's, whose roundings
+the text's tolerance does not know."""
+
 Answers = list[np.ndarray]
 """The logits of each call of a text, (rows, sequence, vocabulary), in float64."""
 
@@ -117,7 +121,7 @@ class Causes:
                 else:
                     yield "batch", "a row is another one when it is alone"
                 exact = passage.logits("exact", self.last)
-                if self._near(failure, alone, exact):
+                if self._near(failure, alone, exact, times=BOTH):
                     return
                 failure = Failure(passage=passage, tolerances=failure.tolerances,
                                   first=failure.first, answers=alone)  # fmt: skip
@@ -167,8 +171,11 @@ class Causes:
                 theirs.widened.forget()  # or every altered model keeps its weights in float64
         return other.logits("exact", self.last)
 
-    def _near(self, failure: Failure, values: Answers, others: Answers) -> bool:
-        """Whether two answers are within the tolerance of one another where they are judged."""
+    def _near(
+        self, failure: Failure, values: Answers, others: Answers, *, times: float = 1.0
+    ) -> bool:
+        """Whether two answers are within so many times the tolerance of one another where they are
+        judged."""
         passage = failure.passage
         for call, (value, other) in enumerate(zip(values, others, strict=False)):
             if call > failure.first:
@@ -180,7 +187,7 @@ class Causes:
             a, b = value[judged], other[judged]
             unit = np.linalg.norm(b, axis=-1, keepdims=True)
             found = errors((a - b) / unit, b / unit)
-            if not all(found[x] <= failure.tolerances[call][x] for x in METRICS):
+            if not all(found[x] <= times * failure.tolerances[call][x] for x in METRICS):
                 return False
         return True
 

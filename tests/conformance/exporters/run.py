@@ -1,6 +1,7 @@
 """One variant exported by one exporter, and what `verify` finds of the file."""
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import transformers
 
 from rope_export.errors import RopeExportError
 from rope_export.parity import verify
+from rope_export.parity.onnx_file.shared import SHARED
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import CALLS_FAILED
 from scripts.benchmarks.peers.environments import ENVIRONMENTS, NotInstalledError
@@ -145,7 +147,7 @@ def of_report(variant: str, exporter: str, report: Report) -> Verdict:
         exporter=exporter,
         status={"passed": "right", "failed": "wrong"}.get(report.status, "not judged"),
         causes=tuple(
-            Cause(cause=x["cause"], fault=x["fault"], texts=x["texts"]) for x in report.causes
+            Cause(cause=x["cause"], fault=x["fault"], texts=_texts(x)) for x in report.causes
         ),
         refused={
             case: next((x for x in report.problems if case in x.partition(" on ")[0]), "")
@@ -156,6 +158,11 @@ def of_report(variant: str, exporter: str, report: Report) -> Verdict:
         text=worst.case if worst else "",
         not_supported=tuple(x for x in report.left_out if "not supported" in x),
     )
+
+
+def _texts(cause: Mapping[str, str]) -> str:
+    """The texts that failed, with what is special about how they ran."""
+    return cause["texts"] + (f", with {SHARED}" if SHARED in cause["runtime"] else "")
 
 
 def first_line(error: BaseException) -> str:
