@@ -16,6 +16,8 @@ from rope_export import export
 from rope_export.cli import run
 from rope_export.errors import InputError, UnavailableError
 from rope_export.parity import Report, verify
+from rope_export.parity.decoder.theirs import Theirs
+from rope_export.parity.onnx_file.causes import Causes
 from tests.conformance.exporters import samples, torch_export, torch_layer
 from tests.conformance.exporters.checkpoints import save
 from tests.conformance.exporters.prove import KNOWN, missed
@@ -96,6 +98,25 @@ def test_what_is_wrong_with_files_of_other_exporters_is_named(
 ) -> None:
     report = verify(samples.unpack(variant, tmp_path), spec=samples.config(variant))
     assert named(report) == causes
+
+
+@pytest.mark.long
+def test_altered_models_keep_no_weights_in_float64(
+    decoder: Path, altered: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or there would be twice the model for each of dozens of them."""
+    made: list[Theirs] = []
+    make = Causes._theirs
+
+    def noted(causes: Causes, several: Any) -> Theirs | None:
+        theirs = make(causes, several)
+        made.extend([] if theirs is None else [theirs])
+        return theirs
+
+    monkeypatch.setattr(Causes, "_theirs", noted)
+    verify(decoder, spec=altered(rope=SCALED))
+    assert made
+    assert not any(theirs.widened._kept for theirs in made)
 
 
 def test_padding_that_is_not_looked_at_is_named(decoder: Path) -> None:

@@ -255,3 +255,15 @@ def test_what_is_no_number_is_larger_than_any_error() -> None:
 def test_names_in_plots_are_no_formulas() -> None:
     """As matplotlib takes what stands between two dollars for one."""
     assert "a$\\frac{$b" in errors_plot([row(output="a$\\frac{$b")])
+
+
+@pytest.mark.parametrize(
+    ("errors", "shown"),
+    [((1e-6, 0.5), {"10⁻⁶", "10⁻³", "10⁻¹"}), ((1.2e-6, 2.5e-6), {"2·10⁻⁶"})],
+    ids=["decades", "within one"],
+)
+def test_powers_on_axes_are_plain_text(errors: tuple[float, ...], shown: set[str]) -> None:
+    rows = [row(case=str(x), metric="relative L2", error=x, tolerance=1e-5) for x in errors]
+    labels = set(re.findall(r">([^<>]*)</text>", errors_plot(rows)))
+    assert shown <= labels
+    assert not any("$" in label for label in labels)

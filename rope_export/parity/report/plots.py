@@ -163,10 +163,29 @@ def _shares() -> Any:
 
 
 def _logarithmic(axes: "Axes") -> None:
-    """A logarithmic y axis, of nothing as well: where every error is zero."""
+    """A logarithmic y axis, of nothing as well: where every error is zero. Its powers are plain
+    text, since names on the page are no formulas."""
+    from matplotlib.ticker import LogFormatter
+
+    class Powers(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return power(x) if super().__call__(x, pos) else ""
+
     if not any(np.any(np.asarray(line.get_ydata(), float) > 0) for line in axes.lines):
         axes.set_ylim(1e-9, 1)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(Powers())
+    axes.yaxis.set_minor_formatter(Powers(labelOnlyBase=False))
+
+
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def power(x: float) -> str:
+    """A positive number as people write it, such as 2·10⁻⁶."""
+    digit, _, exponent = f"{x:.0e}".partition("e")
+    raised = f"10{str(int(exponent)).translate(RAISED)}"
+    return raised if digit == "1" else f"{digit}·{raised}"
 
 
 def _drawable(errors: Iterable[float]) -> list[float]:
