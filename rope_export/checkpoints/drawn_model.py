@@ -19,7 +19,7 @@ class DrawnModel(Model):
         self, path: str, config: dict[str, Any], *, part: str | None, dtype: DType, seed: int
     ) -> None:
         if seed < 0:
-            raise CheckpointError(f"seed={seed}: it must be 0 or more.")
+            raise CheckpointError(f"`seed`={seed}: it must be 0 or more.")
         super().__init__(path, config, part, dtype)
         self.seed = seed
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rope_export import AttentionSpec
 from rope_export.checkpoints import checkpoint, files, open_model, opening
 from rope_export.checkpoints.stacks import shared_names
-from rope_export.errors import SpecError
+from rope_export.errors import CheckpointError, SpecError
 from rope_export.spec import NormSpec
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": 64}
@@ -188,3 +188,8 @@ def test_tensors_by_name(tmp_path: Path) -> None:
     model = open_model(saved(tmp_path / "model", "llama"))
     with pytest.raises(SpecError, match=r"no tensor of that name"):
         model.tensor("model.nrom.weight")
+
+
+def test_a_negative_seed_is_refused_by_the_parameters_name(tiny_config: Path) -> None:
+    with pytest.raises(CheckpointError, match="`seed`=-1: it must be 0 or more"):
+        open_model(tiny_config, seed=-1)
