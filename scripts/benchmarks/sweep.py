@@ -158,6 +158,9 @@ def page(cells: Cells, load: Load, command: str) -> Iterator[str]:
     )
     yield from table_lines(heads, _rows(compared))
     yield ""
+    wrong = [line for line in cells.lines() if line.startswith(("failed", "crashed"))]
+    yield from (f"- {line}" for line in wrong)
+    yield from [""] if wrong else []
     reasons = cells.reasons("skipped", "refused")
     yield from table_lines(
         ("not counted", "cells", "reason"),
