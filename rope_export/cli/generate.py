@@ -129,6 +129,8 @@ def _asked(
 
 def _from_stdin() -> str:
     """What stdin holds, without the end of its last line."""
+    if sys.stdin is None:
+        raise InputError("--prompt -: stdin is closed.")
     try:
         text = sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:

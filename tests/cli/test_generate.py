@@ -91,6 +91,9 @@ def test_a_prompt_that_is_no_text_is_refused(decoder, capsys, monkeypatch):
         assert run(["generate", decoder, "--prompt", argument]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "is not UTF-8" in line
+    monkeypatch.setattr(sys, "stdin", None)
+    assert run(["generate", decoder, "--prompt", "-"]) == 2
+    assert capsys.readouterr().err == "rope-export: --prompt -: stdin is closed.\n"
 
 
 def test_a_closed_stdout_is_no_error(decoder, capsys, monkeypatch):
