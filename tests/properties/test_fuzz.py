@@ -178,3 +178,17 @@ def test_the_command_line_says_what_was_compared(capsys: pytest.CaptureFixture[s
     ):
         assert run(arguments) in (2, 3)
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("dtype", "exponent"), [("float32", -140), ("float16", -19)])
+def test_bounds_know_where_a_dtype_ends(dtype: str, exponent: int) -> None:
+    """Values and outputs of subnormal numbers: sound, though most of their bits are lost."""
+    tiny = {"v_proj.weight": Numbers(exponent=exponent)}
+    example = Example(
+        spec=dataclasses.replace(PLAIN, dtype=dtype),
+        lowering="portable",
+        cache="growing",
+        cases=(dataclasses.replace(ONE, past=4),),
+        weights=tiny,
+    )
+    assert check(example)
