@@ -227,6 +227,10 @@ MODULE: list[tuple[str, Fault]] = [
             fault("epsilon outside of the root", ("q_norm",), patches=norm(epsilon_outside)),
         ),
         (
+            "q and k norm",
+            fault("weights without the norm", ("q_norm",), patches=norm(only_weights)),
+        ),
+        (
             "gate",
             fault(
                 "gate inverted",
