@@ -1,5 +1,6 @@
 """The pipeline from a source to a whole decoder's artifact, read in order."""
 
+import math
 import shutil
 from collections.abc import Callable, Collection, Iterable
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from rope_export.artifacts.saving import check_target
 from rope_export.checkpoints import Model, open_model
 from rope_export.decoder.companions import companions
 from rope_export.decoder.contents import fill
-from rope_export.decoder.graph import decoder_graph
+from rope_export.decoder.graph import Graph, decoder_graph
 from rope_export.decoder.model import causal_lm
 from rope_export.decoder.modules import Form
 from rope_export.decoder.shared import ROWS
@@ -93,7 +94,6 @@ def export_decoder(
     tensors = DecoderWeights(lm.model, opened, dtype)
     for at, attention in enumerate(lm.attentions):
         tensors.refuse_unread(at, f"{lm.layers_path}.{at}.{attention}")
-    _check_room(out, tensors.nbytes)
     quantization = quantization_of(weights, block_size, accuracy_level)
     chosen = lowering_for_all(lowering, specs, cache, quantization)
     form = Form(lowering=chosen, quantization=quantization, parts=_parts(weights_for))
@@ -116,6 +116,7 @@ def export_decoder(
     with quiet():
         last = logits == "last"
         graph = decoder_graph(lm, specs, form, interface, chosen_opset, last=last, padding=padding)
+    _check_room(out, _nbytes(graph))
     beside = companions(opened, config, interface)
     facts: dict[str, Weight] = {}
     distinct = list(dict.fromkeys(specs))
@@ -189,6 +190,17 @@ def _source_facts(opened: Model, further: Iterable[str]) -> dict[str, Any]:
     facts.pop("layer")
     facts |= {"notes": list(notes)} if notes else {}
     return facts | ({"files": sorted(files)} if files else {})
+
+
+def _nbytes(graph: Graph) -> int:
+    """Bytes of the weights as they will lie in the file."""
+    size = 0.0
+    for name in graph.weights:
+        value = graph.model.graph.initializers[name]
+        assert value.shape is not None
+        assert value.dtype is not None
+        size += math.prod(value.shape.numpy()) * value.dtype.itemsize
+    return int(size)
 
 
 def _check_room(out: Path, size: int) -> None:
