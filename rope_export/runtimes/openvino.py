@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from rope_export.artifacts.folder import Folder
     from rope_export.interface import Interface
 
-HINTS = {"INFERENCE_PRECISION_HINT": "f32"}
-"""Without this one OpenVINO computes in bfloat16 or float16 where the processor has them."""
+HINTS = {"INFERENCE_PRECISION_HINT": "f32", "SNIPPETS_MODE": "DISABLE"}
+"""Without the first OpenVINO computes in bfloat16 or float16 where the processor has them; without
+the second it makes one kernel of attention that has no mask, which is wrong once a call of one
+token came before."""
 
 ABSENT = {"TensorScatter"}
 """Operators of ONNX that our files have and OpenVINO does not."""

@@ -45,6 +45,33 @@ def test_without_its_hint_it_would_not_be(tiny, short_prompts, monkeypatch) -> N
     assert {row.runtime for row in report.rows if row.status == "failed"} == {"openvino"}
 
 
+BOTH_WAYS = {
+    "model_type": "esm",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 1,
+    "position_embedding_type": "rotary",
+}
+
+
+@pytest.mark.parametrize("mode", ["DISABLE", "ENABLE"])
+def test_attention_without_a_mask_needs_the_other_hint(exported, monkeypatch, mode) -> None:
+    """A call of one token, then one of 16, which is wrong where OpenVINO fuses."""
+    monkeypatch.setattr(runtime_file, "HINTS", runtime_file.HINTS | {"SNIPPETS_MODE": mode})
+    artifact = exported(BOTH_WAYS, lowering="standard", cache="none")
+    numbers, worst = np.random.default_rng(0), 0.0
+    with open_session(artifact, "openvino") as ours, open_session(artifact) as other:
+        for rows, tokens in ((1, 1), (1, 16)):
+            inputs = {
+                "hidden_states": numbers.standard_normal((rows, tokens, 64), np.float32),
+                "position_ids": np.tile(np.arange(tokens), (rows, 1)),
+            }
+            found, expected = (x.run(inputs)["attention_output"] for x in (ours, other))
+            worst = max(worst, float(np.abs(found - expected).max()))
+    # Sums of at most 64 terms of order 1.
+    assert (worst < 64 * 2**-23) == (mode == "DISABLE")
+
+
 REFUSED = {
     ("standard", "fixed", "float32"): "TensorScatter",
     ("tensorrt", "fixed", "float32"): "TensorScatter",
