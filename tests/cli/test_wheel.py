@@ -203,7 +203,7 @@ def test_without_torch_there_is_one_line_that_names_the_extra(name, light, tmp_p
     )
     done = ran([light / "python", "-c", code], tmp_path)
     assert re.fullmatch(
-        r"3 .* needs the package '(torch|onnx)', which is not installed. "
+        r"3 .* needs the package '(torch|onnx|onnx_ir)', which is not installed. "
         r"Install it with: pip install 'rope_export\[export\]'\n",
         done.stdout,
     ), done.stdout + done.stderr

@@ -411,5 +411,3 @@ def test_one_text_is_compared_by_its_name(llama) -> None:
     assert llama.evidence.get("parity") == before
     with pytest.raises(InputError, match=r"`case`='decod': there is no such case"):
         verify(llama, cases=["decod"])
-    with pytest.raises(InputError, match="`record`"):
-        verify(llama, record="calls.npz")

@@ -79,6 +79,8 @@ def test_cases_cover_the_corners(cache, padding) -> None:
 def test_json_has_the_agreed_keys(tiny) -> None:
     report = json.loads(json.dumps(verify(tiny()).to_json(), allow_nan=False))
     more = {
+        "artifact",
+        "cells",
         "problems",
         "causes",
         "located",

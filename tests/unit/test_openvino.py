@@ -100,6 +100,7 @@ DYNAMIC = TINY | {
 }
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("short_prompts")
 def test_float64_is_refused_since_it_becomes_float32(exported, monkeypatch) -> None:
     """The frequencies of long calls are off by more than a tolerance, which is found."""

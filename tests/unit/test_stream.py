@@ -437,7 +437,7 @@ def test_sessions_on_one_artifact_share_their_weights(tiny) -> None:
         assert one.runner._inner is other.runner._inner
         with open_session(tiny(), threads=1) as alone:
             assert alone.runner._inner is not one.runner._inner
-    with pytest.raises(InputError, match="threads=0"):
+    with pytest.raises(InputError, match="`threads`=0"):
         open_session(tiny(), threads=0)
 
 
