@@ -119,25 +119,25 @@ def _texts(node: Any) -> Iterator[str]:
 
 
 def _uses(
-    name: str, takers: Mapping[str, list[Any]], turned: bool
+    name: str, takers: Mapping[str, list[Any]], transposed: bool
 ) -> Iterator[tuple[Any, str, bool]]:
     """The nodes that a tensor is a weight of, by which name they take it, and whether it was
     transposed before."""
     for node in takers[name]:
         if node.op_type in PASSING and node.output:
-            yield from _uses(node.output[0], takers, turned != (node.op_type == "Transpose"))
+            yield from _uses(node.output[0], takers, transposed != (node.op_type == "Transpose"))
         else:
-            yield node, name, turned
+            yield node, name, transposed
 
 
-def _is_transposed(node: Any, name: str, turned: bool) -> bool:
+def _is_transposed(node: Any, name: str, transposed: bool) -> bool:
     """Whether a tensor that a product takes is (in, out)."""
     if len(node.input) < 2 or node.input[1] != name:
         return False
     if node.op_type == "Gemm":
         by_rows = any(x.name == "transB" and x.i for x in node.attribute)
-        return by_rows == turned
-    return node.op_type == "MatMul" and not turned
+        return by_rows == transposed
+    return node.op_type == "MatMul" and not transposed
 
 
 def _layers(texts: list[str], layers: int) -> frozenset[int]:
