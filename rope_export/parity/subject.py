@@ -71,6 +71,15 @@ class Call:
         """What the error of a runtime may be."""
         return tolerance(self.eager_errors[output][metric], self.bounds[output].floors[metric])
 
+    @property
+    def eager_sound(self) -> bool:
+        """Whether eager's errors are rounding."""
+        return all(
+            error <= self.bounds[output].ceilings[metric]
+            for output, of in self.eager_errors.items()
+            for metric, error in of.items()
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Property:
