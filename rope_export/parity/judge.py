@@ -16,7 +16,7 @@ from rope_export.parity.problems import Problems
 from rope_export.parity.recording.recorder import Recorder
 from rope_export.parity.report.result import Report
 from rope_export.parity.report.spread import Deviating
-from rope_export.parity.rows import CALLS_FAILED, Row, counted, judged
+from rope_export.parity.rows import CALLS_FAILED, Row, counted, judged, within
 from rope_export.parity.subject import Call, Property, Run, Side, Subject
 from rope_export.runtimes import all_runtimes
 from rope_export.sessions import Session
@@ -115,7 +115,7 @@ class Judge:
                         error=error,
                         eager_error=eager_error,
                         tolerance=allowed,
-                        status="passed" if error <= allowed else "failed",
+                        status="passed" if within(error, allowed) else "failed",
                     )
                 )
 

@@ -49,6 +49,12 @@ class Row:
         }
 
 
+def within(error: float, allowed: float) -> bool:
+    """Whether an error is what it may be. One that is not finite never is, also where the tolerance
+    is not either: where nothing but zeros is right, or eager's answer is not a number."""
+    return math.isfinite(error) and error <= allowed
+
+
 def judged(
     *,
     case: str,
@@ -67,7 +73,7 @@ def judged(
     rows = []
     for metric, error in errors.items():
         eager_error, ceiling = eager_errors[metric], bounds.ceilings[metric]
-        eager_sound = eager_error <= ceiling  # False for NaN
+        eager_sound = within(eager_error, ceiling)
         allowed = tolerance(eager_error, bounds.floors[metric])
         if runtime == "eager":
             allowed = ceiling
@@ -81,7 +87,7 @@ def judged(
                 error=error,
                 eager_error=eager_error,
                 tolerance=allowed,
-                status="passed" if eager_sound and error <= allowed else "failed",
+                status="passed" if eager_sound and within(error, allowed) else "failed",
             )
         )
     return rows

@@ -14,7 +14,7 @@ from rope_export.parity.metrics import METRICS, RELATIVE, SCALED_MAX, errors
 from rope_export.parity.report.located import Located
 from rope_export.parity.report.result import Report
 from rope_export.parity.report.spread import deviating
-from rope_export.parity.rows import Row, counted, judged
+from rope_export.parity.rows import Row, counted, judged, within
 
 UNBOUNDED = dict.fromkeys(METRICS, math.inf)
 
@@ -170,7 +170,7 @@ class Verdicts:
                         error=error,
                         eager_error=eager_errors[metric],
                         tolerance=most,
-                        status="passed" if error <= most else "failed",
+                        status="passed" if within(error, most) else "failed",
                     )
                 )
 

@@ -16,7 +16,7 @@ from rope_export.parity.metrics import METRICS, errors
 from rope_export.parity.recording.files import Arrays, Recording, is_recording
 from rope_export.parity.report.lines import TWO_RECORDINGS
 from rope_export.parity.report.result import Report
-from rope_export.parity.rows import Row
+from rope_export.parity.rows import Row, within
 from rope_export.reading.verdict import Reading
 
 SIDES = 2
@@ -150,7 +150,7 @@ def _judge(
                     metric=metric,
                     error=error,
                     tolerance=most,
-                    status="passed" if error <= most else "failed",
+                    status="passed" if within(error, most) else "failed",
                 )
             )
 
