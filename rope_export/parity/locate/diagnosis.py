@@ -8,7 +8,7 @@ import numpy as np
 
 from rope_export.discovery import modules_of
 from rope_export.parity.locate.signatures.numbers import of_numbers
-from rope_export.parity.locate.stage import SHAPE, Seen
+from rope_export.parity.locate.stage import SHAPE, Seen, explains
 from rope_export.parity.locate.suspect import Maker, Signature, Suspect
 
 LARGEST = {"float16": 65_504.0}
@@ -66,7 +66,7 @@ def plain_explanations(first: Seen, dtype: str) -> Iterator[Explanation]:
     for alternative in of_numbers(first.stage, first.value):
         other = alternative.value()
         off = {} if other is None else first.stage.errors(first.value, other)
-        if off and all(error <= limits[metric] for metric, error in off.items()):
+        if off and explains(off, limits):
             yield Explanation(rank=alternative.rank, text=alternative.text)
 
 

@@ -12,7 +12,7 @@ from rope_export.parity.decoder.passage import last_new, to_float
 from rope_export.parity.locate.diagnosis import Explanation, plain_explanations
 from rope_export.parity.locate.outer_model import LOGITS, Outer, OuterModel
 from rope_export.parity.locate.signatures.numbers import MANY
-from rope_export.parity.locate.stage import Seen, Stage
+from rope_export.parity.locate.stage import Seen, Stage, explains
 from rope_export.parity.metrics import SCALED_MAX
 
 BESIDE = 100
@@ -85,8 +85,7 @@ class OuterSuspect:
         """Whether the tensor is `other` but for rounding."""
         if other.shape != self.expected.shape:
             return False
-        off = self.stage.errors(self.value, other)
-        return all(error <= self.first.tolerances[metric] for metric, error in off.items())
+        return explains(self.stage.errors(self.value, other), self.first.tolerances)
 
     def wrong(self, axis: int | None) -> np.ndarray:
         """Which tokens, or which features of `axis`, have an element outside of the tolerance."""

@@ -1,6 +1,7 @@
 """One tensor on the way: what it should be, what rounding may do to it, and how far a value is
 from it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -71,13 +72,15 @@ class Stage:
 
     def errors(self, value: np.ndarray, other: np.ndarray | None = None) -> dict[str, float]:
         """The error of a value, by each metric; from `other` in place of the expected one."""
-        expected = self.part(self.expected)
-        true = expected if other is None else self.part(other)
         if self.exact:
-            # What a lowering makes of a token that sees nothing is its own affair.
+            # What a lowering makes of a token that sees nothing is its own affair: it sees no slot
+            # there or every one.
             whole = self.expected if other is None else other
-            some = self.part(np.broadcast_to(whole.any(axis=-1, keepdims=True), whole.shape))
-            return {"differing values": float(np.sum((self.part(value) != true) & some))}
+            some = whole.any(axis=-1, keepdims=True)
+            alike = value.all(axis=-1, keepdims=True) | ~value.any(axis=-1, keepdims=True)
+            differing = np.where(some, value != whole, False if other is None else ~alike)
+            return {"differing values": float(np.sum(self.part(differing)))}
+        true = self.part(self.expected if other is None else other)
         unit = 1.0 if self.units is None else self.part(self.units)
         difference = self.part(value).astype(np.float64) - true
         return errors(difference / unit, true / unit)
@@ -114,6 +117,14 @@ class Stage:
                 token = positions[..., at.get("batch", 0), index]
                 place.append(("position", int(np.ravel(token)[0])))
         return tuple(place)
+
+
+def explains(off: Mapping[str, float], limits: Mapping[str, float]) -> bool:
+    """Whether a value that is off by this is another but for rounding. A tensor that should be 0
+    has no size by which rounding could be told: its limit is not finite, and only what is equal
+    fits."""
+    return all(x == 0 or (math.isfinite(limits[name]) and x <= limits[name])
+               for name, x in off.items())  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

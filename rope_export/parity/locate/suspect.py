@@ -7,7 +7,7 @@ import numpy as np
 
 from rope_export.parity.layer.reference import ReferenceLayer
 from rope_export.parity.layer.trace import Trace
-from rope_export.parity.locate.stage import Seen, Stage
+from rope_export.parity.locate.stage import Seen, Stage, explains
 from rope_export.parity.locate.stages import cache_stage, values_of
 
 Inputs = Mapping[str, np.ndarray]
@@ -67,9 +67,7 @@ class Suspect:
         """Whether the tensor is `other` but for rounding."""
         if other is None:
             return False
-        limits = self.limits
-        off = self.stage.errors(self.value, other)
-        return all(error <= limits[metric] for metric, error in off.items())
+        return explains(self.stage.errors(self.value, other), self.limits)
 
     @property
     def limits(self) -> dict[str, float]:

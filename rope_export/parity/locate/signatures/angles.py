@@ -104,7 +104,7 @@ def _bases(suspect: Suspect, rope: RopeSpec) -> Iterator[Alternative]:
         text = f"frequencies without the scaling of {rope.rope_type}"
         yield _of(suspect, text, changed(suspect.layer, rope=plain))
     bases = [2 * rope.theta, rope.theta / 2, *THETAS, *_fitted(suspect)]
-    for theta in dict.fromkeys(x for x in bases if x != rope.theta):
+    for theta in dict.fromkeys(x for x in bases if x != rope.theta and 1 < x < np.inf):
         text = f"wrong base: theta={theta:g}, not {rope.theta:g}"
         yield _of(suspect, text, with_rope(suspect.layer, theta=theta))
         if rope.rope_type != "default":

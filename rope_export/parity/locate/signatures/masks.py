@@ -35,9 +35,10 @@ def _inputs(suspect: Suspect) -> Iterator[Alternative]:
         others["the mask is one slot off"] = ("attention_mask", np.roll(mask, 1, axis=1))
     if LENGTHS in inputs:
         used = inputs[LENGTHS]
+        last = suspect.trace.keys.shape[2] - suspect.trace.x.shape[1]
         for text, value in {
             "lengths of the cache are ignored: entries are written from slot 0 on": 0 * used,
-            "entries are written one slot further": used + 1,
+            "entries are written one slot further": np.minimum(used + 1, last),
             "entries are written one slot before": np.maximum(used - 1, 0),
             "every row is taken to be as long as the longest": 0 * used + used.max(initial=0),
             "every row is taken to be as long as the first": 0 * used + used[0],

@@ -1,0 +1,74 @@
+"""What explains a wrong tensor, on values as a faulty runtime would have them."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from rope_export.checkpoints.drawn import drawn_weights
+from rope_export.interface import attention_interface
+from rope_export.parity.cases import Case
+from rope_export.parity.layer.inputs import layer_inputs
+from rope_export.parity.layer.inv_freq import frequencies
+from rope_export.parity.layer.reference import ReferenceLayer
+from rope_export.parity.locate.diagnosis import explanations
+from rope_export.parity.locate.stage import Stage, compared
+from rope_export.parity.locate.stages import cache_stage, layer_stages
+from rope_export.parity.locate.suspect import Suspect
+from tests.conformance.faults.layers import layer
+
+SPEC = layer("plain", "float32")
+WEIGHTS = {name: x.double().numpy() for name, x in drawn_weights(SPEC, 0, 0).items()}
+LAYER = ReferenceLayer(SPEC, WEIGHTS, frequencies(SPEC))
+
+
+Wrong = Callable[[Stage], np.ndarray]
+
+
+def causes(case: Case, kind: str = "growing", **wrong: Wrong) -> list[str]:
+    """What explains the first of some tensors of a call with padding that are others."""
+    inputs = layer_inputs(case, LAYER, attention_interface(SPEC, cache=kind, padding=True), 0)
+    trace = LAYER(inputs)
+    stages = {stage.key: stage for stage in layer_stages(LAYER, LAYER, trace)}
+    name = list(trace.outputs)[1]
+    used = trace.starts + trace.x.shape[1]
+    stages["cache"] = cache_stage(name, trace.outputs[name], used, 0 * trace.outputs[name] + 1e-12)
+    seen = {}
+    for key, value in wrong.items():
+        stage = stages[key]
+        seen[key] = compared(stage, "float32", "onnxruntime", value(stage), stage.expected, "value")
+    first = next(iter(seen.values()))
+    assert first.failed
+    suspect = Suspect(layer=LAYER, trace=trace, inputs=inputs, first=first, seen=seen)
+    return [x.text for x in explanations(suspect)]
+
+
+def test_a_full_cache_is_looked_at_too() -> None:
+    """Entries one slot further than they are written would not fit."""
+    case = Case(batch=2, sequence=7, past=5, spare=0)
+    texts = causes(case, "fixed", cache=lambda stage: -stage.expected)
+    assert any("negated" in text for text in texts)
+
+
+def test_a_mask_that_shows_nothing_explains_none_that_shows_something() -> None:
+    """Of the other sign, a mask of ones hides every slot."""
+    drawn = np.random.default_rng(0)
+
+    def random(stage: Stage) -> np.ndarray:
+        return drawn.random(stage.expected.shape) < 0.5
+
+    assert causes(Case(batch=2, sequence=7, past=5), allowed=random) == []
+
+
+def test_frequencies_of_one_are_of_no_base() -> None:
+    """They are those of theta = 1, which no rotation has."""
+    at = np.arange(8.0)[None, :, None]
+    tables = {"cos": np.cos(at), "sin": np.sin(at)}
+    wrong = {key: lambda stage, x=x: x + 0 * stage.expected for key, x in tables.items()}
+    assert causes(Case(batch=1, sequence=8), **wrong) == []
+
+
+def test_nothing_but_zeros_is_taken_for_zeros() -> None:
+    """sin at position 0 is 0, of which no error is a share."""
+    texts = causes(Case(batch=1, sequence=1), sin=lambda stage: stage.expected + 1)
+    assert "sin has the other sign" not in texts
+    assert "sin is missing (taken as 1)" in texts
