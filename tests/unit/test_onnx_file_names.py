@@ -77,7 +77,7 @@ def test_a_decoder_is_matched(
     inputs = [TOKENS, ("mask", TensorProto.BOOL, ("batch", "total")), *caches(form, shape)]
     outputs = [LOGITS, *caches(f"present_{form}", shape)]
     matched = match_decoder(written(tmp_path / "m.onnx", inputs, outputs), SHAPES, {}, 128)
-    assert {name: x.name for name, x in matched.numbers.items()} == {
+    assert {name: x.name for name, x in matched.inputs.items()} == {
         "input_ids": "input_ids",
         "attention_mask": "mask",
     }
@@ -97,7 +97,7 @@ def test_what_is_not_known_can_be_named(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match=r"takes b int64\(batch, sequence\).*not known"):
         match_decoder(file, {}, {"input_ids": "a"}, 128)
     matched = match_decoder(file, {}, {"input_ids": "a", "position_ids": "b"}, 128)
-    assert matched.numbers["position_ids"].name == "b"
+    assert matched.inputs["position_ids"].name == "b"
     assert matched.logits.name == "scores"
 
 

@@ -177,3 +177,13 @@ def test_what_is_not_read_is_refused(
     node.input.extend(["packed"] * (inputs - len(node.input)))
     with pytest.raises(UnavailableError, match=message):
         list(tensors_in(file, 0))
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["levels", "scales"])
+def test_a_part_of_a_weight_that_is_computed_is_refused(tmp_path: Path, at: int) -> None:
+    file = product(tmp_path, 4, "")
+    (node,) = file.graph.node
+    node.input[at] = "computed"
+    file.graph.node.insert(0, helper.make_node("Abs", ["x"], ["computed"]))
+    with pytest.raises(UnavailableError, match="layers.3/q_proj: computed is computed, and not"):
+        list(tensors_in(file, 0))

@@ -1,7 +1,7 @@
 """The caches of a file that somebody else made: how they lie, and whether their size is fixed."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rope_export.errors import UnavailableError
@@ -41,6 +41,41 @@ class Cache:
         """Whether it has as many slots after a call as before it, as far as its shapes tell."""
         before, after = self.slots
         return self.capacity is not None or (before == after and isinstance(before, str))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What a file takes. inputs: by our names, without the caches. caches: by our names. others:
+    outputs that are not looked at. fixed: whether the caches are; without, each call gives longer
+    ones."""
+
+    inputs: Mapping[str, Value]
+    caches: Mapping[str, Cache]
+    others: tuple[str, ...]
+    fixed: bool = False
+
+    @property
+    def capacity(self) -> int | None:
+        """How many slots the caches always have."""
+        return next((x.capacity for x in self.caches.values()), None)
+
+    @property
+    def whole_mask(self) -> bool:
+        """Whether a mask by slots covers every slot of fixed caches, filled or not."""
+        mask = self.inputs.get("attention_mask")
+        axis = None if mask is None or mask.shape is None else mask.shape[-1]
+        slots = [(x.capacity, x.slots[0]) for x in self.caches.values()]
+        return self.fixed and axis is not None and any(axis in x for x in slots)
+
+    @property
+    def mask_slots(self) -> int | None:
+        """How many slots a mask always covers."""
+        return self.capacity if self.whole_mask else None
+
+    @property
+    def by_row(self) -> bool:
+        """Whether rows of fixed caches may be of different lengths."""
+        return self.fixed and any(x in self.inputs for x in BY_ROW)
 
 
 def cache_name(theirs: str) -> str | None:
@@ -130,9 +165,3 @@ def are_fixed(file: OnnxFile, caches: Mapping[str, Cache], numbers: Mapping[str,
 def _is_capacity(axis: Slots) -> bool:
     """Whether an axis has the name of a number of slots that does not change."""
     return isinstance(axis, str) and re.search(r"max|capacity|cache", axis.lower()) is not None
-
-
-def covers_all(mask: Value | None, caches: Iterable[Cache]) -> bool:
-    """Whether a mask by slots has as many as fixed caches have."""
-    axis = None if mask is None or mask.shape is None else mask.shape[-1]
-    return axis is not None and any(axis in (x.capacity, x.slots[0]) for x in caches)

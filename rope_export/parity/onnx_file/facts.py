@@ -70,7 +70,7 @@ def file_interface(
     numbers = {"input_ids": tokens, "attention_mask": ("batch", covered), "position_ids": tokens}
     before, after = ("capacity", "capacity") if matched.fixed else ("past", TOTAL)
     lengths = (TensorType(name=LENGTHS, dtype="int64", shape=("batch",)),) if matched.fixed else ()
-    taken = [name for name in numbers if name in matched.numbers]
+    taken = [name for name in numbers if name in matched.inputs]
     results = ("batch", 1 if logits == "last" else "sequence", vocabulary)
 
     def caches(prefix: str, slots: str) -> tuple[TensorType, ...]:

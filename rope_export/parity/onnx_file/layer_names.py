@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rope_export.errors import InputError, UnavailableError
 from rope_export.interface.attention import cached
-from rope_export.parity.onnx_file.caches import BY_ROW, Cache, are_fixed, cache_of, covers_all
+from rope_export.parity.onnx_file.caches import BY_ROW, Taken, are_fixed, cache_of
 from rope_export.parity.onnx_file.file import OnnxFile, Value
 from rope_export.parity.onnx_file.names import INTEGERS, MASKS, NUMBERS, RANKS
 from rope_export.spec import AttentionSpec
@@ -24,36 +24,12 @@ OUTPUT = r"attention_?outputs?|attn_?outputs?|outputs?|hidden_?states?|y"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchedLayer:
-    """inputs: hidden_states, position_ids, cos, sin, attention_mask, and those that tell what is in
-    a fixed cache, as far as the file takes them, by our names. caches: "key" and "value". output:
-    of the layer. others: outputs that are not looked at. fixed: whether the caches are."""
+class MatchedLayer(Taken):
+    """What a layer's tensors are. inputs: hidden_states, position_ids, cos, sin, attention_mask,
+    and those that tell what is in a fixed cache, as far as the file takes them. caches: "key" and
+    "value". output: of the layer."""
 
-    inputs: Mapping[str, Value]
-    caches: Mapping[str, Cache]
     output: Value
-    others: tuple[str, ...]
-    fixed: bool = False
-
-    @property
-    def capacity(self) -> int | None:
-        """How many slots the caches always have."""
-        return next((x.capacity for x in self.caches.values()), None)
-
-    @property
-    def whole_mask(self) -> bool:
-        """Whether a mask covers every slot of fixed caches, filled or not."""
-        return self.fixed and covers_all(self.inputs.get("attention_mask"), self.caches.values())
-
-    @property
-    def mask_slots(self) -> int | None:
-        """How many slots a mask always covers."""
-        return self.capacity if self.whole_mask else None
-
-    @property
-    def by_row(self) -> bool:
-        """Whether rows of fixed caches may be of different lengths."""
-        return self.fixed and any(x in self.inputs for x in BY_ROW)
 
 
 def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) -> MatchedLayer:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 from rope_export.errors import InputError, UnavailableError
 from rope_export.parity.onnx_file.caches import (
-    BY_ROW,
     Cache,
+    Taken,
     are_fixed,
     cache_name,
     cache_of,
-    covers_all,
 )
 from rope_export.parity.onnx_file.file import OnnxFile, Value
 
@@ -40,36 +39,11 @@ RANKS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matched:
-    """What the file's tensors are. numbers: inputs by our names. caches: by our names without the
-    prefix, such as "0.key". logits: the output. others: outputs that are not looked at. fixed:
-    whether the caches are; without, each call gives longer ones."""
+class Matched(Taken):
+    """What a decoder's tensors are. inputs: those of whole numbers. caches: by our names without
+    the prefix, such as "0.key". logits: the output."""
 
-    numbers: Mapping[str, Value]
-    caches: Mapping[str, Cache]
     logits: Value
-    others: tuple[str, ...]
-    fixed: bool = False
-
-    @property
-    def capacity(self) -> int | None:
-        """How many slots the caches always have."""
-        return next((x.capacity for x in self.caches.values()), None)
-
-    @property
-    def whole_mask(self) -> bool:
-        """Whether the mask covers every slot of fixed caches, filled or not."""
-        return self.fixed and covers_all(self.numbers.get("attention_mask"), self.caches.values())
-
-    @property
-    def mask_slots(self) -> int | None:
-        """How many slots the mask always covers."""
-        return self.capacity if self.whole_mask else None
-
-    @property
-    def by_row(self) -> bool:
-        """Whether rows of fixed caches may be of different lengths."""
-        return self.fixed and any(x in self.numbers for x in BY_ROW)
 
 
 class _Matching:
@@ -154,7 +128,7 @@ def match_decoder(
         )
     fixed = are_fixed(file, caches, numbers)
     others = tuple(open_.outputs)
-    return Matched(numbers=numbers, caches=caches, logits=logits, others=others, fixed=fixed)
+    return Matched(inputs=numbers, caches=caches, logits=logits, others=others, fixed=fixed)
 
 
 def _numbers(ours: str, values: Iterable[Value]) -> list[Value]:

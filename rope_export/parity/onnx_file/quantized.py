@@ -80,6 +80,7 @@ def _product(node: Any, constants: Constants) -> Quantized:
         raise UnavailableError(
             f"{node.name}: MatMulNBits with g_idx, whose features are in another order, is not read"
         )
+    _check_constant(node, names, constants)
     count = -(-inputs // block)
 
     def blocks() -> Blocks:
@@ -88,18 +89,14 @@ def _product(node: Any, constants: Constants) -> Quantized:
         return levels, _zeros(names, constants, bits, (rows, count)), steps
 
     level = int(attribute(node, "accuracy_level", 0))
-    return Quantized(
-        node=node,
-        parts=_origins(names, constants),
-        shape=(rows, inputs),
-        dtype=constants.read(names[1]).dtype,
-        int8_block=block if level == ROUNDS_TO_INT8 else None,
-        blocks=blocks,
-    )
+    int8_block = block if level == ROUNDS_TO_INT8 else None
+    return _weight(node, names, constants, (rows, inputs), blocks, int8_block)
 
 
 def _rows(node: Any, constants: Constants) -> Quantized:
     """GatherBlockQuantized: (rows, width), with a scale for each block of a row."""
+    names = _names(node, 0, 2, 3)
+    _check_constant(node, names, constants)
     axes = [attribute(node, "gather_axis", 0), attribute(node, "quantize_axis", 1)]
     packed = constants.read(node.input[0])
     if axes not in ([0, 1], [0, -1]) or packed.ndim != 2:
@@ -109,8 +106,6 @@ def _rows(node: Any, constants: Constants) -> Quantized:
         )
     block = int(attribute(node, "block_size", 128))
     bits = _bits(node) if packed.dtype == np.uint8 else 0
-    names = [x if at != 1 else "" for at, x in enumerate(node.input)]
-    names = [names[0], names[2], *names[3:4]]
     width = packed.shape[1] * (8 // bits if bits else 1)
     count = -(-width // block)
     shape = (packed.shape[0], width)
@@ -123,22 +118,13 @@ def _rows(node: Any, constants: Constants) -> Quantized:
         zeros = _zeros(names, constants, bits, (shape[0], count))
         return levels.reshape(shape[0], count, block), zeros, steps
 
-    return Quantized(
-        node=node,
-        parts=_origins(names, constants),
-        shape=shape,
-        dtype=constants.read(names[1]).dtype,
-        int8_block=None,
-        blocks=blocks,
-    )
+    return _weight(node, names, constants, shape, blocks)
 
 
 def _linear(node: Any, constants: Constants) -> Quantized:
     """DequantizeLinear: one scale, one for each index of an axis, or one for each block on it."""
     names = _names(node, 0, 1, 2)
-    for name in names[1:]:
-        if name and not constants.has(name):
-            raise UnavailableError(f"{node.name}: {name} is computed, and not read from the file")
+    _check_constant(node, names, constants)
     shape = constants.shape(names[0])
     axis, block = int(attribute(node, "axis", 1)), int(attribute(node, "block_size", 0))
 
@@ -153,17 +139,10 @@ def _linear(node: Any, constants: Constants) -> Quantized:
 
     def blocks() -> Blocks:
         levels = constants.read(names[0]).astype(np.float32)
-        zeros = spread(names[2]) if names[2:] and names[2] else np.zeros((), np.float32)
+        zeros = spread(names[2]) if names[2] else np.zeros((), np.float32)
         return levels, zeros, spread(names[1])
 
-    return Quantized(
-        node=node,
-        parts=_origins(names, constants),
-        shape=shape,
-        dtype=constants.read(names[1]).dtype,
-        int8_block=None,
-        blocks=blocks,
-    )
+    return _weight(node, names, constants, shape, blocks)
 
 
 def _bits(node: Any) -> int:
@@ -177,8 +156,30 @@ def _names(node: Any, *places: int) -> list[str]:
     return [node.input[x] if x < len(node.input) else "" for x in places]
 
 
-def _origins(names: Sequence[str], constants: Constants) -> tuple[str, ...]:
-    return tuple(constants.origin(x) for x in names if x)
+def _check_constant(node: Any, names: Sequence[str], constants: Constants) -> None:
+    """Raises: UnavailableError for a part of a weight that the file computes."""
+    for name in names:
+        if name and not constants.has(name):
+            raise UnavailableError(f"{node.name}: {name} is computed, and not read from the file")
+
+
+def _weight(
+    node: Any,
+    names: Sequence[str],
+    constants: Constants,
+    shape: tuple[int, ...],
+    blocks: Callable[[], Blocks],
+    int8_block: int | None = None,
+) -> Quantized:
+    """names: of the levels, the steps and the zeros."""
+    return Quantized(
+        node=node,
+        parts=tuple(constants.origin(x) for x in names if x),
+        shape=shape,
+        dtype=constants.read(names[1]).dtype,
+        int8_block=int8_block,
+        blocks=blocks,
+    )
 
 
 def _levels(packed: np.ndarray, bits: int) -> np.ndarray:
@@ -193,7 +194,7 @@ def _zeros(
 ) -> np.ndarray:
     """What stands for 0 in each block, (rows, blocks, 1): half the range of numbers without a
     sign, where the file does not tell."""
-    name = names[2] if len(names) > 2 else ""
+    name = names[2]
     if not name:
         return np.float32(2 ** (bits - 1) if bits else 0).reshape(1, 1, 1)
     zeros = constants.read(name)

@@ -77,7 +77,7 @@ class FileRunner(Runner):
         matched = self._matched
         feeds = {
             value.name: number(name, value, values, axes, matched.mask_slots)
-            for name, value in matched.numbers.items()
+            for name, value in matched.inputs.items()
         }
         caches = {
             cache.before.name: given(cache, values[f"past_key_values.{name}"])

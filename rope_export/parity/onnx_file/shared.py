@@ -13,7 +13,7 @@ def with_shared_buffers(file: OnnxFile, matched: Matched) -> Matched | None:
     """The file as one with fixed caches, where each cache goes into a GroupQueryAttention as its
     past and comes out of it: the operator writes into a buffer that is both, and knows how much of
     it is filled. None for another file."""
-    if matched.fixed or not matched.caches or "attention_mask" not in matched.numbers:
+    if matched.fixed or not matched.caches or "attention_mask" not in matched.inputs:
         return None
     pairs = {
         pair

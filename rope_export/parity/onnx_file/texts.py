@@ -35,7 +35,7 @@ def file_texts(matched: Matched, specs: Sequence[AttentionSpec], positions: int 
     texts: list[Text] = []
     refused: dict[str, str] = {}
     longest = min(x for x in (LONGEST_WINDOW, positions, matched.capacity) if x is not None)
-    by_position = "position_ids" in matched.numbers
+    by_position = "position_ids" in matched.inputs
     every, hidden = _texts(specs, positions, longest, by_position=by_position)
     if matched.fixed:
         every.append(UNEQUAL)
@@ -97,13 +97,13 @@ def _texts(
 
 def _unsupported(text: Text, matched: Matched) -> str | None:
     """Why the file's inputs cannot take a text, or nothing."""
-    if text.left and "attention_mask" not in matched.numbers:
+    if text.left and "attention_mask" not in matched.inputs:
         return "there is no attention_mask"
     if text is UNEQUAL and not matched.by_row:
         return "the rows of its caches have one length"
     if matched.capacity is not None and text.total > matched.capacity:
         return f"its caches have {matched.capacity} slots"
-    shape = matched.numbers["input_ids"].shape
+    shape = matched.inputs["input_ids"].shape
     batch, sequence = shape if shape is not None else (None, None)
     if isinstance(batch, int) and text.rows != batch:
         return f"the batch is always {batch}"
