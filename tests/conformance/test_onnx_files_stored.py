@@ -130,6 +130,16 @@ def test_a_fixed_cache_of_another_exporter(tmp_path: Path) -> None:
     assert f"left padding: {reason}" in report.left_out
 
 
+def test_the_cause_of_a_fault_in_unequal_rows_is_named(tmp_path: Path) -> None:
+    """Each row is run alone as well, where it has fewer tokens than beside the others."""
+    facts = json.loads(samples.config("static").read_text(encoding="utf-8"))
+    facts["rope_parameters"] |= {"rope_type": "linear", "factor": 4.0}
+    spec = tmp_path / "config.json"
+    spec.write_text(json.dumps(facts), encoding="utf-8")
+    report = verify(samples.unpack("static", tmp_path), spec=spec, cases=["unequal rows"])
+    assert {(x["cause"], x["texts"]) for x in report.causes} == {("rope scaling", "unequal rows")}
+
+
 def test_int4_weights_of_another_exporter(tmp_path: Path) -> None:
     """onnxruntime-genai's, which round activations to int8 and do not look at padding."""
     report = verify(samples.unpack("int4", tmp_path), spec=samples.config("int4"))

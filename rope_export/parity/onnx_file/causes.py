@@ -227,11 +227,11 @@ class Causes:
             outputs = self.session.run({**inputs, **caches})
             caches = {pair.input: outputs[pair.output] for pair in interface.caches}
             logits = to_numpy(outputs["logits"]).astype(np.float64)
-            before = int(passage.bounds(call)[1][row] - passage.bounds(call)[0][row]) - (
-                end - start
-            )
-            if not self.last and before:
-                logits = np.pad(logits, ((0, 0), (before, 0), (0, 0)))
+            if not self.last:
+                starts, ends = passage.bounds(call)
+                before = start - int(starts[row])
+                after = int((ends - starts).max()) - before - (end - start)
+                logits = np.pad(logits, ((0, 0), (before, after), (0, 0)))
             answers.append(logits)
         return answers
 

@@ -98,16 +98,17 @@ def fill(model: Any, file: OnnxFile, layers: int) -> None:
 
 
 def _adds_one(module: Any) -> bool:
-    """Whether a norm multiplies with 1 + its weight."""
+    """Whether a norm multiplies with 1 + its weight: with 0, two inputs give two outputs."""
     weight = getattr(module, "weight", None)
     if weight is None or weight.ndim != 1 or "norm" not in type(module).__name__.lower():
         return False
     kept = weight.detach().clone()
     with torch.no_grad():
         weight.zero_()
-        result = module(torch.ones_like(weight)[None, None])
+        token = torch.linspace(-1, 1, len(weight), dtype=weight.dtype)
+        left, right = module(torch.stack((token, -token))[None])[0]
         weight.copy_(kept)
-    return bool(result.abs().max() > 0)
+    return not torch.equal(left, right)
 
 
 def find(name: str, shape: Shape, tensors: Sequence[Tensor]) -> Found | None:
@@ -177,8 +178,8 @@ def _best(name: str, tensors: Sequence[Tensor]) -> Tensor | None:
         scores[2 * len(last & tensor.words) + (bias == (kind == "bias"))].append(tensor)
     best = scores[max(scores)] if scores else []
     if len(best) > 1:
-        first = best[0].read()
-        if not all(np.array_equal(x.read(), first) for x in best[1:]):
+        first = best[0].laid()
+        if not all(np.array_equal(x.laid(), first) for x in best[1:]):
             return None
     return best[0] if best else None
 
