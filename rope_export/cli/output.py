@@ -101,7 +101,7 @@ def native_silenced() -> Iterator[None]:
 @contextmanager
 def progress() -> Iterator[Callable[[str, float | None], None]]:
     """A bar on stderr: called with what is done now and, where known, the share done so far."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     shown = console.is_terminal  # in a log, errors alone
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:

@@ -78,7 +78,8 @@ def _shown(
 ) -> Iterator[Answer]:
     """Passes answers on and shows them: a bar in a terminal, a line each elsewhere."""
     console = Console(stderr=True)
-    what = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
+    column = Column(ratio=1, no_wrap=True)
+    what = TextColumn("{task.description}", table_column=column, markup=False)
     columns = (
         what,
         BarColumn(20),

@@ -1,5 +1,6 @@
 """Calls in processes: one that dies costs its own call alone."""
 
+import dataclasses
 import os
 import signal
 import time
@@ -54,6 +55,18 @@ def test_a_process_that_dies_costs_its_own_call_alone(tmp_path: Path) -> None:
     found = run(calls(*groups), float, pool=Processes(2), store=Store(tmp_path), line=line)
     assert found.results == {"1": 1.0, "4": 16.0, "5": 25.0}
     assert found.errors == {"2": DIED, "3": DIED}
+
+
+def refused(numbers: list[int]) -> dict[str, float]:
+    """Raises what looks like the markup of a terminal."""
+    raise OSError("[/models/x.onnx] and [red] have no memory")
+
+
+def test_an_error_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = dataclasses.replace(*calls([1]), function=refused)
+    found = run([call], float, pool=Processes(1), store=Store(tmp_path), line=line)
+    assert found.errors == {"1": "OSError: [/models/x.onnx] and [red] have no memory"}
+    assert found.errors["1"] in capsys.readouterr().err
 
 
 def slow(number: int, folder: str) -> dict[str, float]:

@@ -62,6 +62,15 @@ def test_junit_has_an_error_where_no_row_tells_the_verdict() -> None:
     assert root.find(".//error").get("message").startswith("nothing compared")
 
 
+def test_junit_is_xml_whatever_characters_an_error_has() -> None:
+    report = mixed()
+    report.skipped.append({"runtime": "web", "reason": "\x1b[31mno\x00\x1b[0m \N{MIDDLE DOT}"})
+    root = ElementTree.fromstring(as_junit(report, "x", command))
+    lost = "\N{REPLACEMENT CHARACTER}"
+    reasons = [x.get("message") for x in root.findall(".//skipped")]
+    assert reasons[1] == f"{lost}[31mno{lost}{lost}[0m \N{MIDDLE DOT}"
+
+
 def test_markdown_has_the_verdict_then_what_failed() -> None:
     lines = as_markdown(mixed(), "build/layer_0", command).splitlines()
     assert lines[1] == "### ❌ build/layer\\_0"

@@ -3,6 +3,7 @@
 Source: the format as junitparser writes it, https://github.com/testmoapp/junitxml.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,12 @@ from rope_export.parity.rows import Row
 
 NAME = "rope_export verify"
 """Of the whole; a file without it is not replaced."""
+
+ILLEGAL = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What no XML file may have, such as the colours of a terminal in somebody's error.
+
+Source: XML 1.0, section 2.2, the production Char.
+"""
 
 Spell = Callable[[str], str]
 Command = Callable[[Row | None], str]
@@ -66,7 +73,7 @@ def as_junit(report: Report, title: str, command: Command, spell: Spell = str) -
         whole.add_testsuite(suite)
     whole.update_statistics()
     text: bytes = whole.tostring()
-    return text
+    return ILLEGAL.sub("\N{REPLACEMENT CHARACTER}", text.decode()).encode()
 
 
 def _failure(row: Row, command: Command) -> Any:
