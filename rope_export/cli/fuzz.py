@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from rope_export.fuzz import Counterexample
 
 
+DRAWN = ("runtime", "cache", "dtype", "count", "seed")
+"""Parameters that tell what is drawn."""
+
+
 def fuzz_lowerings(
     context: typer.Context,
     names: Annotated[
@@ -49,8 +53,8 @@ def fuzz_lowerings(
     """Draw layers, weights and calls, export each and compare it with eager PyTorch."""
     if example is None and out is not None:
         raise InputError(f"--out {out}: it keeps the artifact of one example; give --example too.")
-    if example is not None and names:
-        raise InputError(f"{' '.join(names)} and --example: an example names its lowering.")
+    if example is not None:
+        _check_alone(context, names)
     with output.progress() as step:
         step("loading PyTorch", None)
         from rope_export.fuzz import Counterexample, Example, fuzz, judged
@@ -74,6 +78,17 @@ def fuzz_lowerings(
         title = f"lowering {shown.lowering} against eager PyTorch"
         output.print_report(report, title, context, every_row=all_rows)
     return output.PASSED[report.status]
+
+
+def _check_alone(context: typer.Context, names: list[str] | None) -> None:
+    """Raises: InputError for what is to be drawn, beside an example."""
+    if names:
+        raise InputError(f"{' '.join(names)} and --example: an example names its lowering.")
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if parameter.name in DRAWN and value not in (None, parameter.default, ()):
+            flag = parameter.opts[0]
+            raise InputError(f"{flag} and --example: an example has its own. Leave {flag} out.")
 
 
 def _found(counterexample: "Counterexample", as_json: bool) -> int:

@@ -67,6 +67,10 @@ class Example:
             raise InputError(
                 f"weights {unknown[0]!r}: the layer has {', '.join(self.spec.weight_shapes)}."
             )
+        if self.seed < 0:
+            raise InputError(f"seed={self.seed}: it must be 0 or more.")
+        for case in self.cases:
+            _check_sizes(case)
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights as they are deployed, in the spec's dtype."""
@@ -105,6 +109,20 @@ class Example:
     def command(self) -> str:
         """The command that compares it again."""
         return shlex.join([*COMMAND, json.dumps(self.to_json(), separators=(",", ":"))])
+
+
+def _check_sizes(case: Case) -> None:
+    for name, least in (("batch", 1), ("sequence", 1), ("past", 0), ("spare", 0)):
+        if getattr(case, name) < least:
+            raise InputError(f"cases: {name}={getattr(case, name)}: it must be {least} or more.")
+    rows = case.lengths
+    if rows is not None and not (
+        len(rows) == case.batch and 0 <= min(rows) <= max(rows) == case.past
+    ):
+        raise InputError(
+            f"cases: lengths={', '.join(map(str, rows))}: there must be one for each row of the "
+            f"batch of {case.batch}, the longest as long as the past of {case.past}."
+        )
 
 
 def _bare(spec: AttentionSpec) -> AttentionSpec:

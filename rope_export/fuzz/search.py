@@ -1,7 +1,8 @@
 """Whole examples, and the one call that draws and checks them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, get_args, get_type_hints
 
 from rope_export.errors import InputError, UnavailableError, extra
 from rope_export.fuzz.call_strategies import SIZES, calls, numbers, weights
@@ -17,6 +18,7 @@ with extra("fuzz", "drawing examples"):
     import hypothesis
     from hypothesis import HealthCheck, Phase, assume, given, settings
     from hypothesis import strategies as st
+    from hypothesis.errors import Unsatisfiable
 
 DTYPES = ("float32", "float16")
 """Those that onnxruntime's CPU kernels have."""
@@ -26,6 +28,9 @@ CALLS = 4
 
 SHRINKING = 150
 """Smaller examples that are compared at most once one has failed."""
+
+HOPELESS = 20
+"""Examples after which a search in which none could be compared exports no more."""
 
 
 @st.composite
@@ -45,7 +50,8 @@ def examples(
     token with the first lowering, cache and dtype.
     """
     every = lowerings()
-    name = draw(st.sampled_from(list(names or every)))
+    able = [x for x in names or every if set(every[x].caches) & set(caches or every[x].caches)]
+    name = draw(st.sampled_from(able))
     cache = draw(st.sampled_from([x for x in every[name].caches if x in (caches or (x,))]))
     spec = draw(specs(every[name], cache, draw(st.sampled_from(list(dtypes)))))
     padding = draw(st.booleans())
@@ -83,8 +89,8 @@ def fuzz(
     Raises: Counterexample for the smallest one that was found; InputError for a name that there
         is not; UnavailableError where a runtime is missing, or nothing could be compared.
     """
-    _check_names(names, runtimes, caches)
-    run = _Run(count, shrinking, progress)
+    _check_names(names, runtimes, caches, dtypes)
+    run = _Run(count, shrinking, progress, f"{', '.join(runtimes)} in {', '.join(dtypes)}")
     strategy = examples(names, runtimes=runtimes, caches=caches, dtypes=dtypes)
     rules = settings(
         max_examples=count,
@@ -95,26 +101,32 @@ def fuzz(
         report_multiple_bugs=False,
         print_blob=False,
     )
-    hypothesis.seed(seed)(rules(given(strategy)(run.compare)))()
+    with suppress(Unsatisfiable):  # which is told below
+        hypothesis.seed(seed)(rules(given(strategy)(run.compare)))()
     if not run.compared:
-        raise UnavailableError(
-            f"nothing was compared: {', '.join(runtimes)} ran none of {count} examples."
-        )
+        raise run.nothing
     return run.compared
 
 
 class _Run:
-    """What one search knows. compared: how many examples were."""
+    """What one search knows. seen, compared: how many examples were."""
 
-    def __init__(self, count: int, tries: int, progress: Callable[[str, float], None]) -> None:
-        self.count, self.tries, self.progress = count, tries, progress
-        self.compared = self.tried = 0
+    def __init__(
+        self, count: int, tries: int, progress: Callable[[str, float], None], where: str
+    ) -> None:
+        """where: the runtimes and the dtypes, in words."""
+        self.count, self.tries, self.progress, self.where = count, tries, progress, where
+        self.seen = self.compared = self.tried = 0
         self.smallest: Counterexample | None = None
 
     def compare(self, example: Example) -> None:
-        """Raises: Counterexample, the smallest that is found."""
+        """Raises: Counterexample, the smallest that is found; UnavailableError if nothing can be
+        compared."""
         if self.smallest is not None:  # Hypothesis runs it again
             raise self.smallest
+        if not self.compared and self.seen == HOPELESS:
+            raise self.nothing
+        self.seen += 1
         try:
             ran = check(example)
         except Counterexample as counterexample:
@@ -124,6 +136,14 @@ class _Run:
         assume(ran)
         self.compared += 1
         self.progress(f"lowering {example.lowering}", min(1.0, self.compared / self.count))
+
+    @property
+    def nothing(self) -> UnavailableError:
+        """What tells that nothing could be compared."""
+        return UnavailableError(
+            f"nothing was compared: {self.where} could run none of {self.seen} examples; use "
+            f"another runtime or `dtype`."
+        )
 
     def _fails(self, example: Example) -> bool:
         self.tried += 1
@@ -137,9 +157,19 @@ class _Run:
 
 
 def _check_names(
-    names: Sequence[str] | None, runtimes: Sequence[str], caches: Sequence[str] | None
+    names: Sequence[str] | None,
+    runtimes: Sequence[str],
+    caches: Sequence[str] | None,
+    dtypes: Sequence[str],
 ) -> None:
     every = lowerings()
+    hints = get_type_hints(AttentionSpec)["dtype"], get_type_hints(Example)["cache"]
+    for what, asked, hint in zip(("dtype", "cache"), (dtypes, caches or ()), hints, strict=True):
+        for name in asked:
+            if name not in get_args(hint):
+                raise InputError(
+                    f"{what} {name!r} does not exist; use {', '.join(get_args(hint))}."
+                )
     for name in names or ():
         if name not in every:
             raise InputError(f"lowering {name!r} does not exist; use {', '.join(every)}.")

@@ -258,7 +258,7 @@ class AttentionSpec:
         where, rope = "the manifest's spec", facts.get("rope")
         spec = typed({**facts, "rope": None}, cls, where, SpecError)
         if rope is None:
-            return spec
+            return replace(spec)  # which sets what was left at its default too
         if not isinstance(rope, dict) or not isinstance(rope.get("rope_type"), str):
             raise SpecError(f"{where}: rope={brief(rope)}: it needs a rope_type, or is null.")
         parameters = {name: value for name, value in rope.items() if name != "rope_type"}

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 import rope_export.lowerings
 from rope_export import AttentionSpec
 from rope_export.cli import run
-from rope_export.errors import InputError
-from rope_export.fuzz import Counterexample, Example, Numbers, check, examples, fuzz
+from rope_export.errors import InputError, UnavailableError
+from rope_export.fuzz import Counterexample, Example, Numbers, check, examples, fuzz, search
 from rope_export.lowerings import lowerings
 from rope_export.parity.cases import Case
 from rope_export.rope.default import DefaultRope
@@ -132,6 +132,20 @@ def test_numbers_of_every_size_are_drawn_and_deployed() -> None:
     assert np.allclose(ratio, 1, rtol=0, atol=1e-6)
 
 
+def test_a_layer_without_rotation_is_read_as_it_was_written() -> None:
+    example = Example(
+        spec=dataclasses.replace(PLAIN, rope=None), lowering="portable", cache="none", cases=(ONE,)
+    )
+    again = Example.from_json(json.dumps(example.to_json()))
+    assert again.spec.to_json() == example.spec.to_json()
+
+
+def changed(**facts) -> str:
+    """An example with another fact."""
+    example = Example(spec=PLAIN, lowering="standard", cache="fixed", cases=(ONE,))
+    return json.dumps(example.to_json() | facts)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -139,6 +153,17 @@ def test_numbers_of_every_size_are_drawn_and_deployed() -> None:
         ('{"spec": 1}', "'spec' is missing"),
         ('{"spec": {"hidden_size": 8}}', "heads"),
         ('{"lowering": "portable"}', "'spec' is missing"),
+        (changed(seed=-1), "seed=-1: it must be 0 or more"),
+        (changed(cases=[{"batch": 0, "sequence": 1}]), "batch=0: it must be 1 or more"),
+        (changed(cases=[{"batch": 1, "sequence": 1, "past": -1}]), "past=-1: it must be 0"),
+        (
+            changed(cases=[{"batch": 2, "sequence": 1, "past": 3, "lengths": [3]}]),
+            "one for each row of the batch of 2",
+        ),
+        (
+            changed(cases=[{"batch": 2, "sequence": 1, "past": 3, "lengths": [2, 1]}]),
+            "the longest as long as the past of 3",
+        ),
     ],
 )
 def test_what_is_no_example_is_refused(text: str, message: str) -> None:
@@ -151,9 +176,30 @@ def test_names_that_there_are_not_are_refused() -> None:
         fuzz(["fast"])
     with pytest.raises(InputError, match="has none, growing"):
         fuzz(["portable"], caches=["fixed"])
+    with pytest.raises(InputError, match="cache 'static' does not exist; use none, growing, fixed"):
+        fuzz(caches=["static"])
+    with pytest.raises(InputError, match="dtype 'float8' does not exist; use float32"):
+        fuzz(["portable"], dtypes=["float8"])
     weights = {"r_proj.weight": Numbers()}
     with pytest.raises(InputError, match=r"'r_proj\.weight'"):
         Example(spec=PLAIN, lowering="portable", cache="none", cases=(ONE,), weights=weights)
+
+
+def test_only_lowerings_with_the_cache_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Example] = []
+    monkeypatch.setattr(search, "check", lambda example: drawn.append(example) or True)
+    assert fuzz(caches=["fixed"], count=30) == 30
+    assert {example.cache for example in drawn} == {"fixed"}
+    assert "portable" not in {example.lowering for example in drawn}
+
+
+def test_a_search_in_which_nothing_is_compared_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on onnxruntime's CPU, which has no kernels for bfloat16."""
+    seen: list[Example] = []
+    monkeypatch.setattr(search, "check", seen.append)
+    with pytest.raises(UnavailableError, match="onnxruntime in bfloat16 could run none of 20"):
+        fuzz(["portable"], dtypes=["bfloat16"], count=5)
+    assert len(seen) == search.HOPELESS
 
 
 def test_calls_beyond_the_range_of_a_dtype_are_not_judged() -> None:
@@ -175,6 +221,8 @@ def test_the_command_line_says_what_was_compared(capsys: pytest.CaptureFixture[s
         (["fuzz", "--out", "x"], "give --example too"),
         (["fuzz", "ort", "--example", "{}"], "an example names its lowering"),
         (["fuzz", "--example", "{}"], "'spec' is missing"),
+        (["fuzz", "--example", "{}", "--runtime", "eager"], "an example has its own"),
+        (["fuzz", "--example", "{}", "--seed", "1"], "Leave --seed out"),
     ):
         assert run(arguments) in (2, 3)
         assert message in capsys.readouterr().err
