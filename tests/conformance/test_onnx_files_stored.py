@@ -90,6 +90,32 @@ def test_fixed_caches_of_one_size_with_rows_of_their_own(
     assert not [x for x in report.left_out if "not supported" in x]
 
 
+def test_the_longest_text_may_fill_fixed_caches(fixed: Path, altered: Callable[..., Path]) -> None:
+    def small(graph: Any) -> None:
+        by_row(graph)
+        for value in (*graph.input, *graph.output):
+            if value.name.startswith(("past_key_values", "present")):
+                value.type.tensor_type.shape.dim[2].dim_value = 20
+
+    report = verify(altered(fixed, small), source=CONFIG, cases=["long", "decode"])
+    assert report.passed, report.problems
+    assert ran(report) == {"long", "decode"}
+    assert not any("outside" in line for line in report.left_out)
+
+
+def test_texts_that_another_file_has_no_inputs_for_are_left_out(
+    fixed: Path, tmp_path: Path
+) -> None:
+    """Its caches grow, so that its rows are of one length."""
+    options: dict[str, Any] = {"lowering": "standard", "cache": "growing", "logits": "all"}
+    growing = export_decoder(CONFIG, out=tmp_path / "growing", **options).path / "model.onnx"
+    report = verify(fixed.parent, against=growing, cases=["unequal rows", "two rows"])
+    assert report.passed, report.problems
+    name = f"onnxruntime of {growing}"
+    assert ran(report, name) == {"two rows"}
+    assert f"texts outside of the profiles of {name}: 1." in report.left_out
+
+
 def test_a_cache_that_is_written_one_slot_late_fails(
     fixed: Path, altered: Callable[..., Path]
 ) -> None:

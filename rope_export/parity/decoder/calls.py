@@ -8,6 +8,7 @@ from rope_export.arrays import fill_cache, numpy_dtype, to_numpy
 from rope_export.errors import ProfileError
 from rope_export.interface import Interface
 from rope_export.parity.decoder.blocks import Block
+from rope_export.parity.decoder.cases import Text
 from rope_export.parity.decoder.cut import ENTERING, ZEROS, Cut
 from rope_export.parity.decoder.passage import Passage
 from rope_export.parity.subject import Outputs, Side
@@ -44,12 +45,14 @@ def numbers(interface: Interface, passage: Passage, call: int, capacity: int) ->
 class Calls:
     """The calls of one text on a session, each with what the one before it has cached.
 
-    Raises: ProfileError for a text that is longer than the only cache that the session takes.
+    Raises: ProfileError for a text that the session's inputs do not take, or that is longer than
+        the only cache it takes.
     """
 
     def __init__(self, session: Session, passage: Passage) -> None:
         self.session, self.passage, self.interface = session, passage, session.interface
         text = passage.text
+        _check_taken(text, passage.mask, session.interface)
         self.capacity = session.capacity or text.capacity
         if self.capacity < text.total:
             raise ProfileError(f"the text takes {text.total} slots, of {self.capacity}.")
@@ -78,6 +81,17 @@ class Calls:
         outputs = {name: to_numpy(x) for name, x in self.session.run(inputs).items()}
         self.caches = {pair.input: outputs[pair.output] for pair in self.interface.caches}
         return inputs, outputs
+
+
+def _check_taken(text: Text, mask: np.ndarray, interface: Interface) -> None:
+    """Raises: ProfileError for a text that a file of somebody else has no inputs for."""
+    ends = text.lengths[-1]
+    if interface.mask is None and any(0 in row[:end] for row, end in zip(mask, ends, strict=True)):
+        raise ProfileError("there is padding, and no attention_mask.")
+    if interface.positions is None and text.first:
+        raise ProfileError(f"the first position is {text.first}, and there are no position_ids.")
+    if interface.lengths is None and (text.lengths != text.lengths[:, :1]).any():
+        raise ProfileError("rows are of unequal length, and there are no lengths.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

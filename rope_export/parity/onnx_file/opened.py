@@ -19,7 +19,7 @@ from rope_export.parity.onnx_file.int8 import without_rounding
 from rope_export.parity.onnx_file.layer_names import MatchedLayer, match_layer
 from rope_export.parity.onnx_file.layer_runner import LayerRunner
 from rope_export.parity.onnx_file.names import match_decoder
-from rope_export.parity.onnx_file.runner import FileRunner, start
+from rope_export.parity.onnx_file.runner import FileRunner, check_caches, check_sizes, start
 from rope_export.runtimes import Runner
 from rope_export.sessions import Session
 from rope_export.spec import AttentionSpec
@@ -175,19 +175,14 @@ class _LayerBeside(Runner):
     ) -> "dict[str, Array]":
         """Raises: ProfileError for a call of other sizes, or other positions where there are no
         positions."""
-        for name, fixed in zip(("batch", "sequence"), sizes_of(self._matched), strict=True):
-            if fixed not in (None, axes[name]):
-                raise ProfileError(f"{name} is always {fixed}.")
-        slots, lengths = self._matched.capacity, inputs.get(LENGTHS)
-        if slots is not None and axes["capacity"] > slots:
-            raise ProfileError(f"its caches have {slots} slots.")
-        if lengths is not None and not self._matched.by_row and len(set(to_numpy(lengths))) > 1:
-            raise ProfileError("the rows of its caches have one length.")
-        positions = inputs.get("position_ids")
+        check_sizes(self._matched.inputs["hidden_states"], axes)
+        values = {name: to_numpy(x) for name, x in inputs.items()}
+        check_caches(self._matched, values, axes)
+        positions, lengths = values.get("position_ids"), values.get(LENGTHS)
         if positions is not None and self._spec.uses_positions and not by_position(self._matched):
             starts = np.full(axes["batch"], axes.get("past", 0)) if lengths is None else lengths
-            own = to_numpy(starts)[:, None] + np.arange(axes["sequence"])
-            if not np.all(to_numpy(positions) == own):
+            own = starts[:, None] + np.arange(axes["sequence"])
+            if not np.all(positions == own):
                 raise ProfileError("there are no positions: each token's is its slot.")
         return self._inner.run(inputs, axes, into)
 

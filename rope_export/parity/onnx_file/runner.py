@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rope_export.arrays import numpy_dtype, to_numpy
-from rope_export.errors import ArtifactError, RopeExportError, UnavailableError
+from rope_export.errors import ArtifactError, ProfileError, RopeExportError, UnavailableError
 from rope_export.interface import LENGTHS
-from rope_export.parity.onnx_file.caches import FLAT, HEADS_FIRST, SLOTS_FIRST, Cache
+from rope_export.parity.onnx_file.caches import FLAT, HEADS_FIRST, SLOTS_FIRST, Cache, Taken
 from rope_export.parity.onnx_file.file import OnnxFile, Value
 from rope_export.parity.onnx_file.int8 import EXACT
 from rope_export.parity.onnx_file.names import Matched
@@ -71,10 +71,13 @@ class FileRunner(Runner):
     def run(
         self, inputs: "Mapping[str, Array]", axes: Mapping[str, int], into: "Mapping[str, Array]"
     ) -> "dict[str, Array]":
+        """Raises: ProfileError for a call that the file's inputs do not take."""
         if self.inner is None:
             raise RopeExportError("the session is closed.")
         values = {name: to_numpy(x) for name, x in inputs.items()}
         matched = self._matched
+        check_caches(matched, values, axes)
+        check_sizes(matched.inputs["input_ids"], axes)
         feeds = {
             value.name: number(name, value, values, axes, matched.mask_slots)
             for name, value in matched.inputs.items()
@@ -119,6 +122,24 @@ class FileRunner(Runner):
 
     def close(self) -> None:
         self.inner = None
+
+
+def check_sizes(value: Value, axes: Mapping[str, int]) -> None:
+    """Raises: ProfileError for another batch or sequence than the file always has. value: its main
+    input."""
+    for name, size in zip(("batch", "sequence"), value.shape or (), strict=False):
+        if isinstance(size, int) and size != axes[name]:
+            raise ProfileError(f"{name} is always {size}.")
+
+
+def check_caches(matched: Taken, values: Mapping[str, np.ndarray], axes: Mapping[str, int]) -> None:
+    """Raises: ProfileError for more slots than fixed caches have, or rows of several lengths where
+    they have one."""
+    slots, lengths = matched.capacity, values.get(LENGTHS)
+    if slots is not None and axes["capacity"] > slots:
+        raise ProfileError(f"its caches have {slots} slots.")
+    if lengths is not None and not matched.by_row and len(set(lengths.tolist())) > 1:
+        raise ProfileError("the rows of its caches have one length.")
 
 
 def number(

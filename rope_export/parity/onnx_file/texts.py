@@ -41,6 +41,8 @@ def file_texts(matched: Matched, specs: Sequence[AttentionSpec], positions: int 
         every.append(UNEQUAL)
     for text in every:
         reason = _unsupported(text, matched)
+        if matched.capacity is not None:
+            text = replace(text, spare=min(text.spare, matched.capacity - text.total))
         if reason is not None:
             refused[text.name] = reason
         elif matched.caches:
