@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from rope_export.arrays import to_numpy
+from rope_export.arrays import dtype_name, to_numpy
 from rope_export.errors import ProfileError, RopeExportError
 from rope_export.parity.cases import Case
 from rope_export.parity.comparison import Arrays
@@ -165,7 +165,7 @@ class Judge:
             if session is not None and not isinstance(session, Session):
                 continue
             try:
-                sides = (left, right) if session is None else equality.sides(_run_of(session))
+                sides = (left, right) if session is None else equality.sides(self._formed(session))
             except ProfileError:
                 self.outside[runtime] += 1
                 continue
@@ -181,6 +181,26 @@ class Judge:
                 eager_errors=eager_errors,
                 bounds=bounds,
             )
+
+    def _formed(self, session: Session) -> Run:
+        """Runs calls, whose outputs have the form of the interface.
+
+        Raises: RopeExportError for one that has another: nothing can be computed of it.
+        """
+        interface, run = self.subject.interface, _run_of(session)
+
+        def formed(inputs: Arrays) -> Arrays:
+            outputs = run(inputs)
+            axes = interface.bind_axes({n: (dtype_name(x), x.shape) for n, x in inputs.items()})
+            for tensor in interface.outputs:
+                value, shape = outputs[tensor.name], tensor.sized(axes)
+                if (value.shape, dtype_name(value)) != (shape, tensor.dtype):
+                    raise RopeExportError(
+                        f"{tensor.name} is {value.dtype}{value.shape}, not {tensor.dtype}{shape}"
+                    )
+            return outputs
+
+        return formed
 
     def finish(self) -> None:
         """Write what went wrong beyond figures and what was left out, each thing in one line."""

@@ -163,6 +163,39 @@ def test_a_planted_fault_is_found_and_its_layer_named(llama, tmp_path, name):
     assert told in located.diagnosis
 
 
+def sliced(output: str, axis: int) -> Change:
+    """An output of the model without the first of an axis."""
+
+    def change(graph):
+        for node in graph.node:
+            node.output[:] = ["sound" if x == output else x for x in node.output]
+        bounds = ([1], [2**31], [axis])
+        names = [f"planted{at}" for at in range(len(bounds))]
+        for name, value in zip(names, bounds, strict=True):
+            graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+        graph.node.append(helper.make_node("Slice", ["sound", *names], [output]))
+
+    return change
+
+
+@pytest.mark.usefixtures("briefly")
+@pytest.mark.parametrize(
+    ("axis", "shape"),
+    [(2, "(1, 2, 6, 8)"), pytest.param(1, "(1, 1, 7, 8)", marks=pytest.mark.long)],
+)
+def test_outputs_of_another_shape_fail(llama, tmp_path, axis, shape):
+    """Slots, or heads, of which one would be taken for all."""
+    change = sliced("present.1.key", axis)
+    report = verify(
+        planted(llama, tmp_path / "out", change), cases=["short"], runtimes=["onnxruntime"]
+    )
+    assert report.status == "failed"
+    assert report.problems[-1] == (
+        f"layers.1 is the first outside of its tolerance on onnxruntime: present.1.key is "
+        f"float32{shape}, not (1, 2, 7, 8)."
+    )
+
+
 @pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("runtime", ["openvino", pytest.param("web", marks=pytest.mark.long)])
 def test_other_runtimes_are_judged_layer_by_layer_too(llama, tmp_path, runtime):

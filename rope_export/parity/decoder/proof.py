@@ -251,7 +251,7 @@ class Proof:
         inputs = layer_inputs(layer.cut, block, passage, interface, call, layer.index)
         for runtime, run in layer.runs.items():
             try:
-                values[runtime] = run(inputs)
+                values[runtime] = _formed(layer, run(inputs), block, passage, call)
             except RopeExportError as error:
                 self.whole.failed(passage.case(call), runtime, f"layers.{layer.index}", error)
                 self.verdicts.outside(runtime, layer.index, str(error))
@@ -293,3 +293,24 @@ class Proof:
     def _leave_out(self, line: str) -> None:
         if line not in self.report.left_out:
             self.report.left_out.append(line)
+
+
+def _formed(layer: Layer, outputs: Arrays, block: Block, passage: Passage, call: int) -> Arrays:
+    """A layer's outputs, which have the form that they are compared in.
+
+    Raises: RopeExportError for one that has another.
+    """
+    hidden, *present = layer.cut.outputs
+    shapes = {hidden: block.output.exact.shape}
+    end = int(passage.bounds(call)[1].max())
+    for output in present:
+        part = block.cache.get(output.rpartition(".")[2])
+        if part is not None:
+            rows, _, heads, width = part.exact.shape
+            slots = max((end, *outputs[output].shape[2:3]))  # there may be free ones
+            shapes[output] = rows, heads, slots, width
+    for output, shape in shapes.items():
+        value = outputs[output]
+        if value.shape != shape:
+            raise RopeExportError(f"{output} is {value.dtype}{value.shape}, not {shape}")
+    return outputs
