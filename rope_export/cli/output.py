@@ -49,7 +49,10 @@ def print_report(report: Any, title: str, context: typer.Context, *, every_row: 
     show = table if every_row else summary
     out().print(show(report, title, speller(context)))
     if not every_row and report.rows:
-        out().print("rope-export verify --all shows every case.")
+        own = any(parameter.name == "all_rows" for parameter in context.command.params)
+        command = context.info_name if own else "verify"
+        every = "case" if report.cells is None else "artifact"
+        out().print(f"rope-export {command} --all shows every {every}.")
 
 
 def report_json(report: Any, context: typer.Context) -> dict[str, Any]:
@@ -57,6 +60,8 @@ def report_json(report: Any, context: typer.Context) -> dict[str, Any]:
     spell, facts = speller(context), report.to_json()
     for name in ("problems", "left_out"):
         facts[name] = [spell(line) for line in facts[name]]
+    for name in ("skipped", "cells"):
+        facts[name] = facts[name] and [{**x, "reason": spell(x["reason"])} for x in facts[name]]
     reason = facts["reading"]["reason"]
     facts["reading"]["reason"] = reason and spell(reason)
     return dict(facts)

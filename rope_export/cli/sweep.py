@@ -11,7 +11,7 @@ import typer
 from rope_export.cli import output
 from rope_export.cli.reports import ReportFiles, machine_facts
 from rope_export.environment import cores
-from rope_export.errors import InputError
+from rope_export.errors import InputError, RopeExportError
 from rope_export.runtimes import find_runtime
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def sweep_matrix(
         plan = planned(matrix)
     output.notes(plan.notes)
     if out is None or dry_run:
-        return _show(plan, as_json)
+        return _show(plan, as_json, context)
     from rope_export.jobs.cluster import Cluster
     from rope_export.jobs.local import Processes
     from rope_export.sweep import sweep
@@ -84,22 +84,30 @@ def sweep_matrix(
     found = swept.report
     if swept.earlier:
         output.notes([f"{swept.earlier} cells were done by an earlier run."])
-    files.write(found, str(path), context, _commands(context, plan), lambda: _facts(matrix))
+    unwritten = None
+    try:
+        files.write(found, str(path), context, _commands(context, plan), lambda: _facts(matrix))
+    except OSError as error:  # which costs a file, not the verdict
+        unwritten = f"a report was not written: {error.strerror or error}."
     if as_json:
         output.print_json(output.report_json(found, context))
     else:
         output.print_report(found, f"{path} against eager PyTorch", context, every_row=all_rows)
+    if unwritten is not None:
+        output.error(unwritten)
+        return RopeExportError.status
     return output.PASSED[found.status]
 
 
-def _show(plan: "Plan", as_json: bool) -> int:
+def _show(plan: "Plan", as_json: bool, context: typer.Context) -> int:
     """Print the cells, a line for each artifact. Returns: status 0."""
     from rope_export.parity.report.cells import Cells, JudgedCell
 
+    reasons = {cell: output.speller(context)(reason) for cell, reason in plan.refused.items()}
     refused = Cells(
         every=tuple(
             JudgedCell(artifact=x.export.title, runtime=x.runtime, status="refused", reason=reason)
-            for x, reason in plan.refused.items()
+            for x, reason in reasons.items()
         )
     )
     if as_json:
@@ -134,6 +142,8 @@ def _facts(matrix: "Matrix") -> dict[str, str]:
 def _commands(context: typer.Context, plan: "Plan") -> Callable[[Any], str]:
     """The commands that compare again what a row is about, or the whole sweep where there is
     none."""
+    from rope_export.engines.module import PACKAGES
+
     exports = {export.title: export for export in plan.exports}
     parameters = context.params
     words = ["rope-export", "sweep", str(parameters["path"]), "--out", str(parameters["out"])]
@@ -143,10 +153,16 @@ def _commands(context: typer.Context, plan: "Plan") -> Callable[[Any], str]:
         if row is None:
             return shlex.join(words)
         export, folder = exports[row.artifact], "build/artifact"
-        verify = ["rope-export", "verify", folder, "--case", row.within]
+        steps = [export.command(folder)]
+        if row.runtime in PACKAGES:
+            engine = "build/engine"
+            build = ["rope-export", "build", folder, "--out", engine, "--engine", row.runtime]
+            steps, folder = [*steps, shlex.join(build)], engine
+        verify = ["rope-export", "verify", folder]
+        verify += [] if row.runtime == "file" else ["--case", row.within]
         verify += ["--seed", str(export.seed)] if export.seed else []
         if row.runtime not in ("eager", "file"):
             verify += ["--runtime", row.runtime]
-        return f"{export.command(folder)} && {shlex.join(verify)}"
+        return " && ".join([*steps, shlex.join(verify)])
 
     return command

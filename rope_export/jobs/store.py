@@ -81,7 +81,7 @@ def digest(*parts: object) -> str:
 @cache
 def code_digest() -> str:
     """Changes with the code of this package, and with the versions of what it runs on."""
-    return files_digest(x for x in PACKAGE.rglob("*") if x.suffix in (".py", ".json"))
+    return files_digest(x for x in PACKAGE.rglob("*") if x.suffix in (".py", ".json", ".js"))
 
 
 def files_digest(paths: Iterable[Path]) -> str:

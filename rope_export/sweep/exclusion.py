@@ -21,6 +21,9 @@ LISTS = {
 }
 """The key of the matrix whose values each key of a rule may have."""
 
+SHOWN = 5
+"""Sources that an error names."""
+
 
 class Exclusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Leaves out the cells that have all of these; of a list any one.
@@ -64,6 +67,17 @@ def check_exclusions(matrix: "Matrix", where: str) -> None:
                         f"{where}: exclude[{at}].{key}={one!r} is none of this matrix's {plural}: "
                         f"{', '.join(map(str, getattr(matrix, plural)))}."
                     )
+
+
+def check_sources(matrix: "Matrix", sources: Sequence[str], where: str) -> None:
+    """sources: their paths. Raises: InputError for a rule with a source that none of them is."""
+    for at, rule in enumerate(matrix.exclude):
+        for one in _listed(rule.source):
+            if not any(_matches("source", one, source) for source in sources):
+                raise InputError(
+                    f"{where}: exclude[{at}].source={one!r} matches none of this matrix's sources: "
+                    f"{', '.join(sources[:SHOWN])}{', …' if len(sources) > SHOWN else ''}."
+                )
 
 
 def _matches(key: str, rule: Any, value: Any) -> bool:

@@ -12,7 +12,7 @@ from rope_export import paths
 from rope_export.errors import InputError
 from rope_export.lowerings import lowerings
 from rope_export.runtimes import all_runtimes
-from rope_export.sweep.exclusion import Exclusion, check_exclusions
+from rope_export.sweep.exclusion import Exclusion, check_exclusions, check_sources
 from rope_export.typed_json import typed
 
 Cache = Literal["none", "growing", "fixed"]
@@ -89,6 +89,7 @@ def read_matrix(path: Path) -> Matrix:
     matrix = typed(facts, Matrix, where, InputError)
     _check(matrix, where)
     sources = [found for source in matrix.sources for found in _found(source, path.parent, where)]
+    check_sources(matrix, [x if isinstance(x, str) else x.path for x in sources], where)
     return msgspec.structs.replace(matrix, sources=tuple(sources))
 
 
@@ -132,14 +133,22 @@ def _found(source: "str | Source", folder: Path, where: str) -> Iterator[str | S
     """
     name = source if isinstance(source, str) else source.path
     for path in _matching(name, folder, where):
-        yield path if isinstance(source, str) else msgspec.structs.replace(source, path=path)
+        if isinstance(source, str):
+            yield path
+        else:
+            adapter = None if source.adapter is None else _beside(source.adapter, folder)
+            yield msgspec.structs.replace(source, path=path, adapter=adapter)
 
 
 def _matching(name: str, folder: Path, where: str) -> list[str]:
-    if glob.has_magic(name):
-        matching = sorted(glob.glob(str(folder / name)))
+    if glob.has_magic(name) and not (folder / name).exists():
+        matching = sorted(str(folder / x) for x in glob.glob(name, root_dir=folder))
         if not matching:
             raise InputError(f"{where}: sources: nothing matches {name!r} in {folder}.")
         return matching
-    beside = folder / name
-    return [str(beside) if beside.exists() else name]
+    return [_beside(name, folder)]
+
+
+def _beside(name: str, folder: Path) -> str:
+    """A path that begins at the matrix's folder, if there is one; else what it is, as a hub id."""
+    return str(folder / name) if (folder / name).exists() else name

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import filelock
@@ -124,7 +124,7 @@ def _call(
         name=f"{export.title} on {', '.join(runtimes)}",
         function=judged,
         options={
-            "export": export.to_json(),
+            "export": replace(export, path=_whole(export.path)).to_json(),
             "runtimes": runtimes,
             "code": code_digest(),
             "config": config,
@@ -133,6 +133,11 @@ def _call(
         keys={cell.title: keys[cell] for cell in cells},
         needs=Needs(gpus=1.0 if gpu else 0.0, memory=_memory(export)),
     )
+
+
+def _whole(path: str) -> str:
+    """A path as it can be opened by a process that began elsewhere; a hub id is none."""
+    return str(Path(path).absolute()) if Path(path).exists() else path
 
 
 def _memory(export: Export) -> int:

@@ -1,6 +1,7 @@
 """Sweeps: every cell judged once, whatever stops the run, and one report of all."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -9,15 +10,19 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from rope_export.artifacts import swap
 from rope_export.cli import run
+from rope_export.cli.sweep import _commands
 from rope_export.errors import RopeExportError
 from rope_export.jobs import Store, code_digest
 from rope_export.jobs.cluster import Cluster
 from rope_export.jobs.local import Processes
 from rope_export.parity import Report, Row
+from rope_export.parity.report.cells import SweptRow
 from rope_export.parity.report.junit import as_junit
 from rope_export.reading.verdict import Reading
 from rope_export.sweep import Plan, planned, read_matrix, sweep, sweeping
@@ -51,6 +56,10 @@ def matrix(tmp_path: Path, tiny_config: Path) -> Path:
     return tmp_path / "matrix.toml"
 
 
+def full(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 @pytest.mark.usefixtures("short_prompts")
 def test_a_sweep_goes_on_and_its_report_counts_what_was_compared(
     matrix: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -80,6 +89,14 @@ def test_a_sweep_goes_on_and_its_report_counts_what_was_compared(
     assert [x["status"] for x in cells].count("passed") == 2
     assert all(x["seconds"] > 0 for x in cells if x["status"] == "passed")
 
+    # What cannot be written costs a file, not the verdict.
+    monkeypatch.setattr(swap, "write", full)
+    assert run([*words, "--markdown", str(folder / "new.md")]) == 4
+    found = capsys.readouterr()
+    assert found.out.startswith("passed: 2 cells of 2 artifacts")
+    assert found.out.endswith("rope-export sweep --all shows every artifact.\n")
+    assert "a report was not written: No space left on device." in found.err
+
 
 def test_a_dry_run_shows_the_cells_and_makes_nothing(
     matrix: Path, capsys: pytest.CaptureFixture[str]
@@ -93,6 +110,47 @@ def test_a_dry_run_shows_the_cells_and_makes_nothing(
     assert lines[2].startswith("refused: tiny layer 0, standard, none, float32, int4: lowering")
     assert lines[3] == "3 cells of 2 artifacts; 2 cells refused."
     assert sorted(x.name for x in matrix.parent.iterdir()) == ["matrix.toml", "tiny.json"]
+
+
+def test_reasons_name_keys_of_the_matrix(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    matrix.write_text("sources = ['tiny.json']\nweights = ['int4']\nblock_size = 7")
+    for form in ([], ["--json"]):
+        assert run(["sweep", str(matrix), "--dry-run", *form]) == 0
+        printed = capsys.readouterr().out
+        assert "block_size=7" in printed
+        assert "`" not in printed
+
+
+def test_each_row_has_a_command_that_compares_it_again(matrix: Path) -> None:
+    [export, *_] = plan_of(matrix).exports
+    parameters = {"path": matrix, "out": "out", "ray": None}
+    command = _commands(SimpleNamespace(params=parameters), plan_of(matrix))
+
+    def of(runtime: str, case: str) -> str:
+        facts = vars(ROW) | {"runtime": runtime, "case": f"{export.title}: {case}"}
+        return command(SweptRow(**facts, artifact=export.title, within=case))
+
+    make = export.command("build/artifact")
+    assert make.startswith("rope-export export ")
+    verify = "rope-export verify build/artifact"
+    assert of("reference", "1x4") == f"{make} && {verify} --case 1x4 --runtime reference"
+    assert of("file", "weights in the file") == f"{make} && {verify}"
+    assert of("tensorrt", "1x4") == (
+        f"{make} && rope-export build build/artifact --out build/engine --engine tensorrt && "
+        "rope-export verify build/engine --case 1x4 --runtime tensorrt"
+    )
+    assert command(None) == f"rope-export sweep {matrix} --out out --fresh"
+
+
+def test_a_process_elsewhere_gets_the_whole_path(
+    matrix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(matrix.parent)
+    export = dataclasses.replace(EXPORT, path="tiny.json")
+    keys = {Cell(export=export, runtime="onnxruntime"): "key"}
+    call = sweeping._call(export, ["onnxruntime"], keys, None, False)
+    assert call.options["export"]["path"] == str(matrix.parent / "tiny.json")
+    assert sweeping._whole("owner/name") == "owner/name"
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,10 @@ def plan(folder: Path, text: str) -> Plan:
             "sources = ['tiny.json']\n[[exclude]]\nlowering = 'otr'",
             ["exclude[0].lowering='otr'", "none of this matrix's lowerings: auto"],
         ),
+        (
+            "sources = ['tiny.json', 'mixed.json']\n[[exclude]]\nsource = ['mixed.json', 'mixt*']",
+            ["exclude[0].source='mixt*' matches none", "tiny.json"],
+        ),
         ("sources = ['tiny.json']\n[[exclude]]\ncache = 'growing'", ["no cells"]),
     ],
 )
@@ -135,6 +139,23 @@ def test_a_family_that_is_not_supported_is_refused_and_the_others_are_not(folder
     assert {cell.export.name for cell in found.refused} == {"other"}
     assert {export.name for export in found.exports} == {"mixed", "tiny"}
     assert len(found.exports) == 6
+
+
+def test_paths_begin_at_the_matrix_whatever_its_folder_is_called(folder: Path) -> None:
+    within = folder / "runs [2]"
+    within.mkdir()
+    for name in ("one.json", "tw[o].json"):
+        (within / name).write_text((folder / "tiny.json").read_text())
+    (within / "lora").mkdir()
+    (within / "matrix.toml").write_text(
+        "sources = ['*.json', 'tw[o].json', {path = 'one.json', adapter = 'lora'},"
+        " {path = 'one.json', adapter = 'none'}]"
+    )
+    first, second, third, *merged = read_matrix(within / "matrix.toml").sources
+    assert (first, second, third) == tuple(
+        str(within / x) for x in ("one.json", "tw[o].json", "tw[o].json")
+    )
+    assert [x.adapter for x in merged] == [str(within / "lora"), "none"]
 
 
 def test_sources_that_end_alike_are_told_apart(folder: Path) -> None:
