@@ -163,6 +163,39 @@ def test_what_the_inputs_cannot_take_is_left_out(decoder: Path) -> None:
     } <= set(report.left_out)
 
 
+def fix(graph: Any, name: str, axis: int, size: int) -> None:
+    value = next(x for x in (*graph.input, *graph.output) if x.name == name)
+    value.type.tensor_type.shape.dim[axis].dim_value = size
+
+
+def test_the_logits_of_the_last_token_are_known_in_a_batch_of_one_size(decoder: Path) -> None:
+    model = onnx.load(str(decoder))
+    (node,) = [x for x in model.graph.node if "logits" in x.output]
+    node.output[0] = "every"
+    bounds = {"start": -1, "end": 2**31, "axis": 1}
+    model.graph.initializer.extend(
+        helper.make_tensor(name, onnx.TensorProto.INT64, [1], [x]) for name, x in bounds.items()
+    )
+    model.graph.node.append(helper.make_node("Slice", ["every", *bounds], ["logits"]))
+    fix(model.graph, "input_ids", 0, 2)
+    fix(model.graph, "logits", 1, 1)
+    onnx.save(model, str(decoder))
+    report = verify(decoder, spec=samples.config("default"))
+    assert report.passed, report.problems
+    ran = {row.case.partition(",")[0] for row in report.rows if row.runtime == "onnxruntime"}
+    assert ran == {"two rows", "chunk of two rows"}
+    assert "no text was generated: it lies outside of the profiles." in report.left_out
+
+
+def test_where_the_inputs_take_no_text_nothing_is_compared(decoder: Path) -> None:
+    model = onnx.load(str(decoder))
+    fix(model.graph, "input_ids", 0, 5)
+    onnx.save(model, str(decoder))
+    report = verify(decoder, spec=samples.config("default"))
+    assert report.status == "nothing compared"
+    assert "short: not supported by its inputs, the batch is always 5." in report.left_out
+
+
 def test_a_weight_that_is_not_found_is_named(decoder: Path, altered: Config) -> None:
     wide = altered(intermediate_size=24)
     with pytest.raises(UnavailableError, match=r"the first: model\.layers\.0\.mlp\.gate_proj"):

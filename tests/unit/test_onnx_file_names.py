@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rope_export.errors import ArtifactError, InputError, UnavailableError
 from rope_export.parity.onnx_file.caches import FLAT, HEADS_FIRST, SLOTS_FIRST, cache_name
+from rope_export.parity.onnx_file.constants import Constants
 from rope_export.parity.onnx_file.file import OnnxFile
 from rope_export.parity.onnx_file.names import match_decoder
 
@@ -176,12 +177,45 @@ def test_a_mask_over_the_whole_capacity_is_known(tmp_path: Path) -> None:
 
 
 def test_caches_of_several_sizes_are_refused(tmp_path: Path) -> None:
-    form, shape = "{kind}_cache.{layer}", ("batch", 2, 512, 16)
-    before = [*caches(form, shape)[:2], *caches(form, ("batch", 2, 64, 16))[2:]]
-    outputs = [LOGITS, *caches("present.{layer}.{kind}", shape)]
-    file = written(tmp_path / "m.onnx", [TOKENS, MASK, *before], outputs)
+    long, short = ("batch", 2, 512, 16), ("batch", 2, 64, 16)
+    before, after = (
+        [*caches(form, long)[:2], *caches(form, short)[2:]]
+        for form in ("{kind}_cache.{layer}", "present.{layer}.{kind}")
+    )
+    file = written(tmp_path / "m.onnx", [TOKENS, MASK, *before], [LOGITS, *after])
     with pytest.raises(UnavailableError, match="different numbers of slots"):
         match_decoder(file, SHAPES, {}, 128)
+
+
+def test_a_past_of_one_length_is_refused(tmp_path: Path) -> None:
+    form = "past_key_values.{layer}.{kind}"
+    outputs = [LOGITS, *caches("present.{layer}.{kind}", ("batch", 2, 8, 16))]
+    inputs = [TOKENS, MASK, *caches(form, ("batch", 2, 7, 16))]
+    with pytest.raises(
+        UnavailableError, match=r"has 7 slots and present\.0\.key .* 8, so its past"
+    ):
+        match_decoder(written(tmp_path / "m.onnx", inputs, outputs), SHAPES, {}, 128)
+
+
+@pytest.mark.parametrize("inside", ["function", "branch"])
+@pytest.mark.parametrize("operator", ["DynamicQuantizeLinear", "MatMulNBits"])
+def test_what_is_refused_is_found_inside(tmp_path: Path, operator: str, inside: str) -> None:
+    """In a function, or in the branch of a condition within it."""
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    node = helper.make_node(operator, ["x"], ["y"])
+    if inside == "branch":
+        branch = helper.make_graph([node], "branch", [], [y])
+        node = helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
+    opset = helper.make_opsetid("", 21)
+    function = helper.make_function("own", "f", ["x"], ["y"], [node], [opset])
+    x = helper.make_tensor_value_info("x", TensorProto.BOOL, None)
+    call = helper.make_node("f", ["x"], ["y"], domain="own")
+    graph = helper.make_graph([call], "graph", [x], [y])
+    opsets = [opset, helper.make_opsetid("own", 1)]
+    model = helper.make_model(graph, functions=[function], opset_imports=opsets)
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    with pytest.raises(UnavailableError, match=operator):
+        OnnxFile.read(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("operator", ["DynamicQuantizeLinear", "MatMulInteger", "QMoE"])
@@ -250,6 +284,13 @@ def test_external_data_beside_the_model_is_read(tmp_path: Path) -> None:
     external(tmp_path / "m.onnx", "data")
     file = OnnxFile.read(tmp_path / "m.onnx")
     assert np.array_equal(np.frombuffer(file.data["data"], np.float32), np.arange(4))
+
+
+def test_a_weight_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(bytes(10))
+    external(tmp_path / "m.onnx", "data")
+    with pytest.raises(ArtifactError, match=r"m\.onnx: weight cannot be read"):
+        Constants(OnnxFile.read(tmp_path / "m.onnx")).read("weight")
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -94,11 +94,16 @@ def cache_name(theirs: str) -> str | None:
 def cache_of(file: OnnxFile, before: Value, after: Value, ours: tuple[int | str, ...]) -> Cache:
     """A cache by its input and its output. ours: its shape as we have it.
 
-    Raises: UnavailableError for a shape that is no cache's.
+    Raises: UnavailableError for a shape that is no cache's, or of one length of the past.
     """
     layout, slots = _layout(file, before, ours)
     axis = FORMS[layout].index("slots")
     later = after.shape[axis] if after.shape and len(after.shape) > axis else None
+    if isinstance(slots, int) and isinstance(later, int) and slots != later:
+        raise UnavailableError(
+            f"{file.path}: {before} has {slots} slots and {after} {later}, so its past has one "
+            f"length; caches are judged that grow from any length, or keep their size."
+        )
     return Cache(before=before, after=after, layout=layout, slots=(slots, later))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from rope_export.errors import ArtifactError
 from rope_export.parity.onnx_file.file import OnnxFile
 
 LAID_OUT = ("Identity", "Reshape", "Transpose")
@@ -40,12 +41,20 @@ class Constants:
         return tuple(self._protos[name].dims) if name in self._protos else self.read(name).shape
 
     def read(self, name: str) -> np.ndarray:
-        """The numbers of a constant; those of 4 bits are one to an element."""
+        """The numbers of a constant; those of 4 bits are one to an element.
+
+        Raises: ArtifactError for one of which the file has too few.
+        """
         from onnx import numpy_helper
 
         node = self._nodes.get(name)
         if node is None:
-            return numpy_helper.to_array(_inside(self._protos[name], self._file))
+            try:
+                return numpy_helper.to_array(_inside(self._protos[name], self._file))
+            except ValueError as error:
+                raise ArtifactError(
+                    f"{self._file.path}: {name} cannot be read ({error})."
+                ) from error
         value = self.read(node.input[0])
         if node.op_type == "Reshape":
             sizes = self.read(node.input[1]).tolist()

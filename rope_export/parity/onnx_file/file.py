@@ -2,7 +2,7 @@
 
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +20,9 @@ ROUNDED = (
 UNREAD = ("QMoE", "MatMulBnb4", "MatMulFpQ4", "GemmFloat8")
 """Operators of quantized weights that are not read."""
 
+QUANTIZED = ("MatMulNBits", "GatherBlockQuantized", "DequantizeLinear")
+"""Operators of quantized weights that are read, in the graph itself."""
+
 LARGEST = 2**31
 """Bytes of a model beside its external data; protobuf takes no more."""
 
@@ -32,6 +35,13 @@ class Value:
     name: str
     dtype: str
     shape: tuple[int | str | None, ...] | None
+
+    @property
+    def sizes(self) -> tuple[int | None, int | None]:
+        """Its first two axes, such as batch and sequence, where they always have one size."""
+        first = (*(self.shape or ()), None, None)[:2]
+        batch, sequence = (x if isinstance(x, int) else None for x in first)
+        return batch, sequence
 
     def __str__(self) -> str:
         axes = (
@@ -71,7 +81,9 @@ class OnnxFile:
             raise ArtifactError(f"{path}: is not an ONNX model ({error}).") from error
         if not proto.graph.output:
             raise ArtifactError(f"{path}: is not an ONNX model (its graph has no output).")
-        _check_operators(path, {node.op_type for node in proto.graph.node})
+        inner = {x.op_type for graph in _inner_graphs(proto) for x in graph.node}
+        _check_operators(path, inner | {node.op_type for node in proto.graph.node})
+        _check_inner(path, inner)
         weights = {tensor.name for tensor in proto.graph.initializer}
         return cls(
             path=path,
@@ -104,6 +116,29 @@ def _check_operators(path: Path, used: set[str]) -> None:
                 f"{path}: rounds activations ({name}), for which there are no bounds. Verify the "
                 f"file with its weights alone quantized, or in float32 or float16."
             )
+
+
+def _check_inner(path: Path, used: set[str]) -> None:
+    """Raises: UnavailableError for quantized weights where they are not looked for."""
+    for name in QUANTIZED:
+        if name in used:
+            raise UnavailableError(
+                f"{path}: has quantized weights ({name}) in a function or in a branch of a "
+                f"condition, where they are not read. Inline it (onnx.inliner), or verify the file "
+                f"in float32 or float16."
+            )
+
+
+def _inner_graphs(proto: Any) -> Iterator[Any]:
+    """The functions of a model, and the graphs that nodes have."""
+    open_ = [proto.graph, *proto.functions]
+    yield from proto.functions
+    while open_:
+        for node in open_.pop().node:
+            for one in node.attribute:
+                graphs = [*one.graphs, *([one.g] if one.HasField("g") else ())]
+                yield from graphs
+                open_ += graphs
 
 
 def _external(path: Path, location: str) -> mmap.mmap | bytes:

@@ -38,23 +38,24 @@ def probed(runner: FileRunner, facts_of: Callable[[Logits], FileFacts]) -> Sessi
     ones. facts_of: by what it gives."""
     session = Session(facts_of("all"), runner)
     try:
-        result = session.run(_probe(session.interface))
-        if result["logits"].shape[1] == 1:
+        inputs = _probe(session.interface, runner.sizes)
+        if session.run(inputs)["logits"].shape[1] == 1 < inputs["input_ids"].shape[1]:
             session = Session(facts_of("last"), runner)
     except RopeExportError:  # told by the rows of every call
         pass
     return session
 
 
-def _probe(interface: Interface) -> dict[str, Any]:
-    """The inputs of a first call."""
-    ids = np.ones((1, PROBED), np.int64)
-    sizes = {"batch": 1, "past": 0, "capacity": PROBED}
+def _probe(interface: Interface, fixed: tuple[int | None, int | None]) -> dict[str, Any]:
+    """The inputs of a first call. fixed: batch and sequence, where they always are the same."""
+    batch, sequence = fixed[0] or 1, fixed[1] or PROBED
+    ids = np.ones((batch, sequence), np.int64)
+    sizes = {"batch": batch, "past": 0, "capacity": sequence}
     inputs: dict[str, Any] = {
         "input_ids": ids,
         "attention_mask": np.ones_like(ids),
-        "position_ids": np.arange(ids.shape[1])[None],
-        LENGTHS: np.zeros(1, np.int64),
+        "position_ids": np.zeros_like(ids) + np.arange(sequence),
+        LENGTHS: np.zeros(batch, np.int64),
     }
     inputs = {name: x for name, x in inputs.items() if name in {y.name for y in interface.inputs}}
     for pair in interface.caches:
@@ -151,12 +152,7 @@ def layer_facts(spec: AttentionSpec, interface: Interface, source: Mapping[str, 
 
 def sizes_of(matched: MatchedLayer) -> tuple[int | None, int | None]:
     """Batch and sequence of a file with one layer, where it fixes them."""
-    shape = matched.inputs["hidden_states"].shape
-    batch, sequence = shape[:2] if shape is not None else (None, None)
-    return (
-        batch if isinstance(batch, int) else None,
-        sequence if isinstance(sequence, int) else None,
-    )
+    return matched.inputs["hidden_states"].sizes
 
 
 def by_position(matched: MatchedLayer) -> bool:

@@ -68,6 +68,11 @@ class FileRunner(Runner):
         self.inner, self._matched, self._heads = inner, matched, heads
         self._shared = shared
 
+    @property
+    def sizes(self) -> tuple[int | None, int | None]:
+        """Batch and sequence, where the file always has the same."""
+        return self._matched.inputs["input_ids"].sizes
+
     def run(
         self, inputs: "Mapping[str, Array]", axes: Mapping[str, int], into: "Mapping[str, Array]"
     ) -> "dict[str, Array]":
@@ -127,8 +132,8 @@ class FileRunner(Runner):
 def check_sizes(value: Value, axes: Mapping[str, int]) -> None:
     """Raises: ProfileError for another batch or sequence than the file always has. value: its main
     input."""
-    for name, size in zip(("batch", "sequence"), value.shape or (), strict=False):
-        if isinstance(size, int) and size != axes[name]:
+    for name, size in zip(("batch", "sequence"), value.sizes, strict=True):
+        if size not in (None, axes[name]):
             raise ProfileError(f"{name} is always {size}.")
 
 

@@ -105,12 +105,11 @@ def _unsupported(text: Text, matched: Matched) -> str | None:
         return "the rows of its caches have one length"
     if matched.capacity is not None and text.total > matched.capacity:
         return f"its caches have {matched.capacity} slots"
-    shape = matched.inputs["input_ids"].shape
-    batch, sequence = shape if shape is not None else (None, None)
-    if isinstance(batch, int) and text.rows != batch:
+    batch, sequence = matched.inputs["input_ids"].sizes
+    if batch is not None and text.rows != batch:
         return f"the batch is always {batch}"
     for counts in text.counts if matched.caches else _in_one_call(text).counts:
-        if isinstance(sequence, int) and max(counts) != sequence:
+        if sequence is not None and max(counts) != sequence:
             return f"a call always has {sequence} tokens"
     return None
 

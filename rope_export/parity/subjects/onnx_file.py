@@ -158,6 +158,8 @@ class FileSubject(Streamed):
             Passage(text, theirs, self.vocabulary, seed, decoder.interface)
             for text in chosen_texts(recorded or self.judged.texts, self.request.cases)
         ]
+        if not passages:
+            return  # its inputs take none of them
         prompts = drawn_prompts(self.vocabulary, seed)
         bounds = [x for x in (self.positions, self.matched.capacity) if x is not None]
         tokens = generated(self.specs, min(bounds, default=None), prompts)
