@@ -214,6 +214,16 @@ def test_other_runtimes_are_judged_layer_by_layer_too(llama, tmp_path, runtime):
 
 
 @pytest.mark.usefixtures("briefly")
+def test_what_is_wrong_here_is_not_told_of_the_other_side(llama, tmp_path):
+    """A weight around the layers, against an artifact that has the right one."""
+    change = scaled("model.embed_tokens.weight", 1.5, (1,))
+    wrong = planted(llama, tmp_path / "out", change)
+    report = verify(wrong, runtimes=["onnxruntime"], against=llama.path)
+    assert [x.runtime for x in report.located] == ["onnxruntime"]
+    assert len([x for x in report.problems if "outside of its tolerance" in x]) == 1
+
+
+@pytest.mark.usefixtures("briefly")
 def test_a_weight_that_no_text_reads_is_found(llama, tmp_path):
     """The embedding of a token that is never drawn."""
     change = scaled("model.embed_tokens.weight", 1.5, (1,))

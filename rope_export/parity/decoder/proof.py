@@ -24,6 +24,7 @@ from rope_export.parity.report.located import Located
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import TEXT
 from rope_export.parity.subject import Progress, Record, Side
+from rope_export.runtimes import all_runtimes
 from rope_export.sessions import Session
 
 Locate = Callable[[str, Passage, int, int, np.ndarray], None]
@@ -262,7 +263,8 @@ class Proof:
         or that runs a file whose weights are."""
         failed = [row for row in self.report.rows if row.status == "failed"]
         everywhere = any(row.runtime == "file" for row in failed)
-        for runtime in self.decoder.sessions:
+        own = [x for x in self.decoder.sessions if x in all_runtimes()]  # not another side's
+        for runtime in own:
             cases = {row.case for row in failed if row.runtime == runtime}
             if self.decoder.locate_outer is None or not (cases or everywhere):
                 continue
