@@ -1,8 +1,10 @@
 """What explains a wrong tensor, on values as a faulty runtime would have them."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from rope_export.checkpoints.drawn import drawn_weights
 from rope_export.interface import attention_interface
@@ -14,6 +16,9 @@ from rope_export.parity.locate.diagnosis import explanations
 from rope_export.parity.locate.stage import Stage, compared
 from rope_export.parity.locate.stages import cache_stage, layer_stages
 from rope_export.parity.locate.suspect import Suspect
+from rope_export.parity.onnx_file.layer_faults import OUTPUT, layer_causes
+from rope_export.parity.report.result import Report
+from rope_export.parity.rows import counted
 from tests.conformance.faults.layers import layer
 
 SPEC = layer("plain", "float32")
@@ -72,3 +77,26 @@ def test_nothing_but_zeros_is_taken_for_zeros() -> None:
     texts = causes(Case(batch=1, sequence=1), sin=lambda stage: stage.expected + 1)
     assert "sin has the other sign" not in texts
     assert "sin is missing (taken as 1)" in texts
+
+
+@pytest.mark.parametrize(("cut", "dtype"), [(1, np.float32), (0, np.float16)])
+def test_an_output_of_another_form_is_no_counterfactual(cut, dtype) -> None:
+    """Of a file that others made, which has no tensors on the way."""
+    case = Case(batch=2, sequence=7)
+    inputs = layer_inputs(case, LAYER, attention_interface(SPEC, cache="none", padding=False), 0)
+    value = LAYER(inputs).output[:, cut:].astype(dtype)
+    session = SimpleNamespace(run=lambda inputs: {OUTPUT: value})
+    row = counted(
+        case=case.name,
+        seed=0,
+        runtime="onnxruntime",
+        output=OUTPUT,
+        metric="shape or dtype",
+        error=1.0,
+    )
+    report = Report(weights="proven", rows=[row])
+    subject = SimpleNamespace(
+        spec=SPEC, layer=LAYER, cases=lambda: [case], inputs=lambda case, seed: inputs
+    )
+    layer_causes(subject, session, report, "onnxruntime", 0)
+    assert [x["cause"] for x in report.causes] == ["unknown"]

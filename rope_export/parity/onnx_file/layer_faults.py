@@ -9,7 +9,7 @@ from rope_export.arrays import to_numpy
 from rope_export.errors import RopeExportError
 from rope_export.parity.cases import Case
 from rope_export.parity.layer.counterfactuals import Counterfactual, counterfactuals_of
-from rope_export.parity.metrics import errors
+from rope_export.parity.metrics import METRICS, errors
 from rope_export.parity.report.result import Report
 from rope_export.parity.rows import Row
 from rope_export.sessions import Session
@@ -76,7 +76,8 @@ def _explains(
         trace = fault.layer(fault.inputs(inputs))
     except (RopeExportError, ValueError, AssertionError):
         return False
-    attended = trace.attended
-    exact = trace.output[attended]
-    found = errors(value[attended].astype(np.float64) - exact, exact)
-    return all(found[row.metric] <= row.tolerance for row in rows if row.metric in found)
+    if value.shape != trace.output.shape or any(row.metric not in METRICS for row in rows):
+        return False  # of another form, which no counterfactual has
+    exact = trace.output[trace.attended]
+    found = errors(value[trace.attended].astype(np.float64) - exact, exact)
+    return all(found[row.metric] <= row.tolerance for row in rows)
