@@ -21,19 +21,27 @@ from rope_export.parity.report.result import Report
 from rope_export.parity.rows import counted
 from tests.conformance.faults.layers import layer
 
-SPEC = layer("plain", "float32")
-WEIGHTS = {name: x.double().numpy() for name, x in drawn_weights(SPEC, 0, 0).items()}
-LAYER = ReferenceLayer(SPEC, WEIGHTS, frequencies(SPEC))
+
+def reference(name: str) -> ReferenceLayer:
+    """The layer of that name with drawn weights."""
+    spec = layer(name, "float32")
+    weights = {key: x.double().numpy() for key, x in drawn_weights(spec, 0, 0).items()}
+    return ReferenceLayer(spec, weights, frequencies(spec))
+
+
+LAYER = reference("plain")
 
 
 Wrong = Callable[[Stage], np.ndarray]
 
 
-def causes(case: Case, kind: str = "growing", **wrong: Wrong) -> list[str]:
+def causes(
+    case: Case, kind: str = "growing", of: ReferenceLayer = LAYER, **wrong: Wrong
+) -> list[str]:
     """What explains the first of some tensors of a call with padding that are others."""
-    inputs = layer_inputs(case, LAYER, attention_interface(SPEC, cache=kind, padding=True), 0)
-    trace = LAYER(inputs)
-    stages = {stage.key: stage for stage in layer_stages(LAYER, LAYER, trace)}
+    inputs = layer_inputs(case, of, attention_interface(of.spec, cache=kind, padding=True), 0)
+    trace = of(inputs)
+    stages = {stage.key: stage for stage in layer_stages(of, of, trace)}
     name = list(trace.outputs)[1]
     used = trace.starts + trace.x.shape[1]
     stages["cache"] = cache_stage(name, trace.outputs[name], used, 0 * trace.outputs[name] + 1e-12)
@@ -43,7 +51,7 @@ def causes(case: Case, kind: str = "growing", **wrong: Wrong) -> list[str]:
         seen[key] = compared(stage, "float32", "onnxruntime", value(stage), stage.expected, "value")
     first = next(iter(seen.values()))
     assert first.failed
-    suspect = Suspect(layer=LAYER, trace=trace, inputs=inputs, first=first, seen=seen)
+    suspect = Suspect(layer=of, trace=trace, inputs=inputs, first=first, seen=seen)
     return [x.text for x in explanations(suspect)]
 
 
@@ -52,6 +60,16 @@ def test_a_full_cache_is_looked_at_too() -> None:
     case = Case(batch=2, sequence=7, past=5, spare=0)
     texts = causes(case, "fixed", cache=lambda stage: -stage.expected)
     assert any("negated" in text for text in texts)
+
+
+def test_fixed_caches_of_a_latent_are_looked_at_too() -> None:
+    case = Case(batch=2, sequence=7, past=5)
+
+    def past_negated(stage: Stage) -> np.ndarray:
+        return np.where(np.arange(stage.expected.shape[1])[:, None] < 5, -1, 1) * stage.expected
+
+    texts = causes(case, "fixed", reference("latent"), cache=past_negated)
+    assert "cache misplacement: latent_cache is negated" in texts
 
 
 def test_a_mask_that_shows_nothing_explains_none_that_shows_something() -> None:
@@ -72,6 +90,12 @@ def test_frequencies_of_one_are_of_no_base() -> None:
     assert causes(Case(batch=1, sequence=8), **wrong) == []
 
 
+def test_a_factor_near_one_is_told_from_one() -> None:
+    case = Case(batch=2, sequence=7)
+    texts = causes(case, q_proj=lambda stage: stage.expected * (1 + 4e-6))
+    assert "another scale: it is 1 + 4.0e-06 times what it should be" in texts
+
+
 def test_nothing_but_zeros_is_taken_for_zeros() -> None:
     """sin at position 0 is 0, of which no error is a share."""
     texts = causes(Case(batch=1, sequence=1), sin=lambda stage: stage.expected + 1)
@@ -83,7 +107,9 @@ def test_nothing_but_zeros_is_taken_for_zeros() -> None:
 def test_an_output_of_another_form_is_no_counterfactual(cut, dtype) -> None:
     """Of a file that others made, which has no tensors on the way."""
     case = Case(batch=2, sequence=7)
-    inputs = layer_inputs(case, LAYER, attention_interface(SPEC, cache="none", padding=False), 0)
+    inputs = layer_inputs(
+        case, LAYER, attention_interface(LAYER.spec, cache="none", padding=False), 0
+    )
     value = LAYER(inputs).output[:, cut:].astype(dtype)
     session = SimpleNamespace(run=lambda inputs: {OUTPUT: value})
     row = counted(
@@ -96,7 +122,7 @@ def test_an_output_of_another_form_is_no_counterfactual(cut, dtype) -> None:
     )
     report = Report(weights="proven", rows=[row])
     subject = SimpleNamespace(
-        spec=SPEC, layer=LAYER, cases=lambda: [case], inputs=lambda case, seed: inputs
+        spec=LAYER.spec, layer=LAYER, cases=lambda: [case], inputs=lambda case, seed: inputs
     )
     layer_causes(subject, session, report, "onnxruntime", 0)
     assert [x["cause"] for x in report.causes] == ["unknown"]

@@ -11,7 +11,7 @@ from torch import nn
 from rope_export.parity.decoder.passage import last_new, to_float
 from rope_export.parity.locate.diagnosis import Explanation, plain_explanations
 from rope_export.parity.locate.outer_model import LOGITS, Outer, OuterModel
-from rope_export.parity.locate.signatures.numbers import MANY
+from rope_export.parity.locate.signatures.numbers import MANY, shown
 from rope_export.parity.locate.stage import Seen, Stage, explains
 from rope_export.parity.metrics import SCALED_MAX
 
@@ -261,7 +261,7 @@ def _like(value: np.ndarray, table: np.ndarray, own: int, wrong: np.ndarray) -> 
             return f"it is that of token {other}"
     by = float(value @ true) / size if size else 0.0
     if np.linalg.norm(value - by * true) <= near:
-        return f"it is {by:.6g} times what it should be"
+        return f"it is {shown(by)} times what it should be"
     nearest = int(np.argmin(np.sum((table - value) ** 2, axis=-1)))
     if len(value) >= MANY and np.linalg.norm(table[nearest] - value) <= near:
         return f"it is that of token {nearest}"

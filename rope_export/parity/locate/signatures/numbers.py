@@ -30,6 +30,12 @@ def of_numbers(stage: Stage, value: np.ndarray) -> Iterator[Alternative]:
             yield replace(alternative, rank=rank)
 
 
+def shown(by: float) -> str:
+    """A factor in six digits; of one that is 1 in these how far it is from that."""
+    digits = f"{by:.6g}"
+    return f"1 {'+' if by > 1 else '-'} {abs(by - 1):.1e}" if digits == "1" else digits
+
+
 def _factor(stage: Stage, value: np.ndarray) -> Iterator[Alternative]:
     """The tensor is a multiple of what it should be."""
     ours, true = (stage.part(x).astype(np.float64) for x in (value, stage.expected))
@@ -37,7 +43,7 @@ def _factor(stage: Stage, value: np.ndarray) -> Iterator[Alternative]:
     if not size or not np.all(np.isfinite(ours)):
         return
     by = float(ours @ true) / size
-    times = f"another scale: it is {by:.6g} times what it should be"
+    times = f"another scale: it is {shown(by)} times what it should be"
     text = "another sign: it is negated" if abs(by + 1) < SAME else times
     yield Alternative(text=text, value=lambda: by * stage.expected)
 

@@ -12,6 +12,7 @@ CACHES = (
     ("past_key", "past_value"),
     ("key_cache", "value_cache"),
     ("past_latent", "past_key_rope"),
+    ("latent_cache", "key_rope_cache"),
 )
 """Inputs that hold what was cached before the call."""
 
