@@ -58,6 +58,16 @@ def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) ->
             )
         return values.pop(fitting[0]) if fitting else None
 
+    def mask(x: Value) -> bool:
+        """By slots, or what each token sees."""
+        dtypes = (
+            ("bool", *FLOATS) if x.shape is not None and len(x.shape) == 4 else (*MASKS, *FLOATS)
+        )
+        return named(NUMBERS["attention_mask"], dtypes, 2, 4)(x)
+
+    def angles(pattern: str) -> Callable[[Value], bool]:
+        return lambda x: x.shape is not None and named(pattern, FLOATS, 3, 4)(x)
+
     def named(pattern: str, dtypes: tuple[str, ...], *ranks: int) -> Callable[[Value], bool]:
         return lambda x: (
             re.fullmatch(pattern, x.name, re.IGNORECASE) is not None
@@ -70,12 +80,8 @@ def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) ->
 
     inputs = {
         "position_ids": take("position_ids", left, named(NUMBERS["position_ids"], INTEGERS, 2)),
-        "attention_mask": take(
-            "attention_mask", left, named(NUMBERS["attention_mask"], (*MASKS, *FLOATS), 2, 4)
-        ),
-        **{
-            name: take(name, left, named(pattern, FLOATS, 3, 4)) for name, pattern in ANGLES.items()
-        },
+        "attention_mask": take("attention_mask", left, mask),
+        **{name: take(name, left, angles(pattern)) for name, pattern in ANGLES.items()},
         **{
             name: take(name, left, named(NUMBERS[name], INTEGERS, *RANKS[name]))
             for name in (*BY_ROW, "total_length", "cache_position")
@@ -94,6 +100,8 @@ def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) ->
                 f"{file.path}: no output is matched to present_{name}; name it with "
                 f"`maps`=present_{name}=NAME."
             )
+        elif after is not None:
+            results[after.name] = after
     inputs["hidden_states"] = take("hidden_states", left, named(HIDDEN, FLOATS, 3)) or take(
         "hidden_states", left, wide
     )
@@ -114,6 +122,13 @@ def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) ->
         ours, theirs = next(iter(open_.items()))
         raise InputError(f"`maps`={ours}={theirs}: {ours!r} is no name of ours in a layer.")
     matched = {name: x for name, x in inputs.items() if x is not None}
+    dtype = matched["hidden_states"].dtype
+    for value in (output, *(y for x in caches.values() for y in (x.before, x.after))):
+        if value.dtype != dtype:
+            raise UnavailableError(
+                f"{file.path}: {value} is not of {dtype}, as its hidden_states are; layers are "
+                f"judged in one dtype."
+            )
     return MatchedLayer(
         inputs=matched,
         caches=caches,

@@ -68,7 +68,9 @@ class LayerRunner(Runner):
             visible = self._visible(values, axes)
             if value.dtype == "bool":
                 return visible
-            return np.where(visible, 0, np.finfo(dtype).min).astype(dtype)
+            import ml_dtypes
+
+            return np.where(visible, 0, ml_dtypes.finfo(dtype).min).astype(dtype)
         if name == "hidden_states":
             return values[name].astype(dtype)
         matched = self._matched

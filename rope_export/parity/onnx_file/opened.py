@@ -133,13 +133,18 @@ def layer_beside(
             f"`against`={file.path}: takes no attention_mask, as the artifact does. Export that "
             f"without `padding`."
         )
-    inner = LayerRunner(start(file, runtime), matched, spec)
-    return Session(layer_facts(spec, ours, {}), _LayerBeside(inner, matched, spec))
+    return layer_session(start(file, runtime), matched, spec, ours, {})
 
 
-def layer_facts(spec: AttentionSpec, interface: Interface, source: Mapping[str, Any]) -> FileFacts:
-    """What is true of a file with one layer. interface: by our names."""
-    return FileFacts(
+def layer_session(
+    inner: Any,
+    matched: MatchedLayer,
+    spec: AttentionSpec,
+    interface: Interface,
+    source: Mapping[str, Any],
+) -> Session:
+    """A session on a file with one layer. inner: onnxruntime's. interface: by our names."""
+    facts = FileFacts(
         interface=interface,
         dtype=spec.dtype,
         source=source,
@@ -148,6 +153,7 @@ def layer_facts(spec: AttentionSpec, interface: Interface, source: Mapping[str, 
         logits="all",
         first_position=spec.first_position,
     )
+    return Session(facts, _LayerCalls(LayerRunner(inner, matched, spec), matched, spec))
 
 
 def sizes_of(matched: MatchedLayer) -> tuple[int | None, int | None]:
@@ -160,7 +166,7 @@ def by_position(matched: MatchedLayer) -> bool:
     return bool({"position_ids", "cos"} & matched.inputs.keys())
 
 
-class _LayerBeside(Runner):
+class _LayerCalls(Runner):
     """A runner that refuses calls that the file's inputs cannot take."""
 
     def __init__(self, inner: LayerRunner, matched: MatchedLayer, spec: AttentionSpec) -> None:

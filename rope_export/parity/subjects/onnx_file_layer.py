@@ -23,8 +23,7 @@ from rope_export.parity.onnx_file.file import OnnxFile
 from rope_export.parity.onnx_file.int8 import rounds_after_dequantizing
 from rope_export.parity.onnx_file.layer_faults import layer_causes
 from rope_export.parity.onnx_file.layer_names import match_layer
-from rope_export.parity.onnx_file.layer_runner import LayerRunner
-from rope_export.parity.onnx_file.opened import by_position, layer_beside, layer_facts, sizes_of
+from rope_export.parity.onnx_file.opened import by_position, layer_beside, layer_session, sizes_of
 from rope_export.parity.onnx_file.runner import start
 from rope_export.parity.onnx_file.weights import file_weights
 from rope_export.parity.report.result import Report
@@ -65,7 +64,7 @@ class FileLayerSubject(LayerSubject):
             cache=kept if self.matched.caches else "none",
             padding="attention_mask" in self.matched.inputs,
         )
-        self.unsupported: dict[str, int] = {}
+        self.unsupported: dict[str, set[str]] = {}
 
     @property
     def interface(self) -> Interface:
@@ -108,9 +107,8 @@ class FileLayerSubject(LayerSubject):
         return [case for case in every if self._takes(case)]
 
     def open(self, runtime: str) -> Session:
-        facts = layer_facts(self.spec, self.interface, self.facts)
         inner = start(self.file, runtime, self.request.threads)
-        return Session(facts, LayerRunner(inner, self.matched, self.spec))
+        return layer_session(inner, self.matched, self.spec, self.interface, self.facts)
 
     def beside(self, file: OnnxFile, runtime: str) -> Session:
         return layer_beside(file, self.spec, self.interface, {}, runtime)
@@ -136,8 +134,8 @@ class FileLayerSubject(LayerSubject):
     def conclude(self, report: Report, seed: int) -> None:
         """Add what was not supported, what quantization does, and the causes of what failed."""
         super().conclude(report, seed)
-        for reason, count in self.unsupported.items():
-            report.left_out.append(f"{count} cases: not supported by its inputs, {reason}.")
+        for reason, cases in self.unsupported.items():
+            report.left_out.append(f"{len(cases)} cases: not supported by its inputs, {reason}.")
         for runtime in sorted({row.runtime for row in report.rows if row.status == "failed"}):
             try:
                 with self.open(runtime) as session:
@@ -178,5 +176,5 @@ class FileLayerSubject(LayerSubject):
         elif case.start != 0 and not self.by_position and self.spec.uses_positions:
             reason = "there are no positions"
         if reason is not None:
-            self.unsupported[reason] = self.unsupported.get(reason, 0) + 1
+            self.unsupported.setdefault(reason, set()).add(case.name)
         return reason is None
