@@ -1,14 +1,17 @@
 """The runtime `web`: onnxruntime-web in a real Chromium, and what is said where it cannot be."""
 
+import asyncio
 import gc
 import os
 import stat
 import tarfile
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import numpy as np
+import onnx.parser
 import pytest
 import torch
 
@@ -128,6 +131,53 @@ def test_an_error_of_onnxruntime_is_one_line_and_the_page_goes_on(opened) -> Non
     assert "\n" not in str(error.value)
     assert not page.broken
     assert page.run(session, inputs)[0].keys() == opened.run(inputs).keys()
+
+
+HELD = """() => {
+  const real = globalThis.fetch;
+  globalThis.fetch = async (url, options) => {
+    if (!options) return real(url);
+    globalThis.fetch = real;
+    await new Promise((go) => (globalThis.go = go));
+    const response = await real(url, options);
+    globalThis.went();
+    return response;
+  };
+}"""
+"""Holds what the page sends next until `go` is called, which `went` follows."""
+
+GO = "() => new Promise((went) => { globalThis.went = went; globalThis.go(); })"
+
+
+def test_outputs_of_a_call_that_was_interrupted_are_nobodys(page, monkeypatch) -> None:
+    """The page cannot be stopped in the middle of a call: it sends its outputs later, here after
+    those of the next one."""
+    negated = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 18]> g (float[n] x) => (float[n] y) { y = Neg(x) }'
+    )
+    session, wait = page.open(negated.SerializeToString()), page._wait
+    wait(page._page.evaluate(HELD))
+
+    def interrupted(coroutine):
+        asyncio.run_coroutine_threadsafe(coroutine, page._loop)
+        while not wait(page._page.evaluate("() => Boolean(globalThis.go)")):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    def before_that(coroutine):
+        answer = wait(coroutine)
+        wait(page._page.evaluate(GO))
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "_wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            page.run(session, {"x": np.ones(4, np.float32)})
+        patch.setattr(page, "_wait", before_that)
+        outputs, _ = page.run(session, {"x": np.full(4, 2.0, np.float32)})
+    page.release(session)
+    page.broken = False  # whose next sessions other tests open
+    np.testing.assert_array_equal(outputs["y"], np.full(4, -2.0))
 
 
 @pytest.mark.long

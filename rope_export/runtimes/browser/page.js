@@ -1,4 +1,5 @@
-// Runs models for Python, which calls `answer` and is at the other end of every fetch.
+// Runs models for Python, which calls `answer` and is at the other end of every fetch. What belongs
+// to a call lies below its number: a call that Python gave up goes on here, beside the next one.
 
 import * as ort from "./ort.wasm.min.mjs";
 
@@ -24,12 +25,12 @@ async function bytes(name) {
   return response.arrayBuffer();
 }
 
-async function open({ threads, data }) {
+async function open({ call, threads, data }) {
   ort.env.logLevel = "error";
   ort.env.wasm.wasmPaths = new URL("./", location.href).href;
   ort.env.wasm.numThreads = crossOriginIsolated ? (threads ?? navigator.hardwareConcurrency) : 1;
-  const externalData = data ? [{ path: data, data: new Uint8Array(await bytes(data)) }] : [];
-  const model = new Uint8Array(await bytes("model.onnx"));
+  const externalData = data ? [{ path: data, data: new Uint8Array(await bytes(`${call}/${data}`)) }] : [];
+  const model = new Uint8Array(await bytes(`${call}/model.onnx`));
   const session = await ort.InferenceSession.create(model, {
     executionProviders: ["wasm"],
     externalData,
@@ -55,7 +56,7 @@ function taken(inputs, buffer, tensors) {
   return feeds;
 }
 
-async function send(tensors) {
+async function send(call, tensors) {
   const facts = [];
   let size = 0;
   for (const [name, tensor] of tensors) {
@@ -66,28 +67,29 @@ async function send(tensors) {
   tensors.forEach(([, { data }], index) => {
     body.set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength), facts[index].at);
   });
-  const response = await fetch("outputs", { method: "POST", body });
+  const response = await fetch(`${call}/outputs`, { method: "POST", body });
   if (!response.ok) throw new Error(`outputs: ${response.status}`);
   return facts;
 }
 
 // inputs: facts of each, whose bytes are fetched in this order, or the number of one that is held.
 // kept: names of outputs that stay here. dropped: numbers of those that are not needed any more.
-async function run({ session, inputs, kept, dropped }) {
+async function run({ call, session, inputs, kept, dropped }) {
   const tensors = held.get(session);
   dropped.forEach((number) => tensors.delete(number));
-  const feeds = taken(inputs, await bytes("inputs"), tensors);
+  const feeds = taken(inputs, await bytes(`${call}/inputs`), tensors);
   const outputs = Object.entries(await sessions.get(session).run(feeds));
   const numbers = {};
   for (const [name, tensor] of outputs.filter(([name]) => kept.includes(name))) {
     tensors.set(++next, tensor);
     numbers[name] = next;
   }
-  return { numbers, outputs: await send(outputs.filter(([name]) => !kept.includes(name))) };
+  const others = outputs.filter(([name]) => !kept.includes(name));
+  return { numbers, outputs: await send(call, others) };
 }
 
-async function give({ session, number }) {
-  return { outputs: await send([["", held.get(session).get(number)]]) };
+async function give({ call, session, number }) {
+  return { outputs: await send(call, [["", held.get(session).get(number)]]) };
 }
 
 async function release(session) {

@@ -41,6 +41,7 @@ class Page:
         files = {name: dist / name for name in package.FILES}
         self.threads, self.process, self.broken = threads, os.getpid(), False
         self._released: list[int] = []
+        self._calls = 0
         self._server = Loopback(files | {n: HERE / n for n in ("page.html", "page.js")})
         self._lock = Lock()
         self._loop = asyncio.new_event_loop()
@@ -75,8 +76,9 @@ class Page:
         Returns: the number of its session.
         """
         served = {"model.onnx": [model]} | ({} if data is None else {data[0]: [data[1]]})
-        with self._serving(served):
-            session: int = self._ask("open", threads=self.threads, data=data and data[0])
+        with self._call(served) as call:
+            facts = {"threads": self.threads, "data": data and data[0]}
+            session: int = self._ask("open", call=call, **facts)
         return session
 
     def run(
@@ -97,15 +99,15 @@ class Page:
         ]
         facts += [{"name": n, "number": x} for n, x in inputs.items() if isinstance(x, int)]
         request = {"inputs": facts, "kept": list(kept), "dropped": list(dropped)}
-        with self._serving({"inputs": list(_aligned(arrays.values()))}):
-            answer = self._ask("run", session=session, **request)
-            return self._sent(answer["outputs"]), answer["numbers"]
+        with self._call({"inputs": list(_aligned(arrays.values()))}) as call:
+            answer = self._ask("run", call=call, session=session, **request)
+            return self._sent(call, answer["outputs"]), answer["numbers"]
 
     def give(self, session: int, number: int) -> np.ndarray:
         """A tensor that is kept in the page."""
-        with self._serving({}):
-            answer = self._ask("give", session=session, number=number)
-            (array,) = self._sent(answer["outputs"]).values()
+        with self._call({}) as call:
+            answer = self._ask("give", call=call, session=session, number=number)
+            (array,) = self._sent(call, answer["outputs"]).values()
         return array
 
     def release(self, session: int) -> None:
@@ -114,14 +116,22 @@ class Page:
         self._released.append(session)
 
     @contextmanager
-    def _serving(self, parts: Mapping[str, Sequence[Buffer]]) -> Iterator[None]:
+    def _call(self, parts: Mapping[str, Sequence[Buffer]]) -> Iterator[int]:
+        """The number of a call, below which `parts` are served and outputs are awaited meanwhile:
+        one that was interrupted goes on in the page, and must not be taken for the next one."""
+        server = self._server
         with self._lock:
-            self._server.served.update(parts)
+            self._calls += 1
+            number = self._calls
+            served = {f"{number}/{name}": part for name, part in parts.items()}
+            server.served.update(served)
+            server.received[f"{number}/outputs"] = bytearray()
             try:
-                yield
+                yield number
             finally:
-                for name in parts:
-                    self._server.served.pop(name, None)
+                del server.received[f"{number}/outputs"]
+                for name in served:
+                    server.served.pop(name, None)
 
     def _ask(self, to: str, **request: Any) -> Any:
         """Raises: RopeExportError with what onnxruntime-web or the browser says."""
@@ -164,9 +174,9 @@ class Page:
     def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    def _sent(self, facts: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        """What the page sent last."""
-        body, self._server.received = self._server.received, bytearray()
+    def _sent(self, call: int, facts: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """What the page sent in a call."""
+        body = self._server.received[f"{call}/outputs"]
         return {
             x["name"]: np.frombuffer(
                 body, x["dtype"], count=int(np.prod(x["shape"])), offset=x["at"]

@@ -32,13 +32,13 @@ class Loopback:
     """Serves files, and bytes in memory, to one page, and takes what the page sends.
 
     files: by their names. served: bytes in memory, in parts, by the name that the page asks for.
-    received: the body that the page sent last.
+    received: what the page sent, by the name that it sends it to; other names are not awaited.
     """
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self.files = dict(files)
         self.served: dict[str, Sequence[Buffer]] = {}
-        self.received = bytearray()
+        self.received: dict[str, bytearray] = {}
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.page = self
         self.base = f"/{secrets.token_urlsafe(24)}/"
@@ -76,7 +76,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(name, parts)
 
     def do_POST(self) -> None:
-        if self._name() != "outputs":
+        page, name = self.server.page, self._name()
+        if name is None:
             return self.send_error(404)
         body = bytearray(int(self.headers["Content-Length"]))
         left = memoryview(body)
@@ -85,7 +86,9 @@ class _Handler(BaseHTTPRequestHandler):
             if not count:
                 return None
             left = left[count:]
-        self.server.page.received = body
+        if name not in page.received:  # of a call that was given up
+            return self.send_error(404)
+        page.received[name] = body
         self._answer("", [])
 
     def _name(self) -> str | None:
