@@ -71,6 +71,12 @@ def test_scores_beyond_float16_are_one_line(tmp_path: Path, few_cases) -> None:
     assert any(row["status"] == "failed" for row in rows)
     assert "FAILED" not in shown(report)
     assert problem in list(every_line(report))
+    (located,) = report.located
+    assert (located.runtime, located.tensor) == ("eager", "products")
+    assert "float16 overflows" in located.diagnosis
+    if report.reading.against is not None:  # transformers is installed
+        assert report.reading.status == "unproven"
+        assert "transformers' own output is not finite" in report.reading.reason
 
 
 @pytest.mark.parametrize(("bias", "dtype"), [(1.0, "float16"), (100.0, "float32")])

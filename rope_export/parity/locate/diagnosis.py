@@ -98,9 +98,9 @@ def _not_finite(first: Seen, dtype: str, smallest: float) -> str | None:
     if np.all(np.isfinite(stage.part(first.value))):
         return None
     true = stage.part(stage.expected).astype(np.float64)
-    size = float(np.max(np.abs(true), initial=0.0)) / smallest
-    if size > LARGEST.get(dtype, np.inf):
-        return f"{dtype} overflows: the largest number here is {size:,.0f}, beyond 65,504"
+    largest = float(np.max(np.abs(true), initial=0.0)) / smallest
+    if largest > LARGEST.get(dtype, np.inf):
+        return f"{dtype} overflows: numbers here go beyond 65,504, its largest"
     return "a number that is not finite arises here, and none of the true ones is large"
 
 

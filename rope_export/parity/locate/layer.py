@@ -19,7 +19,7 @@ from rope_export.parity.locate.stage import Seen, Stage, compared, misshapen
 from rope_export.parity.locate.stages import ORDER, cache_stage, layer_stages
 from rope_export.parity.locate.suspect import Suspect
 from rope_export.parity.locate.tapped_model import maker_of, opened, taps_in, with_outputs
-from rope_export.parity.metrics import errors
+from rope_export.parity.metrics import METRICS, errors
 from rope_export.parity.report.located import Located
 from rope_export.parity.rows import counted, judged
 from rope_export.parity.subject import Call, Failures, Whereabouts
@@ -78,6 +78,10 @@ class LayerLocator:
 
     def _on(self, runtime: str, cases: Sequence[Case]) -> Iterator[Located]:
         looks = [self._look(runtime, case) for case in cases]
+        if runtime != "eager":
+            looks = [look for look in looks if not self._right(look)]
+            if not looks:
+                return  # eager alone is wrong, of which it is told
         first = min(looks, key=lambda look: look.rank)
         if first.first is None:
             yield self._nowhere(runtime, first)
@@ -100,6 +104,14 @@ class LayerLocator:
             diagnosis=sentence(first.first, suspect.maker, common, suspect),
             taps=tuple(seen.tap for seen in first.seen),
         )
+
+    def _right(self, look: _Look) -> bool:
+        """Whether a tensor failed for what eager makes of it alone."""
+        first = look.first
+        if first is None or first.stage.squares is None:
+            return False
+        bounded = all(row.metric in METRICS for row in first.rows)
+        return bounded and self._suspect(look).explained(first.stage.expected)
 
     def _nowhere(self, runtime: str, look: _Look) -> Located:
         """Of a case whose tensors are all right when they are outputs as well."""
