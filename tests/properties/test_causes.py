@@ -22,9 +22,9 @@ from rope_export.parity.rows import counted
 from tests.conformance.faults.layers import layer
 
 
-def reference(name: str) -> ReferenceLayer:
+def reference(name: str, dtype: str = "float32") -> ReferenceLayer:
     """The layer of that name with drawn weights."""
-    spec = layer(name, "float32")
+    spec = layer(name, dtype)
     weights = {key: x.double().numpy() for key, x in drawn_weights(spec, 0, 0).items()}
     return ReferenceLayer(spec, weights, frequencies(spec))
 
@@ -48,7 +48,9 @@ def causes(
     seen = {}
     for key, value in wrong.items():
         stage = stages[key]
-        seen[key] = compared(stage, "float32", "onnxruntime", value(stage), stage.expected, "value")
+        seen[key] = compared(
+            stage, of.spec.dtype, "onnxruntime", value(stage), stage.expected, "value"
+        )
     first = next(iter(seen.values()))
     assert first.failed
     suspect = Suspect(layer=of, trace=trace, inputs=inputs, first=first, seen=seen)
@@ -94,6 +96,18 @@ def test_a_factor_near_one_is_told_from_one() -> None:
     case = Case(batch=2, sequence=7)
     texts = causes(case, q_proj=lambda stage: stage.expected * (1 + 4e-6))
     assert "another scale: it is 1 + 4.0e-06 times what it should be" in texts
+
+
+def test_a_factor_has_the_digits_that_rounding_leaves_it() -> None:
+    """What fits is told if it fits every case that is looked at, in the same words."""
+
+    def scaled(stage: Stage) -> np.ndarray:
+        return (stage.expected * 1.03).astype(np.float16).astype(np.float64)
+
+    every = [Case(batch=2, sequence=count, past=5) for count in (7, 8, 9, 10, 11)]
+    layer_of_float16 = reference("plain", "float16")
+    texts = {causes(case, of=layer_of_float16, v_proj=scaled)[0] for case in every}
+    assert texts == {"another scale: it is 1.03 times what it should be"}
 
 
 def test_nothing_but_zeros_is_taken_for_zeros() -> None:

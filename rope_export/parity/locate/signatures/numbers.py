@@ -30,10 +30,24 @@ def of_numbers(stage: Stage, value: np.ndarray) -> Iterator[Alternative]:
             yield replace(alternative, rank=rank)
 
 
-def shown(by: float) -> str:
-    """A factor in six digits; of one that is 1 in these how far it is from that."""
-    digits = f"{by:.6g}"
-    return f"1 {'+' if by > 1 else '-'} {abs(by - 1):.1e}" if digits == "1" else digits
+DIGITS = 6
+"""Of a factor that is told, at most."""
+
+
+def shown(by: float, digits: int = DIGITS) -> str:
+    """A factor in so many digits; of one that is 1 in these how far it is from that."""
+    text = f"{by:.{digits}g}"
+    return f"1 {'+' if by > 1 else '-'} {abs(by - 1):.1e}" if text == "1" else text
+
+
+def _digits(by: float, ours: np.ndarray, true: np.ndarray) -> int:
+    """Those of a factor that rounding leaves it, by what is off beside it, so that it is the same
+    in every call."""
+    rest = float(np.sum((ours - by * true) ** 2) / np.sum(true**2))
+    if not by or not rest:
+        return DIGITS
+    known = -np.log10(10 * np.sqrt(rest / len(true)) / abs(by))
+    return int(np.clip(known, 1, DIGITS))
 
 
 def _factor(stage: Stage, value: np.ndarray) -> Iterator[Alternative]:
@@ -43,7 +57,7 @@ def _factor(stage: Stage, value: np.ndarray) -> Iterator[Alternative]:
     if not size or not np.all(np.isfinite(ours)):
         return
     by = float(ours @ true) / size
-    times = f"another scale: it is {shown(by)} times what it should be"
+    times = f"another scale: it is {shown(by, _digits(by, ours, true))} times what it should be"
     text = "another sign: it is negated" if abs(by + 1) < SAME else times
     yield Alternative(text=text, value=lambda: by * stage.expected)
 
