@@ -219,6 +219,35 @@ def test_files_without_tolerances_have_that_of_their_longest_axis(tmp_path) -> N
     assert verify(far, against=one).status == "failed"
 
 
+def test_calls_without_outputs_on_one_side_are_left_out(tmp_path) -> None:
+    value = np.full((2, 3), np.nan, np.float32)  # a cache may hold NaN, and be the same
+    inputs, ones = {f"{x}/inputs/x": value for x in "abc"}, np.ones((2, 3), np.float32)
+    every = plain(tmp_path / "1.npz", **inputs, **{f"{x}/outputs/ort/y": ones for x in "abc"})
+    one = plain(tmp_path / "2.npz", **inputs, **{"a/outputs/ort/y": ones})
+    for report in (verify(every, against=one), verify(one, against=every)):
+        assert report.passed
+        assert {row.case for row in report.rows} == {"a"}
+        line = f"calls without outputs of ort in {one} were not compared: the first is b."
+        assert line in report.left_out
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("outputs/ort/y", np.array(["a"]), "holds <U1; arrays are of real numbers or bools"),
+        ("outputs/ort/y", np.array([1j]), "holds complex128; arrays are of real numbers"),
+        ("outputs/ort/y", np.zeros(2, "V3"), r"holds \|V3; arrays are of real numbers"),
+        ("tolerances/y", np.ones(3), r"tolerances/y holds \(3,\) numbers, not one for each of"),
+    ],
+    ids=["text", "complex", "bytes", "tolerances"],
+)
+def test_what_is_no_call_is_refused(tmp_path, part: str, value: np.ndarray, message: str) -> None:
+    arrays = {"call/inputs/x": np.ones(1), "call/outputs/ort/y": np.ones(1), f"call/{part}": value}
+    path = plain(tmp_path / "calls.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        verify(path, against=path)
+
+
 def test_polygraphy_reads_and_is_read(artifact, file, tmp_path) -> None:
     """Its own library writes the files."""
     pytest.importorskip("polygraphy", reason="Polygraphy is not installed")

@@ -11,6 +11,7 @@ from rope_export import paths
 from rope_export.arrays import dtype_name, numpy_dtype
 from rope_export.errors import InputError
 from rope_export.interface import Interface, TensorType
+from rope_export.parity.metrics import METRICS
 from rope_export.parity.recording import polygraphy_json
 from rope_export.parity.recording.recorder import MARK
 
@@ -21,6 +22,9 @@ PLAIN = "recorded call"
 
 RECORDED = "recorded"
 """The runtime of outputs whose file does not name it."""
+
+NUMBERS = "fiub"
+"""Kinds of dtypes, beside bfloat16, that arrays have."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -66,25 +70,32 @@ class Recording:
 
     def tolerances(self, case: str) -> Arrays:
         """What the error of each output could be, where that was recorded, by name."""
-        return self._read(case, "tolerances", "")
+        allowed = self._read(case, "tolerances", "")
+        for name, value in allowed.items():
+            if value.shape != (len(METRICS),):
+                raise InputError(
+                    f"{self.shown}: {case}/tolerances/{name} holds {value.shape} numbers, not one "
+                    f"for each of {', '.join(METRICS)}."
+                )
+        return allowed
 
     def _read(self, case: str, part: str, runtime: str) -> Arrays:
         keys = self._keys.get((case, part, runtime), {})
-        return {name: self._typed(name, part, self._array(key)) for name, key in keys.items()}
+        return {name: self._array(key) for name, key in keys.items()}
 
     def _array(self, key: str) -> np.ndarray:
+        """An array with its own dtype: numpy's files know bfloat16 as two bytes alone."""
         try:
-            return np.asarray(self._arrays[key])
+            value = np.asarray(self._arrays[key])
         except Exception as error:  # numpy, zipfile and zlib have many kinds for what is damaged
             raise InputError(f"{self.shown}: {key!r} cannot be read ({error}).") from error
-
-    def _typed(self, name: str, part: str, value: np.ndarray) -> np.ndarray:
-        """An array with its own dtype: numpy's files know bfloat16 as two bytes alone."""
-        if value.dtype.kind != "V" or self.interface is None:
-            return value.view(numpy_dtype("bfloat16")) if value.dtype.kind == "V" else value
-        tensors = self.interface.inputs if part == "inputs" else self.interface.outputs
-        kind = next((x.dtype for x in tensors if x.name == name), "bfloat16")
-        return value.view(numpy_dtype(kind))
+        if value.dtype in (np.dtype("V2"), numpy_dtype("bfloat16")):
+            return value.view(numpy_dtype("bfloat16"))
+        if value.dtype.kind not in NUMBERS:
+            raise InputError(
+                f"{self.shown}: {key!r} holds {value.dtype}; arrays are of real numbers or bools."
+            )
+        return value
 
     def _parts(self, key: str) -> tuple[str, str, str, str]:
         """Case, part, runtime and tensor of a name in the file."""

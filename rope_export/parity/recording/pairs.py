@@ -23,6 +23,12 @@ SIDES = 2
 """Each of two sound sides may be off by the tolerance of one runtime."""
 
 
+UNJUDGED = (
+    "outputs without a recorded tolerance, where others of the call have one, were not compared"
+)
+"""Of a decoder's whole calls only the logits have a tolerance."""
+
+
 def check_options(one: str | Path, options: Mapping[str, object]) -> None:
     """Raises: InputError for an option of an artifact that was given for a recording."""
     for name, value in options.items():
@@ -107,12 +113,19 @@ def _check_inputs(left: Recording, right: Recording, case: str) -> bool:
     """Whether a file has tolerances of the call. Raises: InputError where their inputs differ."""
     ours, theirs = left.inputs(case), right.inputs(case)
     for name in ours.keys() & theirs.keys():
-        if not np.array_equal(ours[name], theirs[name]):
+        one, other = ours[name], theirs[name]
+        if not np.array_equal(one, other) and not _same_bits(one, other):
             raise InputError(
                 f"{left.shown}, {case}: its {name} is not that of {right.shown}; only outputs of "
                 f"the same inputs can be compared."
             )
     return bool(left.tolerances(case) or right.tolerances(case))
+
+
+def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays, which may hold NaN, are the same."""
+    same_form = (one.shape, one.dtype) == (other.shape, other.dtype)
+    return same_form and one.tobytes() == other.tobytes()
 
 
 def _judge(
@@ -121,6 +134,9 @@ def _judge(
     """The rows of one call on one runtime of each file."""
     ours, theirs = left.outputs(case, one), right.outputs(case, other)
     if ours is None or theirs is None:
+        side, runtime = (left, one) if ours is None else (right, other)
+        what = f"calls without outputs of {runtime} in {side.shown} were not compared"
+        _leave_out(report, what, case)
         return
     allowed = left.tolerances(case) or right.tolerances(case)
     longest = _longest([left.inputs(case), right.inputs(case), ours, theirs])
@@ -138,7 +154,7 @@ def _judge(
     for output in ours | theirs:
         value, other_value = ours.get(output), theirs.get(output)
         if allowed and output not in allowed and value is not None and other_value is not None:
-            _leave_out(report, case, output)
+            _leave_out(report, UNJUDGED, f"{output} of {case}")
             continue
         tolerances = {} if value is None else _tolerances(allowed.get(output), value, longest)
         for metric, error in _apart(value, other_value).items():
@@ -155,14 +171,10 @@ def _judge(
             )
 
 
-def _leave_out(report: Report, case: str, output: str) -> None:
-    """Of a decoder's whole calls only the logits have a tolerance."""
-    line = (
-        "outputs without a recorded tolerance, where others of the call have one, were not "
-        f"compared: the first is {output} of {case}."
-    )
-    if not any(x.startswith(line.split(":")[0]) for x in report.left_out):
-        report.left_out.append(line)
+def _leave_out(report: Report, what: str, first: str) -> None:
+    """Tell once what was not compared."""
+    if not any(line.startswith(what) for line in report.left_out):
+        report.left_out.append(f"{what}: the first is {first}.")
 
 
 def _apart(value: np.ndarray | None, other: np.ndarray | None) -> dict[str, float]:
