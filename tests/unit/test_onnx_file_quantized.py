@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from rope_export.errors import UnavailableError
+from rope_export.parity.onnx_file.deployed import steps_apart
 from rope_export.parity.onnx_file.file import OnnxFile
 from rope_export.parity.onnx_file.int8 import rounds_to_int8, without_rounding
 from rope_export.parity.onnx_file.tensors import Tensor, tensors_in
@@ -187,3 +188,14 @@ def test_a_part_of_a_weight_that_is_computed_is_refused(tmp_path: Path, at: int)
     file.graph.node.insert(0, helper.make_node("Abs", ["x"], ["computed"]))
     with pytest.raises(UnavailableError, match="computed is computed, and not read"):
         list(tensors_in(file, 0))
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [([1.0, 1.0], 0.5), ([1.0, 0.0], 0.5), ([0.25, 0.0], 2.0), ([0.0, 0.0], np.inf)],
+    ids=["both", "one level", "small steps", "no steps"],
+)
+def test_a_block_of_one_level_is_measured_too(steps: list[float], expected: float) -> None:
+    """Or a file whose scales are 0 would hold the source's weights."""
+    assert steps_apart(np.array([0.5, -0.5]), np.array(steps)) == expected
+    assert steps_apart(np.zeros(2), np.array(steps)) == 0

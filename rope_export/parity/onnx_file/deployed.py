@@ -139,9 +139,12 @@ def _nearest(tensor: Tensor, modules: Mapping[str, Any]) -> str | None:
 
 
 def steps_apart(difference: np.ndarray, steps: np.ndarray) -> float:
-    """A difference in steps, in the root mean square; blocks of zeros have none."""
-    apart = difference[steps > 0] / steps[steps > 0]
-    return float(np.sqrt(np.mean(apart**2))) if apart.size else 0.0
+    """A difference in steps, in the root mean square. A block that has only one level, as one of
+    zeros does, is measured by the smallest step of the others."""
+    unit = np.where(steps > 0, steps, np.min(steps, where=steps > 0, initial=np.inf))
+    if np.isinf(unit).all():
+        return float("inf") if np.any(difference != 0) else 0.0
+    return float(np.sqrt(np.mean((difference / unit) ** 2))) if difference.size else 0.0
 
 
 def _logits(model: Any, ids: TorchTensor) -> np.ndarray:
