@@ -319,8 +319,9 @@ def _contiguous(value: "Array") -> "Array":
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error."""
-    return str(error).strip().splitlines()[0]
+    """The first line of an error, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 RUNTIMES = (

@@ -15,6 +15,7 @@ from rope_export.errors import CheckpointError, InputError, RopeExportError
 from rope_export.jobs import code_digest
 from rope_export.jobs.store import settled
 from rope_export.parity.harness import verify
+from rope_export.parity.report.cells import SHARED
 from rope_export.parity.report.located import Located
 from rope_export.parity.report.result import Report
 from rope_export.parity.report.tables import worst_of
@@ -26,10 +27,6 @@ from rope_export.sweep.cell import Export
 
 FAILED = 20
 """Failed rows of a cell that are kept, beside the worst of each output."""
-
-SHARED = ("eager", "file")
-"""What the rows are of that all runtimes of an artifact have in common."""
-
 
 UNREAD = Reading(status="unproven")
 
@@ -145,7 +142,14 @@ def _engine(artifact: Any, runtime: str, out: Path, seed: int, source: str) -> d
 
 def _verified(artifact: Any, runtimes: Sequence[str], seed: int, source: str) -> dict[str, Result]:
     report = verify(artifact, source=source, runtimes=runtimes, seed=seed, threads=1)
-    return {name: result_of(report, name, runtimes) for name in runtimes}
+    results = {name: result_of(report, name, runtimes) for name in runtimes}
+    for skipped in report.skipped:
+        name = skipped["runtime"]
+        if (
+            find_runtime(name).unavailable(artifact) is None
+        ):  # it should run here, and did not start
+            results[name] = replace(results[name], lasting=False)
+    return results
 
 
 def result_of(report: Report, runtime: str, runtimes: Sequence[str]) -> Result:

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rope_export.parity.report.cells import Cells, JudgedCell, Status, SweptRow
+from rope_export.parity.report.cells import SHARED, Cells, JudgedCell, Status, SweptRow
 from rope_export.parity.report.result import Report
 from rope_export.reading.verdict import Reading
 from rope_export.sweep.cell import Cell
-from rope_export.sweep.judging import SHARED, Result
+from rope_export.sweep.judging import Result
 
 UNLIKE = "transformers reads the source otherwise"
 

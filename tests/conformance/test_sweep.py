@@ -25,7 +25,7 @@ from rope_export.parity import Report, Row
 from rope_export.parity.report.cells import SweptRow
 from rope_export.parity.report.junit import as_junit
 from rope_export.reading.verdict import Reading
-from rope_export.sweep import Plan, planned, read_matrix, sweep, sweeping
+from rope_export.sweep import Plan, judging, planned, read_matrix, sweep, sweeping
 from rope_export.sweep.cell import Cell, Export
 from rope_export.sweep.judging import Result, judged, result_of
 from rope_export.sweep.merging import merged
@@ -208,6 +208,33 @@ def test_what_one_runtime_gets_wrong_is_not_another_ones_failure() -> None:
         ElementTree.fromstring(as_junit(whole, "m", lambda row: row.within)).iter("failure")
     )
     assert [x.text.splitlines()[-1] for x in tests] == ["1x4, past 2"]
+
+
+@pytest.mark.parametrize("runtime", ["eager", "file"])
+def test_what_is_wrong_on_every_runtime_is_told_of_each_cell(runtime: str) -> None:
+    runtimes = ["onnxruntime", "reference"]
+    both = report(ROW, dataclasses.replace(ROW, runtime="reference"))
+    both.rows.append(dataclasses.replace(BAD, runtime=runtime))
+    results = {Cell(export=EXPORT, runtime=x): result_of(both, x, runtimes) for x in runtimes}
+    root = ElementTree.fromstring(as_junit(merged(results, {}), "m", lambda row: row.runtime))
+    assert [x.text.splitlines()[-1] for x in root.iter("failure")] == [runtime, runtime]
+
+
+@pytest.mark.parametrize(
+    ("reason", "lasting"), [(None, False), ("the file has TensorScatter", True)]
+)
+def test_a_runtime_that_did_not_start_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, reason: str | None, lasting: bool
+) -> None:
+    """A browser without a display, say; but not what the runtime never runs."""
+    found = report(ROW)
+    found.skipped.append({"runtime": "web", "reason": "Chromium did not start"})
+    monkeypatch.setattr(judging, "verify", lambda *_, **__: found)
+    web = SimpleNamespace(unavailable=lambda artifact: reason)
+    monkeypatch.setattr(judging, "find_runtime", lambda name: web)
+    results = judging._verified(None, ["onnxruntime", "web"], 0, "tiny.json")
+    assert [x.status for x in results.values()] == ["passed", "skipped"]
+    assert [x.lasting for x in results.values()] == [True, lasting]
 
 
 def test_a_reading_that_differs_fails_the_cell_and_a_crash_fails_the_sweep() -> None:

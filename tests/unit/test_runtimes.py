@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rope_export import RopeExportError, open_session
-from rope_export.errors import TensorError, UnavailableError
+from rope_export.errors import ArtifactError, TensorError, UnavailableError
+from rope_export.runtimes import find_runtime
 from tests.support.gpus import with_cuda, without_cuda
 from tests.unit.test_exporter import call
 
@@ -105,6 +106,16 @@ def test_a_closed_session_says_so(tiny) -> None:
 def test_no_silent_fallback(tiny) -> None:
     with pytest.raises(UnavailableError, match=r"CUDAExecutionProvider.*rope_export\[gpu\]"):
         open_session(tiny(), "onnxruntime:cuda")
+
+
+def test_an_error_that_says_nothing_is_told_by_its_kind(tiny, monkeypatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    artifact = tiny()
+    monkeypatch.setattr(type(find_runtime("onnxruntime")), "start", no_memory)
+    with pytest.raises(ArtifactError, match="onnxruntime refuses it: MemoryError"):
+        find_runtime("onnxruntime").open(artifact, threads=3)
 
 
 @with_cuda

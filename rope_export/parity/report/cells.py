@@ -10,6 +10,9 @@ from rope_export.parity.rows import Row
 COMPARED = ("passed", "failed", "crashed")
 """What becomes of a cell that is counted; refused and skipped ones are not."""
 
+SHARED = ("eager", "file")
+"""What the rows are of that all runtimes of an artifact have in common."""
+
 SHOWN = 3
 """Cells of one reason that the lines of a verdict name."""
 
@@ -31,8 +34,7 @@ class JudgedCell:
 
     status: "refused" if there is no such artifact, "skipped" if the runtime cannot run it,
     "crashed" if its comparison was not finished. reason: of these three, and of a failure that no
-    row shows. used: the largest share of
-    its tolerance that an error took. seconds: that it took.
+    row shows. used: the largest share of its tolerance that an error took. seconds: that it took.
     """
 
     artifact: str
@@ -49,10 +51,10 @@ class JudgedCell:
         return percent(self.used) if self.status == "passed" else self.status
 
     def failures(self, rows: Iterable[Row]) -> list[Row]:
-        """Those of the rows that are its own, and failed."""
-        names = (self.artifact, self.runtime)
-        own = (x for x in rows if isinstance(x, SweptRow) and (x.artifact, x.runtime) == names)
-        return [row for row in own if row.status == "failed"]
+        """Those of the rows that failed it: its own, and those of its artifact on any runtime."""
+        own = (x for x in rows if isinstance(x, SweptRow) and x.artifact == self.artifact)
+        names = (self.runtime, *SHARED)
+        return [row for row in own if row.status == "failed" and row.runtime in names]
 
 
 @dataclass(frozen=True, kw_only=True)
