@@ -12,6 +12,7 @@ from rope_export.artifacts.decoder import DecoderArtifact
 from rope_export.errors import ArtifactError, InputError, ProfileError
 from rope_export.parity.decoder import prompts, theirs
 from rope_export.parity.decoder.cases import regular_texts
+from rope_export.parity.decoder.exact import Float64, active_mode
 from rope_export.parity.report.result import Report
 from rope_export.parity.subjects import decoder as subject
 from rope_export.sessions import Session
@@ -161,6 +162,21 @@ def test_a_planted_fault_is_found_and_its_layer_named(llama, tmp_path, name):
     tensor, told = FIRST[name]
     assert located.tensor == tensor
     assert told in located.diagnosis
+
+
+@pytest.mark.usefixtures("briefly")
+def test_what_eager_alone_gets_wrong_is_told_of_eager_alone(llama, monkeypatch):
+    """As where float16 ends in eager and not in a runtime."""
+    module = transformers.models.llama.modeling_llama.LlamaMLP
+    forward = module.forward
+
+    def wrong(self, x):
+        return forward(self, x) * (1.0 if isinstance(active_mode(), Float64) else 1.5)
+
+    monkeypatch.setattr(module, "forward", wrong)
+    report = verify(llama, cases=["short"], runtimes=["onnxruntime"])
+    assert report.status == "failed"
+    assert [(x.runtime, x.tensor) for x in report.located] == [("eager", "layers.0.mlp")]
 
 
 def sliced(output: str, axis: int) -> Change:

@@ -87,18 +87,19 @@ class DecoderLocator:
             )
             self.notes.append(f"{runtime}: the first wrong tensor was not looked for: {what}")
             return
-        self.located[runtime] = layer, found
+        if found is not None:
+            self.located[runtime] = layer, found
 
     def _look(
         self, runtime: str, passage: Passage, call: int, layer: int, judged: np.ndarray
-    ) -> Located:
+    ) -> Located | None:
         cutter = self.form(GENERAL) or self.cutter
         found = _Look(self, cutter, runtime, passage, call, layer, judged).located()
         plain = self.form(PLAIN)
-        if found.tensor != NOTHING or plain is None:
+        if found is None or found.tensor != NOTHING or plain is None:
             return found
         other = _Look(self, plain, runtime, passage, call, layer, judged).located()
-        return other if other.tensor == NOTHING else replace(
+        return other if other is None or other.tensor == NOTHING else replace(
             other, diagnosis=f"{ONLY_PLAIN} {other.diagnosis}"
         )  # fmt: skip
 
@@ -140,13 +141,16 @@ class _Look:
         entering = [x for x in self.taps if x.endswith(f".{ENTERS}")]
         self.attention = entering[0].removesuffix(f".{ENTERS}") if entering else None
 
-    def located(self) -> Located:
-        """Raises: RopeExportError if the layer cannot be run."""
+    def located(self) -> Located | None:
+        """Nothing where eager alone is wrong, of which it is told.
+
+        Raises: RopeExportError if the layer cannot be run.
+        """
         with watched(modules_of(self.locator.theirs.layers[self.layer])) as seen:
             block = block_of(self.passage, self.layer, self.dtype)
         inputs, values = self._run(block)
         around = self._around(seen, block, values)
-        first = next((x for x in around if x.failed), None)
+        first = next(filter(self._wrong, around), None)
         inner: list[Seen] = []
         suspect = None
         if self._may_be_inside(first):
@@ -154,7 +158,13 @@ class _Look:
         if suspect is not None:
             first = suspect.first
         every = _in_order(around, inner, self.attention)
+        if first is None and any(x.failed for x in every):
+            return None
         return self._told(first, suspect, every)
+
+    def _wrong(self, seen: Seen) -> bool:
+        """Whether a tensor is outside of its tolerance, and not for eager's part alone."""
+        return seen.failed and (self.runtime == "eager" or not seen.right(self.dtype))
 
     def _run(self, block: Block) -> tuple[Arrays, Arrays]:
         """The inputs of the cut layer, and its values by the names of taps; none in eager."""
@@ -256,7 +266,7 @@ class _Look:
                 inner.append(compared(named, self.dtype, self.runtime, value, true, source))
         inner += self._caches(layer, trace, values)
         inner.sort(key=lambda x: ORDER.index(x.stage.key))
-        first = next((x for x in inner if x.failed), None)
+        first = next(filter(self._wrong, inner), None)
         if first is None:
             return inner, None
         suspect = Suspect(

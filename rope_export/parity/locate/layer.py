@@ -19,7 +19,7 @@ from rope_export.parity.locate.stage import Seen, Stage, compared, misshapen
 from rope_export.parity.locate.stages import ORDER, cache_stage, layer_stages
 from rope_export.parity.locate.suspect import Suspect
 from rope_export.parity.locate.tapped_model import maker_of, opened, taps_in, with_outputs
-from rope_export.parity.metrics import METRICS, errors
+from rope_export.parity.metrics import errors
 from rope_export.parity.report.located import Located
 from rope_export.parity.rows import counted, judged
 from rope_export.parity.subject import Call, Failures, Whereabouts
@@ -78,10 +78,9 @@ class LayerLocator:
 
     def _on(self, runtime: str, cases: Sequence[Case]) -> Iterator[Located]:
         looks = [self._look(runtime, case) for case in cases]
-        if runtime != "eager":
-            looks = [look for look in looks if not self._right(look)]
-            if not looks:
-                return  # eager alone is wrong, of which it is told
+        looks = [x for x in looks if x.first is not None or not any(y.failed for y in x.seen)]
+        if not looks:
+            return  # eager alone is wrong, of which it is told
         first = min(looks, key=lambda look: look.rank)
         if first.first is None:
             yield self._nowhere(runtime, first)
@@ -104,14 +103,6 @@ class LayerLocator:
             diagnosis=sentence(first.first, suspect.maker, common, suspect),
             taps=tuple(seen.tap for seen in first.seen),
         )
-
-    def _right(self, look: _Look) -> bool:
-        """Whether a tensor failed for what eager makes of it alone."""
-        first = look.first
-        if first is None or first.stage.squares is None:
-            return False
-        bounded = all(row.metric in METRICS for row in first.rows)
-        return bounded and self._suspect(look).explained(first.stage.expected)
 
     def _nowhere(self, runtime: str, look: _Look) -> Located:
         """Of a case whose tensors are all right when they are outputs as well."""
@@ -190,7 +181,9 @@ class LayerLocator:
             if pair.output in outputs:
                 seen.append(_cached(pair, call, runtime, outputs[pair.output]))
         seen.sort(key=lambda x: ORDER.index(x.stage.key))
-        first = next((x for x in seen if x.failed), None)
+        dtype, eager_itself = self.eager.spec.dtype, runtime == "eager"
+        wrong = (x for x in seen if x.failed and (eager_itself or not x.right(dtype)))
+        first = next(wrong, None)
         return _Look(call=call, seen=tuple(seen), first=first)
 
     def _compare(

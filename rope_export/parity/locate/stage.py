@@ -10,7 +10,7 @@ import numpy as np
 from rope_export.parity.bounds import TIMES, Bounds, floors
 from rope_export.parity.metrics import errors
 from rope_export.parity.report.located import Tap
-from rope_export.parity.rows import Row, counted, judged
+from rope_export.parity.rows import Row, counted, judged, within
 
 SHAPE = "shape"
 """The metric of a tensor that has another number of elements."""
@@ -153,6 +153,19 @@ class Seen:
     @property
     def tolerances(self) -> Mapping[str, float]:
         return {row.metric: row.tolerance for row in self.rows}
+
+    def right(self, dtype: str) -> bool:
+        """Whether it failed for what eager makes of it alone, and is within what eager may be."""
+        ceilings = self.stage.bounds(dtype).ceilings
+        return self.stage.squares is not None and all(
+            row.status == "passed"
+            or (
+                row.metric in ceilings
+                and not within(row.eager_error, ceilings[row.metric])
+                and within(row.error, ceilings[row.metric])
+            )
+            for row in self.rows
+        )
 
     @property
     def failed(self) -> bool:
