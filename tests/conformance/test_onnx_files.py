@@ -3,7 +3,9 @@
 A right file of one config is a wrong one of another that has the same weights.
 """
 
+import copy
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from rope_export.cli import run
 from rope_export.errors import InputError, UnavailableError
 from rope_export.parity import Report, verify
 from rope_export.parity.decoder.theirs import Theirs
+from rope_export.parity.onnx_file.altered import Alteration
 from rope_export.parity.onnx_file.causes import Causes
 from tests.conformance.exporters import samples, torch_export, torch_layer
 from tests.conformance.exporters.checkpoints import save
@@ -117,6 +120,26 @@ def test_altered_models_keep_no_weights_in_float64(
     verify(decoder, spec=altered(rope=SCALED))
     assert made
     assert not any(theirs.widened._kept for theirs in made)
+
+
+def test_an_altered_model_that_cannot_read_a_text_explains_nothing(
+    decoder: Path, altered: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves no thread behind, which waits for its layer."""
+
+    def alterations(theirs: Theirs) -> list[Alteration]:
+        def make() -> Any:
+            model = copy.deepcopy(theirs.model)
+            del model.model.layers[0].self_attn.o_proj
+            return model
+
+        return [Alteration(cause="window", fault="without its projection", make=make)]
+
+    monkeypatch.setattr("rope_export.parity.onnx_file.causes.alterations", alterations)
+    before = threading.active_count()
+    report = verify(decoder, spec=altered(rope=SCALED), cases=["short"])
+    assert named(report) == {"unknown"}
+    assert threading.active_count() == before
 
 
 def test_padding_that_is_not_looked_at_is_named(decoder: Path) -> None:

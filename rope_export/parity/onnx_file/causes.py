@@ -155,20 +155,26 @@ class Causes:
         return self._altered[key]
 
     def _exact(self, passage: Passage, several: tuple[Alteration, ...]) -> Answers | None:
-        """The logits of an altered reference in float64; none if there is no such reference."""
+        """The logits of an altered reference in float64; none if there is no such reference, or it
+        cannot read the text."""
         theirs = self._theirs(several)
         if theirs is None:
             return None
         other = Passage(passage.text, theirs, self.vocabulary, self.seed, self.interface)
         for group in other.groups:
             walk = group.exact
-            walk.start()
-            while walk.call is not None:
-                call = walk.call
-                with torch.no_grad(), walk.mode():
-                    output = theirs.layers[call.layer](*call.args, **call.kwargs)
-                walk.go_on(output)
-                theirs.widened.forget()  # or every altered model keeps its weights in float64
+            try:
+                walk.start()
+                while walk.call is not None:
+                    call = walk.call
+                    with torch.no_grad(), walk.mode():
+                        output = theirs.layers[call.layer](*call.args, **call.kwargs)
+                    walk.go_on(output)
+                    theirs.widened.forget()  # or every altered model keeps its weights in float64
+            except Exception:  # as where it is made
+                return None
+            finally:
+                walk.stop()
         return other.logits("exact", self.last)
 
     def _near(
