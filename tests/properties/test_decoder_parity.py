@@ -1,6 +1,8 @@
 """Whole decoders: sound artifacts pass, and what is planted in one layer is found and named."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from rope_export.parity.decoder.exact import Float64, active_mode
 from rope_export.parity.report.result import Report
 from rope_export.parity.subjects import decoder as subject
 from rope_export.sessions import Session
+from tests.conformance.faults.layers import layer
 from tests.support.planted_decoder import (
     Change,
     permuted,
@@ -162,6 +165,16 @@ def test_a_planted_fault_is_found_and_its_layer_named(llama, tmp_path, name):
     tensor, told = FIRST[name]
     assert located.tensor == tensor
     assert told in located.diagnosis
+
+
+def test_every_text_is_read_once():
+    """Also where layers of two kinds have one rotation, as of sliding and of full attention: what
+    is derived of a text is kept by its name."""
+    yarn = layer("yarn", "float32")
+    facts = SimpleNamespace(cache="growing", positions=64, padding=True)
+    names = [text.name for text in regular_texts([yarn, replace(yarn, window=8)], facts)]
+    assert "across position 64" in names
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.usefixtures("briefly")

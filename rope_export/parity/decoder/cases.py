@@ -144,7 +144,7 @@ def _padded_texts(specs: list[AttentionSpec], cache: str, positions: int | None)
     for window in sorted({x.window for x in specs if x.window is not None}):
         if window <= LONGEST_WINDOW:
             yield Text(name=f"beyond the window of {window}", counts=((window + 5,), (1,)))
-    for length in sorted(filter(None, map(trained_length, specs))):
+    for length in sorted({x for spec in specs if (x := trained_length(spec)) is not None}):
         yield Text(name=f"across position {length}", counts=((6,), (6,), (1,)), first=length - 8)
     if positions is not None:
         yield Text(name="at the last positions", counts=((6,), (1,)), first=positions - 8)
