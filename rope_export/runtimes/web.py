@@ -75,13 +75,15 @@ class WebRuntime(NeedsPackages):
             for _ in range(len(_LET_GO)):
                 _LET_GO.pop().close()
             alone = _size(artifact) > ALONE
-            page = Page(threads) if alone else _shared(threads)
+            page, session = Page(threads) if alone else _shared(threads), None
             try:
                 session = page.open(files.model, data)
                 files.check()
             except BaseException as error:
                 if alone:
                     page.close()
+                elif session is not None:
+                    page.release(session)
                 if not isinstance(error, RopeExportError) or isinstance(error, ArtifactError):
                     raise
                 refusal = f"{artifact.model}: onnxruntime-web refuses it: {error}."

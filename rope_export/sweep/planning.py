@@ -56,7 +56,9 @@ def planned(matrix: Matrix) -> Plan:
         else:
             refused |= {Cell(export=export, runtime=name): outcome for name in runtimes}
     if not exports and not refused:
-        raise InputError("the matrix has no cells: `exclude` leaves out all of them.")
+        raise InputError(
+            "the matrix has no cells: `layers` is empty, or `exclude` leaves out all of them."
+        )
     notes = (f"{same} artifacts are the same as others of the matrix, and are made once.",)
     return Plan(exports=exports, refused=refused, notes=notes if same else ())
 
@@ -179,10 +181,10 @@ def _names(paths: Sequence[str]) -> dict[str, str]:
     parts = {path: Path(path.removesuffix(".json")).parts for path in paths}
 
     def name(path: str) -> str:
-        for length in range(1, len(parts[path])):
+        for length in range(1, len(parts[path]) + 1):
             end = parts[path][-length:]
             if sum(x[-length:] == end for x in parts.values()) == 1:
-                return "/".join(end)
+                return Path(*end).as_posix()
         return path
 
     return {path: name(path) for path in parts}

@@ -57,6 +57,7 @@ def plan(folder: Path, text: str) -> Plan:
             ["exclude[0].source='mixt*' matches none", "tiny.json"],
         ),
         ("sources = ['tiny.json']\n[[exclude]]\ncache = 'growing'", ["no cells"]),
+        ("sources = ['tiny.json']\nlayers = []", ["no cells: `layers` is empty"]),
     ],
 )
 def test_what_is_wrong_is_refused_in_one_line(folder: Path, text: str, words: list[str]) -> None:
@@ -164,3 +165,11 @@ def test_sources_that_end_alike_are_told_apart(folder: Path) -> None:
         (folder / name / "config.json").write_text((folder / "tiny.json").read_text())
     found = plan(folder, 'sources = ["*/config.json", "tiny.json"]')
     assert [export.name for export in found.exports] == ["one/config", "two/config", "tiny"]
+
+
+def test_a_source_in_the_working_folder_has_a_name_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    found = plan(Path(), "sources = ['tiny.json']")
+    assert [export.name for export in found.exports] == ["tiny"]

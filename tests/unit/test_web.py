@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from rope_export import RopeExportError, open_session, verify
-from rope_export.errors import UnavailableError
+from rope_export.artifacts.contents import Contents
+from rope_export.errors import ArtifactError, UnavailableError
 from rope_export.runtimes import find_runtime
 from rope_export.runtimes import web as runtime_file
 from rope_export.runtimes.browser import Page, chromium, package
@@ -194,6 +195,20 @@ def test_a_page_that_crashed_is_not_used_again(page, tiny) -> None:
         assert session.run(call(1, 1, 0))
     runtime_file._SHARED.pop(2).close()
     broken.close()
+
+
+def test_a_model_whose_files_were_changed_does_not_stay_in_the_page(page, tiny) -> None:
+    artifact = tiny()
+
+    def changed(files):
+        raise ArtifactError("it was changed meanwhile")
+
+    page._released.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Contents, "check", changed)
+        with pytest.raises(ArtifactError, match="meanwhile"):
+            find_runtime("web").open(artifact)
+    assert len(page._released) == 1
 
 
 def test_a_closed_session_says_so(page, tiny) -> None:
