@@ -24,6 +24,8 @@ class Processes:
 
     def answers(self, calls: Sequence[Call], store: Store) -> Iterator[Answer]:
         """Raises: UnavailableError where joblib is missing."""
+        with extra("sweep", "running in several processes"):
+            import joblib  # noqa: F401
         remaining = {call.name: call for call in calls}
         while remaining:
             in_flight: dict[str, Call] = {}
@@ -40,8 +42,7 @@ class Processes:
         self, calls: dict[str, Call], in_flight: dict[str, Call], store: Store
     ) -> Iterator[Answer]:
         """in_flight: gets each call when a process may have begun it."""
-        with extra("sweep", "running in several processes"):
-            import joblib
+        import joblib
 
         def handed_out() -> Iterator[object]:
             for name, call in list(calls.items()):

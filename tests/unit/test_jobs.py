@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,6 +56,12 @@ def test_a_process_that_dies_costs_its_own_call_alone(tmp_path: Path) -> None:
     found = run(calls(*groups), float, pool=Processes(2), store=Store(tmp_path), line=line)
     assert found.results == {"1": 1.0, "4": 16.0, "5": 25.0}
     assert found.errors == {"2": DIED, "3": DIED}
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "joblib", None)
+    with pytest.raises(UnavailableError, match=r"joblib.*rope_export\[sweep\]"):
+        run(calls([1]), float, pool=Processes(2), store=Store(tmp_path), line=line)
 
 
 def refused(numbers: list[int]) -> dict[str, float]:
