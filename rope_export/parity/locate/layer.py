@@ -161,6 +161,8 @@ class LayerLocator:
         """The tensors on the way on a runtime, and its outputs."""
         if runtime == "eager":
             return eager_taps(self.eager, call.inputs), call.eager
+        if not self._facts:
+            raise RopeExportError("the file names none of its tensors; export it again.")
         if runtime not in self._runs:
             model = with_outputs(self._model, (value for value, _ in self._facts.values()))
             self._ran[runtime], self._runs[runtime] = opened(runtime, model)
