@@ -1,5 +1,6 @@
 """A file with one attention layer that others made: what its inputs are, and what they take."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -49,6 +50,17 @@ def test_what_is_not_known_of_a_layer_is_refused(
     file = written(tmp_path / "m.onnx", [HIDDEN, *more], [OUTPUT, *caches])
     with pytest.raises(UnavailableError, match=message):
         match_layer(file, spec, {})
+
+
+def test_positions_of_several_axes_are_refused(tmp_path: Path, spec: AttentionSpec) -> None:
+    assert spec.rope is not None
+    several = replace(spec, rope=replace(spec.rope, pair_axes=(0, 0, 1, 2)))
+    shape = ("batch", "sequence", 8)
+    angles: list[Tensor] = [(name, TensorProto.FLOAT, shape) for name in ("cos", "sin")]
+    file = written(tmp_path / "m.onnx", [HIDDEN, *angles], [OUTPUT])
+    assert match_layer(file, spec, {}).inputs.keys() >= {"cos", "sin"}
+    with pytest.raises(UnavailableError, match="the layer's positions have 3 axes"):
+        match_layer(file, several, {})
 
 
 def test_a_cache_that_is_only_given_is_an_output_like_others(

@@ -122,6 +122,11 @@ def match_layer(file: OnnxFile, spec: AttentionSpec, maps: Mapping[str, str]) ->
         ours, theirs = next(iter(open_.items()))
         raise InputError(f"`maps`={ours}={theirs}: {ours!r} is no name of ours in a layer.")
     matched = {name: x for name, x in inputs.items() if x is not None}
+    if spec.rope is not None and spec.rope.axes != 1 and {"position_ids", "cos"} & matched.keys():
+        raise UnavailableError(
+            f"{file.path}: the layer's positions have {spec.rope.axes} axes; files of others are "
+            f"judged with one."
+        )
     dtype = matched["hidden_states"].dtype
     for value in (output, *(y for x in caches.values() for y in (x.before, x.after))):
         if value.dtype != dtype:
