@@ -24,6 +24,8 @@ class Processes:
 
     def answers(self, calls: Sequence[Call], store: Store) -> Iterator[Answer]:
         """Raises: UnavailableError where joblib is missing."""
+        if not calls:
+            return
         with extra("sweep", "running in several processes"):
             import joblib  # noqa: F401
         remaining = {call.name: call for call in calls}

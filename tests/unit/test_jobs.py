@@ -62,6 +62,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "joblib", None)
     with pytest.raises(UnavailableError, match=r"joblib.*rope_export\[sweep\]"):
         run(calls([1]), float, pool=Processes(2), store=Store(tmp_path), line=line)
+    assert not run([], float, pool=Processes(2), store=Store(tmp_path), line=line).results
 
 
 def refused(numbers: list[int]) -> dict[str, float]:

@@ -292,6 +292,18 @@ def npm(monkeypatch, tmp_path) -> Path:
     return tmp_path / "npm"
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"version": "next"}'])
+def test_a_package_without_a_version_is_named(text, tmp_path, monkeypatch) -> None:
+    (tmp_path / "dist").mkdir()
+    for name in package.FILES:
+        (tmp_path / "dist" / name).touch()
+    (tmp_path / "package.json").write_text(text)
+    monkeypatch.setenv(package.VARIABLE, str(tmp_path))
+    assert "its package.json tells no version" in str(package.missing())
+    (tmp_path / "package.json").write_text('{"version": "1.31.0-dev"}')
+    assert (package.missing(), package.version()) == (None, "1.31.0-dev")
+
+
 def test_npm_that_fails_is_one_line(npm, tmp_path) -> None:
     program(npm, "echo 'npm error code ENOTFOUND' >&2; echo more >&2; exit 1")
     with pytest.raises(UnavailableError, match=r"npm pack onnxruntime-web.*ENOTFOUND.*by ROPE_EX"):

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -24,6 +25,9 @@ VARIABLE = "ROPE_EXPORT_ONNXRUNTIME_WEB"
 FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 """What a page needs of its folder dist/ to compute in WebAssembly."""
 
+NUMBERS = re.compile(r"\d+\.\d+")
+"""How a version begins."""
+
 SECONDS = 600
 """Until npm is given up."""
 
@@ -33,7 +37,7 @@ def missing() -> str | None:
     could fetch it."""
     named = os.environ.get(VARIABLE)
     if named:
-        return _incomplete(Path(named))
+        return _incomplete(Path(named)) or _without_version(Path(named))
     folder = _cached()
     if folder is None:
         return f"there is no folder to keep {NAME} in; name an unpacked package by {VARIABLE}"
@@ -73,8 +77,16 @@ def version() -> str:
     named = os.environ.get(VARIABLE)
     if not named:
         return VERSION
-    facts = json.loads((Path(named) / "package.json").read_text(encoding="utf-8"))
-    return str(facts["version"])
+    return _version(Path(named))
+
+
+def _version(package: Path) -> str:
+    """Raises: ValueError, KeyError or TypeError if its package.json does not tell it."""
+    facts = json.loads((package / "package.json").read_text(encoding="utf-8"))
+    text = str(facts["version"])
+    if NUMBERS.match(text) is None:
+        raise ValueError(text)
+    return text
 
 
 def _cached() -> Path | None:
@@ -86,6 +98,17 @@ def _incomplete(package: Path) -> str | None:
     for name in ("package.json", *(f"dist/{name}" for name in FILES)):
         if not (package / name).is_file():
             return f"{paths.shown(package)}: has no {name}; {VARIABLE} names a folder of {NAME}"
+    return None
+
+
+def _without_version(package: Path) -> str | None:
+    try:
+        _version(package)
+    except (ValueError, KeyError, TypeError):
+        return (
+            f"{paths.shown(package)}: its package.json tells no version; {VARIABLE} names a folder "
+            f"of {NAME}"
+        )
     return None
 
 
