@@ -19,6 +19,7 @@ from rope_export.parity.cases import Case
 from rope_export.parity.comparison import Arrays, Expected
 from rope_export.parity.report.located import Located
 from rope_export.parity.report.result import Report
+from rope_export.parity.rows import within
 from rope_export.sessions import Session
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Call:
     def eager_sound(self) -> bool:
         """Whether eager's errors are rounding."""
         return all(
-            error <= self.bounds[output].ceilings[metric]
+            within(error, self.bounds[output].ceilings[metric])
             for output, of in self.eager_errors.items()
             for metric, error in of.items()
         )

@@ -24,7 +24,7 @@ def merged(cells: Mapping[Cell, Result], errors: Mapping[Cell, str]) -> Report:
     compared = {c: r for c, r in cells.items() if r.status in ("passed", "failed")}
     titled = [(cell.export.title, result) for cell, result in compared.items()]
     return Report(
-        weights="proven" if all(r.weights == "proven" for _, r in titled) else "unproven",
+        weights="proven" if {r.weights for _, r in titled} == {"proven"} else "unproven",
         reading=_reading(titled),
         rows=list(_rows(compared)),
         problems=_each(titled, "problems"),

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from rope_export.errors import UnavailableError
-from rope_export.parity.onnx_file.deployed import steps_apart
+from rope_export.parity.onnx_file.deployed import APART, RUINED, steps_apart, worst_channel
 from rope_export.parity.onnx_file.file import OnnxFile
 from rope_export.parity.onnx_file.int8 import rounds_to_int8, without_rounding
 from rope_export.parity.onnx_file.tensors import Tensor, tensors_in
@@ -199,3 +199,31 @@ def test_a_block_of_one_level_is_measured_too(steps: list[float], expected: floa
     """Or a file whose scales are 0 would hold the source's weights."""
     assert steps_apart(np.array([0.5, -0.5]), np.array(steps)) == expected
     assert steps_apart(np.zeros(2), np.array(steps)) == 0
+
+
+def ruined(exact: np.ndarray, how: str) -> np.ndarray:
+    """A weight of four bits by the largest number of each row, or what became of one of its
+    channels."""
+    step = np.abs(exact).max(1, keepdims=True) / 7
+    value: np.ndarray = np.round(exact / step) * step
+    if how == "row of zeros":
+        value[70] = 0
+    elif how == "another row":
+        value[70] = value[3]
+    elif how == "another column":
+        value[:, 9] = value[:, 8]
+    elif how == "clipped":
+        value = np.clip(value, -3, 3)
+    return value
+
+
+@pytest.mark.parametrize(
+    "how", ["sound", "clipped", "row of zeros", "another row", "another column"]
+)
+def test_one_ruined_channel_of_a_large_weight_is_seen(how: str) -> None:
+    exact = np.random.default_rng(0).normal(size=(256, 192))
+    exact[:, 5] *= 3  # an outlier, which clipping takes further than its neighbours
+    steps = np.broadcast_to(np.abs(exact).max(1, keepdims=True) / 7, exact.shape)
+    difference = ruined(exact, how) - exact
+    assert steps_apart(difference, steps) < APART
+    assert (worst_channel(difference, exact, steps) > RUINED) == (how not in ("sound", "clipped"))

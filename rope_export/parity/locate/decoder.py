@@ -52,8 +52,8 @@ ENTERS = "hidden_states"
 class DecoderLocator:
     """Runs layers again with every tensor on the way.
 
-    cutter: of the artifact's layers. weights: see `Weights`. located: by the runtime what was
-    found, with the layer.
+    cutter: of the artifact's layers. weights: see `Weights`. threads: that a call on a runtime may
+    use. located: by the runtime what was found, with the layer.
     """
 
     def __init__(
@@ -64,9 +64,10 @@ class DecoderLocator:
         specs: Mapping[int, AttentionSpec],
         weights: Weights,
         dtype: str,
+        threads: int | None = None,
     ) -> None:
         self.theirs, self.cutter, self.interface = theirs, cutter, interface
-        self.specs, self.weights, self.dtype = specs, weights, dtype
+        self.specs, self.weights, self.dtype, self.threads = specs, weights, dtype, threads
         self.located: dict[str, tuple[int, Located]] = {}
         self.notes: list[str] = []
         self._forms: dict[str, Cutter | None] = {}
@@ -180,7 +181,7 @@ class _Look:
         inputs = {**numbers(interface, passage, self.call, text.capacity), **own}
         if self.runtime == "eager":
             return inputs, {}
-        _, run = opened(self.runtime, onnx.load_from_string(cut.model))
+        _, run = opened(self.runtime, onnx.load_from_string(cut.model), self.locator.threads)
         outputs = run(own)
         values = {name: outputs[x.value] for name, x in self.taps.items() if x.value in outputs}
         return inputs, values | {x: outputs[x] for x in cut.outputs}

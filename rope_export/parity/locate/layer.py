@@ -51,7 +51,8 @@ class LayerLocator:
     """Runs cases again with every tensor on the way.
 
     eager: the eager layer. model: the ONNX model with its weights inside. prepared: makes a call
-    of a case. limits: whole numbers of the file that could be limits on slots.
+    of a case. limits: whole numbers of the file that could be limits on slots. threads: that a
+    call on a runtime may use.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class LayerLocator:
         model: Callable[[], onnx.ModelProto],
         prepared: Callable[[Case], Call],
         limits: Callable[[], frozenset[int]] = frozenset,
+        threads: int | None = None,
     ) -> None:
         self.eager, self._read, self.prepared, self._limits = eager, model, prepared, limits
+        self.threads = threads
 
     def locate(self, failures: Failures) -> Whereabouts:
         """The first wrong tensor on each runtime where a case failed."""
@@ -165,7 +168,7 @@ class LayerLocator:
             raise RopeExportError("the file names none of its tensors; export it again.")
         if runtime not in self._runs:
             model = with_outputs(self._model, (value for value, _ in self._facts.values()))
-            self._ran[runtime], self._runs[runtime] = opened(runtime, model)
+            self._ran[runtime], self._runs[runtime] = opened(runtime, model, self.threads)
         values = self._runs[runtime](call.inputs)
         return {key: (values[x], axes) for key, (x, axes) in self._facts.items()}, values
 

@@ -116,7 +116,7 @@ class OuterLocator:
                 )
             except InputError as error:
                 raise RopeExportError(f"{which} the layers, {error}") from error
-            _, run = opened(runtime, onnx.load_from_string(cut.model))
+            _, run = opened(runtime, onnx.load_from_string(cut.model), self.layers.threads)
             first = cut.outputs[0]
             facts = TapFacts(value=first, axes="batch sequence channel")
             self._parts[key] = _Part(cut=cut, run=run, taps={**self.taps, first: facts})

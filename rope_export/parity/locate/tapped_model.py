@@ -62,15 +62,15 @@ def maker_of(model: onnx.ModelProto, value: str) -> Maker | None:
     )
 
 
-def opened(runtime: str, model: onnx.ModelProto) -> tuple[str, RunLayer]:
+def opened(runtime: str, model: onnx.ModelProto, threads: int | None) -> tuple[str, RunLayer]:
     """The model on a runtime, or on the one that stands in where it runs no ONNX models; and which
-    of them it is.
+    of them it is. threads: that a call may use; all cores unless given.
 
     Raises: RopeExportError if it cannot be opened.
     """
-    start = evaluator if runtime == "reference" else layer_runner(runtime)
+    start = evaluator if runtime == "reference" else layer_runner(runtime, threads)
     if start is None:
-        runtime, start = STANDS_IN, layer_runner(STANDS_IN)
+        runtime, start = STANDS_IN, layer_runner(STANDS_IN, threads)
     assert start is not None
     return runtime, start(model.SerializeToString())
 

@@ -161,7 +161,8 @@ class DecoderSubject(Streamed):
             opened = weights.layer(layer)
             return deployed(opened.weights(), opened.integers(), facts.quantization)
 
-        return DecoderLocator(theirs, cutter, facts.interface, specs, weights, facts.dtype)
+        dtype, threads = facts.dtype, self.request.threads
+        return DecoderLocator(theirs, cutter, facts.interface, specs, weights, dtype, threads)
 
     def _compare_weights(self, report: Report, seed: int) -> None:
         """The file's weights with the source's, bit for bit, where there is a source."""

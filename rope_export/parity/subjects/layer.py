@@ -136,6 +136,7 @@ class LayerSubject(Subject):
             lambda: read_model(self.artifact),
             prepared,
             lambda: slot_limits(self.artifact),
+            self.request.threads,
         )
         return locator.locate(failures)
 

@@ -239,7 +239,7 @@ def _together(problems: Sequence[str]) -> Iterator[str]:
 
 
 def _wrong_weights(rows: Sequence[Row]) -> Iterator[str]:
-    wrong = [row.output for row in rows if row.status == "failed"]
+    wrong = list(dict.fromkeys(row.output for row in rows if row.status == "failed"))
     if wrong:
         yield (
             f"quantized weights of the file that are not the source's: {len(wrong)}, the first "
