@@ -14,6 +14,7 @@ from rope_export.artifacts.manifest import Manifest
 from rope_export.errors import RopeExportError
 from rope_export.exporter.taps import describe_taps, taps_of
 from rope_export.interface import Interface, TensorType
+from rope_export.interface.base import TOTAL
 
 EXTERNAL_ABOVE = 100_000_000
 """Bytes of weights above which they lie in a file of their own."""
@@ -21,7 +22,7 @@ EXTERNAL_ABOVE = 100_000_000
 
 def describe(model: ir.Model, manifest: Manifest) -> None:
     """Writes into the model what it is, and removes metadata of the machine that made it."""
-    ClearMetadataAndDocStringPass()(model)
+    _clear(model)
     model.producer_name = "rope_export"
     model.producer_version = manifest.versions["rope_export"]
     model.graph.name = "rotary_attention"
@@ -40,7 +41,7 @@ def describe(model: ir.Model, manifest: Manifest) -> None:
 
 def describe_decoder(model: ir.Model, manifest: DecoderManifest) -> None:
     """As `describe`, for a whole decoder."""
-    ClearMetadataAndDocStringPass()(model)
+    _clear(model)
     model.producer_name = "rope_export"
     model.producer_version = manifest.versions["rope_export"]
     model.graph.name = "decoder"
@@ -52,6 +53,18 @@ def describe_decoder(model: ir.Model, manifest: DecoderManifest) -> None:
     facts |= {f"rope_export.spec.{at}": _listed(spec) for at, spec in enumerate(manifest.specs)}
     model.metadata_props.update(facts)
     describe_taps(model, taps_of(model))
+
+
+def _clear(model: ir.Model) -> None:
+    """Removes metadata of the machine, and names the axis of all slots as the interface does:
+    torch's sum has its terms in the order in which it met them."""
+    ClearMetadataAndDocStringPass()(model)
+    terms = sorted(TOTAL.split())
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for shape in (value.shape for value in node.outputs if value.shape is not None):
+            for at, axis in enumerate(shape):
+                if isinstance(axis, ir.SymbolicDim) and sorted((axis.value or "").split()) == terms:
+                    shape[at] = TOTAL
 
 
 def _listed(facts: Mapping[str, Any]) -> str:

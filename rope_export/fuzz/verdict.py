@@ -23,6 +23,7 @@ from rope_export.parity.rows import Row, counted
 from rope_export.parity.subject import Call, Failures, Property, Request, Revealing, Whereabouts
 from rope_export.parity.subjects.layer import LayerSubject
 from rope_export.reading.verdict import Reading
+from rope_export.sessions.slots import is_moderate, limit_of
 
 REASON = "the layer was drawn, and is no model's"
 
@@ -70,8 +71,11 @@ class DrawnSubject(LayerSubject):
     def cases(self) -> Iterable[Case]:
         every = {case.name: case for case in self.example.cases}
         for case in every.values():
-            trace = self.layer(self.inputs(case, self.example.seed))
-            reason = beyond_range(self.layer, trace)
+            inputs = self.inputs(case, self.example.seed)
+            reason = beyond_range(self.layer, self.layer(inputs))
+            limit = limit_of(self.dtype)
+            if case.padding and not is_moderate(inputs[self.interface.main_input], limit):
+                reason = f"of padded tokens a session takes what is beyond {limit:.4g} for zeros"
             if reason is None:
                 yield case
             else:

@@ -102,6 +102,27 @@ def test_sound_lowerings_pass() -> None:
     assert fuzz(count=3) == 3
 
 
+LATENT = (
+    '{"spec":{"hidden_size":8,"heads":1,"kv_heads":1,"head_dim":8,"rope":%s,'
+    '"latent":{"q_rank":3,"kv_rank":6,"nope_dim":4,"rope_dim":4},"dtype":"%s"},'
+    '"lowering":"standard","cache":"growing","padding":%s,"cases":[%s],"hidden_states":%s}'
+)
+SEVERAL_AXES = '{"rope_type":"default","rotary_dim":2,"pair_axes":[1]}'
+PADDED = '{"batch":1,"sequence":7,"past":15,"padding":"right"}'
+
+
+@pytest.mark.parametrize(
+    ("facts", "compared"),
+    [
+        ((SEVERAL_AXES, "float32", "false", '{"batch":1,"sequence":1}', "{}"), True),
+        (("null", "float16", "true", PADDED, '{"exponent":-1,"channel":1,"gain":11}'), False),
+    ],
+    ids=["the order of a sum of axes", "padded tokens beyond what a session keeps"],
+)
+def test_what_a_long_search_found(facts: tuple[str, ...], compared: bool) -> None:
+    assert check(Example.from_json(LATENT % facts)) == compared
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", sorted(lowerings()))
