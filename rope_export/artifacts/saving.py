@@ -85,8 +85,29 @@ def check_target(out: Path, kind: type[Folder]) -> Path:
     swap.heal(place)
     if place.exists():
         swap.clear(place)
-        check_folder(place, kind=kind, name=out)
+        _check_settled(place, kind, out)
     return place
+
+
+def _check_settled(place: Path, kind: type[Folder], name: Path) -> None:
+    """`check_folder`, again where another process has put its own in the place meanwhile: files of
+    two of them do not go together."""
+    while place.exists():
+        before = _identity(place)
+        try:
+            return check_folder(place, kind=kind, name=name)
+        except (ArtifactError, FileNotFoundError):
+            if _identity(place) == before:
+                raise
+
+
+def _identity(place: Path) -> tuple[int, int] | None:
+    """What another folder in the same place has not; nothing where there is none."""
+    try:
+        facts = place.stat()
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_ctime_ns
 
 
 def check_folder(folder: Path, *, kind: type[Folder], name: Path | None = None) -> None:

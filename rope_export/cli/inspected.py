@@ -41,7 +41,10 @@ def _spec_rows(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     defaults = {f.name: f.default for f in dataclasses.fields(AttentionSpec)}
     rope = spec.get("rope")
     yield "layer", _parts({k: v for k, v in spec.items() if k != "rope" and v != defaults[k]})
-    yield "rope", "no rotation" if rope is None else _parts(rope)
+    if rope is None:
+        yield "rope", "no rotation"
+    else:  # a manifest that was changed may have anything
+        yield "rope", _parts(rope) if isinstance(rope, Mapping) else _flat(rope)
 
 
 def _parts(facts: Mapping[str, Any]) -> str:

@@ -170,6 +170,16 @@ def test_a_minimum_of_whole_steps_is_kept_bit_for_bit() -> None:
         np.testing.assert_array_equal(multiplied(stored, bits, 256), wanted)
 
 
+def test_an_offset_that_the_dtype_does_not_hold_is_told() -> None:
+    source = ggml("Q4_1")
+    assert source.minimums is not None
+    finer = dataclasses.replace(source, minimums=source.minimums.float() * (1 + 2**-12))
+    for dtype, told in ((torch.float16, "kept, offsets rounded"), (torch.float32, "kept")):
+        stored = packed_integers(finer, 4, dtype)
+        assert stored is not None
+        assert stored.stored == told
+
+
 NOT_HELD: dict[str, tuple[Any, int, torch.dtype]] = {
     "act-order": (lambda: _shuffled(drawn(4, 96, 32)), 4, torch.float32),
     "groups of 24": (lambda: drawn(4, 96, 24), 4, torch.float32),
@@ -219,11 +229,7 @@ EXPORTS = [
             ("awq", {"weights": "int4", "dtype": "float16", "accuracy_level": 1}, "kept"),
             ("Q4_0", {"weights": "int4"}, "kept"),
             ("Q8_0", {"weights": "int8", "dtype": "float16"}, "kept"),
-            (
-                "Q4_1",
-                {"weights": "int4", "dtype": "float16", "cache": "fixed"},
-                "kept, offsets rounded",
-            ),
+            ("Q4_1", {"weights": "int4", "dtype": "float16", "cache": "fixed"}, "kept"),
             ("Q5_1", {"weights": "int8"}, "kept"),
             ("Q5_1", {"weights": "int4"}, "requantized"),
         )
@@ -256,10 +262,8 @@ def test_artifacts_of_quantized_sources_pass(name, options, stored, tmp_path) ->
     loss = report.quantization_error["relative L2"]
     if stored == "kept":
         assert loss == 0
-    elif stored == "requantized":
-        assert 1e-3 < loss < 0.3
     else:
-        assert 0 < loss < 1e-3
+        assert 1e-3 < loss < 0.5  # of another layer it would be about the root of 2
 
 
 @pytest.mark.long
