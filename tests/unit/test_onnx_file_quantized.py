@@ -222,7 +222,7 @@ def ruined(exact: np.ndarray, how: str) -> np.ndarray:
 )
 def test_one_ruined_channel_of_a_large_weight_is_seen(how: str) -> None:
     exact = np.random.default_rng(0).normal(size=(256, 192))
-    exact[:, 5] *= 3  # an outlier, which clipping takes further than its neighbours
+    exact[:, 5] *= 3  # an outlier, which clipping takes furthest
     steps = np.broadcast_to(np.abs(exact).max(1, keepdims=True) / 7, exact.shape)
     difference = ruined(exact, how) - exact
     assert steps_apart(difference, steps) < APART
